@@ -1,0 +1,215 @@
+"""Where text comes from: the built-in game `cups`, a .txt or .jsonl file, or WebText.
+
+A batch is a function of (seed, step, purpose) and of nothing else, so a resumed run sees what an
+uninterrupted one would have seen, and an evaluation sees the same stories every time.
+
+The game. `The ball is under cup B. Moves: AB, left, BC. Where? A. Moves: right, AC. Where? C. ...`
+A move swaps two cups (` AB`) or turns them all (` left`: the ball goes from B to A). Every question is
+answered, and the answer anchors the story anew, so the cup of the ball is the only hidden state.
+
+Left out on purpose: shuffled epochs (windows are drawn at random), padding (windows have equal length).
+Knows tokenizer.py only. Letters: B contexts, S text tokens, m cups, n moves since the last anchor.
+"""
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from download import download
+from tokenizer import END_OF_TEXT, Tokenizer
+
+CACHE = Path(__file__).resolve().parent / "cache"
+WEBTEXT = "https://openaipublic.blob.core.windows.net/gpt-2/output-dataset/v1/webtext.{}.jsonl"
+PURPOSES = ("train", "eval", "rollout", "eval_rollout", "pretrain", "offset", "birth")
+
+
+def seeded(seed: int, step: int, purpose: str) -> np.random.Generator:
+    """The one source of randomness for (seed, step, purpose): streams of two purposes never overlap."""
+    return np.random.default_rng([seed, step, PURPOSES.index(purpose)])
+
+
+@dataclass
+class Batch:
+    """ids [B, S] int64. For cups also, each [B, S]: pays (is this token an answer?), state (cup of the ball
+    after this token, -1 before it is told), n (moves since the last anchor, after this token; at an answer: before it)."""
+    ids: np.ndarray
+    pays: np.ndarray | None = None
+    state: np.ndarray | None = None
+    n: np.ndarray | None = None
+
+
+class Cups:
+    """m cups; a round ends after each move with probability `hazard`, or has 1..n_max moves, equally likely."""
+    opening = "The ball is under cup"
+
+    def __init__(self, m: int = 3, hazard: float = 1 / 3):
+        if not 2 <= m <= 5:
+            raise ValueError(f"cups can be played with 2 to 5 cups, not {m}")
+        self.m, self.hazard = m, hazard
+        letters = "ABCDE"[:m]
+        self.moves = {}  # word -> where each cup's content goes
+        for a, b in combinations(range(m), 2):
+            goes = list(range(m))
+            goes[a], goes[b] = b, a
+            self.moves[f" {letters[a]}{letters[b]}"] = goes
+        if m > 2:
+            self.moves[" left"] = [(i - 1) % m for i in range(m)]
+            self.moves[" right"] = [(i + 1) % m for i in range(m)]
+        cups = [f" {c}" for c in letters]
+        words = ["The", " ball", " is", " under", " cup", ".", " Moves", ":", ",", " Where", "?", *cups, *self.moves]
+        gpt2 = Tokenizer()
+        pieces = [gpt2.encode(w) for w in words]
+        assert all(len(p) == 1 for p in pieces), "every word of the game is one GPT-2 token"
+        self.text_ids = [p[0] for p in pieces]
+        self.id = {w: i for i, w in enumerate(words)}
+        self.cup_ids = np.array([self.id[c] for c in cups])
+        self.move_ids = np.array([self.id[w] for w in self.moves])
+        self.goes = np.array(list(self.moves.values()))  # [moves, m]
+        self.prefix = [self.id[w] for w in ("The", " ball", " is", " under", " cup")]
+        # A thought helps after each move: forced thinking means these slots.
+        self.think_after = self.move_ids.tolist()
+
+    def _length(self, rng: np.random.Generator, n_max: int | None) -> int:
+        """Moves of one round: geometric (the language), or uniform in 1..n_max (a curriculum's stage)."""
+        return int(rng.geometric(self.hazard)) if n_max is None else int(rng.integers(1, n_max + 1))
+
+    def story(self, rng: np.random.Generator, S: int, n_max: int | None = None, exact: int | None = None,
+              ends_open: bool = False, lies: float = 0.0) -> tuple[list[int], list[int], list[int], list[bool]]:
+        """S tokens of one story: ids, state, n, pays, each of length S.
+
+        exact: the first round has just that many moves. ends_open: the last token is the ":" of a new round,
+        as a prompt wants it (S must be 9, or 9 + a sum of 2n + 6). lies: the share of answers that name any cup,
+        pay nothing, and anchor the story all the same.
+        """
+        ball = int(rng.integers(self.m))
+        ids, state, n = [*self.prefix, self.cup_ids[ball], self.id["."]], [-1] * 5 + [ball] * 2, [0] * 7
+        pays = [False] * 7
+
+        def say(word: int, moves: int, answer: bool = False) -> None:
+            ids.append(word), state.append(ball), n.append(moves), pays.append(answer)
+
+        while True:
+            say(self.id[" Moves"], 0), say(self.id[":"], 0)
+            if len(ids) >= S:
+                break
+            k = exact or self._length(rng, n_max)
+            left = S - len(ids)
+            if ends_open and left < 2 * k + 6 + 8:  # no further round would fit after this one: fill exactly
+                k = (left - 6) // 2
+            for i in range(1, k + 1):
+                move = int(rng.integers(len(self.move_ids)))
+                ball = int(self.goes[move, ball])
+                say(self.move_ids[move], i), say(self.id["," if i < k else "."], i)
+            say(self.id[" Where"], k), say(self.id["?"], k)
+            lie = lies > 0 and rng.random() < lies
+            ball = int(rng.integers(self.m)) if lie else ball
+            say(self.cup_ids[ball], k, not lie), say(self.id["."], 0)
+        return ids[:S], state[:S], n[:S], pays[:S]
+
+    def batch(self, B: int, S: int, seed: int, step: int, purpose: str, n_max: int | None = None,
+              exact: int | None = None, ends_open: bool = False, lies: float = 0.0) -> Batch:
+        """B stories of S tokens each. Raises ValueError for a prompt length that no story has."""
+        if ends_open and (S < 9 or S % 2 == 0 or 9 < S < 17):
+            raise ValueError(f"a prompt of cups ends with 'Moves:': 9, 17, 19, 21, ... tokens, not {S}")
+        rng = seeded(seed, step, purpose)
+        ids, state, n, pays = zip(*(self.story(rng, S, n_max, exact, ends_open, lies) for _ in range(B)))
+        return Batch(np.array(ids), np.array(pays), np.array(state), np.array(n))
+
+    def check(self, ids: list[int]) -> list[tuple[int, bool]]:
+        """Any text, by the rule: (n, is it right?) for each question that is answered. The answer anchors anew,
+        right or wrong. A question that is followed by no cup counts as answered wrongly."""
+        ids = [int(i) for i in ids]
+        cup = {int(c): i for i, c in enumerate(self.cup_ids)}
+        move = {int(c): i for i, c in enumerate(self.move_ids)}
+        ball, n, out = None, 0, []
+        for before, i in zip([-1] + ids, ids):
+            if before == self.id["?"] and ball is not None:
+                out.append((n, cup.get(i) == ball))
+            if i in cup and before in (self.id["?"], self.id[" cup"]):
+                ball, n = cup[i], 0
+            elif i in move and ball is not None:
+                ball, n = int(self.goes[move[i], ball]), n + 1
+        return out
+
+
+class TextFile:
+    """A .txt file, or a .jsonl file with a field `text`, as random windows; the last 5 % are held out."""
+
+    def __init__(self, path: str | Path, tokenizer: Tokenizer, held_out: str | Path | None = None):
+        self.train = self._ids(Path(path), tokenizer)
+        if held_out is None:
+            cut = len(self.train) - max(len(self.train) // 20, min(256, len(self.train) // 2))
+            self.train, self.eval = self.train[:cut], self.train[cut:]
+        else:
+            self.eval = self._ids(Path(held_out), tokenizer)
+        self.name = str(path)
+
+    def _ids(self, path: Path, tokenizer: Tokenizer) -> np.ndarray:
+        """The file as uint16 ids on disk, made once per content: 1 GB of text needs a few MB of memory."""
+        if path.suffix not in (".txt", ".jsonl") or not path.is_file():
+            raise ValueError(f"{path} is no readable .txt or .jsonl file")
+        digest = hashlib.sha256(repr(tokenizer.text_ids).encode())
+        with open(path, "rb") as f:
+            while block := f.read(1 << 22):
+                digest.update(block)
+        cached = CACHE / f"{digest.hexdigest()[:32]}{path.suffix}.bin"
+        if not cached.exists():
+            CACHE.mkdir(exist_ok=True)
+            part = cached.with_suffix(f".{os.getpid()}.part")
+            try:
+                with open(path, "rb") as f, open(part, "wb") as out:
+                    bar = tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=f"reading {path.name}", disable=None)
+                    for text, size in _documents(f, path.suffix):
+                        ids = tokenizer.encode(text)
+                        if tokenizer.text_ids is None and path.suffix == ".jsonl":
+                            ids.append(END_OF_TEXT)
+                        np.array(ids, np.uint16).tofile(out)
+                        bar.update(size)
+                    bar.close()
+                part.rename(cached)
+            finally:
+                part.unlink(missing_ok=True)
+        if cached.stat().st_size == 0:
+            raise ValueError(f"{path} is empty: there is no text in it")
+        return np.memmap(cached, np.uint16, "r")
+
+    def batch(self, B: int, S: int, seed: int, step: int, purpose: str) -> Batch:
+        """B random windows of S tokens. Raises ValueError where the text is too short."""
+        ids = self.eval if purpose == "eval" else self.train
+        if len(ids) < S:
+            raise ValueError(f"{self.name} is too short: {len(ids)} tokens in this part, a window needs {S}")
+        starts = seeded(seed, step, purpose).integers(0, len(ids) - S + 1, B)
+        return Batch(np.stack([ids[s:s + S] for s in starts]).astype(np.int64))
+
+
+def _documents(f, suffix: str):
+    """(text, bytes read) pairs. Text: blocks cut at a line's end. jsonl: one document a line; broken lines are
+    skipped and counted in one closing line."""
+    broken = 0
+    if suffix == ".txt":
+        while block := f.read(1 << 20) + f.readline(1 << 20):
+            yield block.decode("utf-8", "replace"), len(block)
+        return
+    for line in f:
+        try:
+            yield str(json.loads(line)["text"]), len(line)
+        except (ValueError, KeyError, TypeError):
+            broken += bool(line.strip())
+    if broken:
+        print(f"{f.name}: skipped {broken} broken line(s), which are no JSON with a field `text`")
+
+
+def open_data(name: str, text_ids: list[int] | None, m: int = 3) -> Cups | TextFile:
+    """`cups`, `webtext` or a path. Raises ValueError (one line) where the data can't be had or don't fit."""
+    if name == "cups":
+        return Cups(m)
+    tokenizer = Tokenizer(text_ids)
+    if name == "webtext":
+        paths = [download(WEBTEXT.format(part), CACHE / f"webtext.{part}.jsonl") for part in ("train", "valid")]
+        return TextFile(paths[0], tokenizer, held_out=paths[1])
+    return TextFile(name, tokenizer)

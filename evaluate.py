@@ -1,0 +1,101 @@
+"""The same questions for every approach and every control, on held-out data.
+
+- given stories: thoughts greedy, the answer is the argmax over text rows; right by n = moves since the anchor;
+- the same with the thoughts of another story of the same shape: what is left is what the recipe alone teaches;
+- own free stories, checked by the rule, with counts (a story that stops asking answers nothing wrongly);
+- reverse KL to the teacher on own text, where there is a teacher; p_think; and, on any data, nats a token on
+  held-out text without thoughts: did RL hurt the language?
+
+Left out on purpose: anything that learns. Knows data.py, rollout.py and reward.py.
+"""
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data import Cups, TextFile, seeded
+from model import GPT, gate_logit
+from reward import slot_rewards, teacher_states
+from rollout import Rollout, Rules, rollout, visible
+
+N_MAX = 30  # the longest round that is asked for; training sees 10 at the most
+
+
+def uniforms(seed: int, step: int, purpose: str, steps: int, R: int, device) -> Tensor:  # -> [steps, R, 2]
+    """The luck of one rollout, drawn on the CPU so that every device has the same."""
+    return torch.from_numpy(seeded(seed, step, purpose).random((steps, R, 2), dtype="float32")).to(device)
+
+
+def by_n(n: Tensor, right: Tensor, n_max: int = N_MAX) -> tuple[list[float], list[int]]:
+    """Flat n and right (both of the answers alone) -> share right and count for n = 1..n_max."""
+    counts = torch.bincount(n.clamp(max=n_max + 1), minlength=n_max + 2)[1:n_max + 1]
+    hits = torch.bincount(n.clamp(max=n_max + 1), weights=right.double(), minlength=n_max + 2)[1:n_max + 1]
+    return (hits / counts.clamp(min=1)).tolist(), counts.tolist()
+
+
+@torch.no_grad()
+def given_stories(model: GPT, cups: Cups, rules: Rules, each: int, seed: int = 0) -> dict:
+    """accuracy_by_n and accuracy_shuffled_by_n (index 0 is n = 1, up to 30) over `each` stories whose first round
+    has n moves; the rounds after it count for their own n."""
+    dev, P, S = model.device, 9, 2 * N_MAX + 3
+    rules = Rules(rules.think, rules.max_thoughts, (S + 1) // 2 * rules.max_thoughts, rules.window, rules.think_after)
+    story = [cups.batch(each, P + S, seed, n, "eval", n_max=10, exact=n) for n in range(1, N_MAX + 1)]
+    ids, n, pays = (torch.cat([torch.from_numpy(getattr(b, k)) for b in story]).to(dev) for k in ("ids", "n", "pays"))
+    u = uniforms(seed, 0, "eval_rollout", S + rules.budget, len(ids), dev)
+    ro = rollout(model, ids, P, S, rules, u, temperature=0.0)
+    out = {}
+    pairs = [("accuracy_by_n", ro)]
+    if ro.is_think.any():
+        other = torch.where(ro.is_think, ro.ids, -1).view(N_MAX, each, -1).roll(1, 1).flatten(0, 1)
+        pairs.append(("accuracy_shuffled_by_n", rollout(model, ids, P, S, rules, u, temperature=0.0, replace=other)))
+    for name, r in pairs:
+        _, hit = slot_rewards(model, r, None, None, None)
+        out[name], out["answers_by_n"] = by_n(n[:, P:][pays[:, P:]], hit[pays[:, P:]])
+    return out
+
+
+def plain_nats(model: GPT, ids: Tensor, window: int) -> tuple[float, float]:
+    """Held-out ids [R, T] without thoughts -> nats a text token, and mean p_think over their slots."""
+    nats, p = [], []
+    with torch.no_grad():
+        for row in ids.split(8):
+            h = model(row[:, :-1], mask=visible(row[:, :-1] < 0, window))
+            logits = model.logits(h).float()
+            V = model.config.vocab_size
+            nats.append(F.cross_entropy(logits[..., :V].flatten(0, 1), row[:, 1:].flatten(), reduction="none"))
+            p.append(torch.sigmoid(gate_logit(logits, V)).flatten() if model.config.think_vocab else torch.zeros(1))
+    return torch.cat(nats).mean().item(), torch.cat(p).mean().item()
+
+
+@torch.no_grad()
+def free_text(model: GPT, data: Cups | TextFile, rules: Rules, teacher: GPT | None, rows: int, P: int, S: int,
+              seed: int = 0) -> tuple[dict, Rollout]:
+    """Own text at temperature 1 with greedy thoughts: reverse_kl (nats a text token), thoughts a text token, and
+    on cups own answers by their own n."""
+    kind = {"ends_open": True} if isinstance(data, Cups) else {}
+    prompts = torch.from_numpy(data.batch(rows, P, seed, 1000, "eval", **kind).ids).to(model.device)
+    M = rules.budget if rules.think != "never" else 0
+    u = uniforms(seed, 1, "eval_rollout", S + M, rows, model.device)
+    ro = rollout(model, prompts, P, S, rules, u, think_temperature=0.0)
+    out = {"thoughts_per_token": ro.is_think.sum().item() / (rows * S)}
+    if teacher is not None:
+        r, _ = slot_rewards(model, ro, teacher, teacher_states(teacher, ro), None)
+        out["reverse_kl"] = -r.mean().item()
+    if isinstance(data, Cups):
+        answers = [a for row in ro.text.tolist() for a in data.check(row)[len(data.check(row[:P])):]]
+        n, right = (torch.tensor([a[i] for a in answers], dtype=torch.long) for i in (0, 1))
+        out["free_accuracy_by_n"], out["free_answers_by_n"] = by_n(n, right)
+        out["free_accuracy"], out["free_answers"] = right.float().mean().item() if len(n) else 0.0, len(n)
+    return out, ro
+
+
+def evaluate(model: GPT, data: Cups | TextFile, rules: Rules, teacher: GPT | None, P: int, S: int, each: int = 32,
+             rows: int = 128) -> tuple[dict, Rollout]:
+    """Everything above in one dictionary, ready for an `eval` line of metrics.jsonl, and the free rollouts."""
+    free, ro = free_text(model, data, rules, teacher, rows, P, S)
+    ids = torch.from_numpy(data.batch(rows, P + S, 0, 2000, "eval").ids).to(model.device)
+    nats, p_think = plain_nats(model, ids, rules.window)
+    out = {"p_think": p_think, "nats_without_thoughts": nats, **free}
+    if isinstance(data, Cups):
+        out |= given_stories(model, data, rules, each)
+        out["accuracy"] = sum(out["accuracy_by_n"][:10]) / 10
+    return out, ro

@@ -1,0 +1,262 @@
+"""GPT-2, exactly, with N thinking rows beside its vocabulary and a cache for sampling.
+
+The thinking rows are a parameter of their own (`think`), not a slice of a longer `wte`: text logits stay
+bit-equal when the model grows, the rows get their own learning rate, and dropping them gives GPT-2 back.
+
+Left out on purpose: dropout (the rollout and the gradient pass must be the same function), weight decay,
+anything that is not GPT-2. Knows nothing of the other files but download.py.
+
+Letters: R rows of a batch, T positions, C width, H heads, D = C / H, L layers, V text rows, N thinking rows.
+"""
+import json
+import math
+import pickle
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from download import download
+
+ASSETS = Path(__file__).resolve().parent / "assets"
+PICO = {"pico": ASSETS / "pico" / "student.pt", "pico-teacher": ASSETS / "pico" / "teacher.pt"}
+SIZES = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600)}
+WEIGHTS = "https://huggingface.co/openai-community/{}/resolve/main/pytorch_model.bin"
+GPT2_SHA256 = "7c5d3f4b8b76583b422fcb9189ad6c89d5d97a094541ce8932dce3ecabde1421"
+TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+THINK_LOGIT_STD = 2.4  # spread of thinking logits at birth: rows that look alike never come to mean different things
+
+
+@dataclass(frozen=True)
+class Config:
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    n_ctx: int = 1024
+    vocab_size: int = 50257  # V
+    think_vocab: int = 0  # N
+
+
+class Attention(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: Tensor | None, at: Tensor | None) -> Tensor:
+        # [R, T, C], None or [R or 1, 1, T, keys], None or [2, R, H, T_max, D], None or [T] -> [R, T, C]
+        R, T, C = x.shape
+        q, k, v = (y.view(R, T, self.n_head, -1).transpose(1, 2) for y in self.c_attn(x).split(C, dim=2))
+        if cache is not None:
+            # `at` is a device tensor, so that one compiled graph serves every step of a rollout
+            cache[0].index_copy_(2, at, k)
+            cache[1].index_copy_(2, at, v)
+            k, v = cache[0], cache[1]  # all T_max keys, the unwritten ones masked: the shape never changes
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        return self.c_proj(y.transpose(1, 2).reshape(R, T, C))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:  # [R, T, C] -> [R, T, C]
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))  # GPT-2's GELU is the tanh form
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd)
+        self.attn = Attention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: Tensor | None, at: Tensor | None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), mask, cache, at)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    """model(ids) -> last hidden states; model.logits(h) -> V + N logits. Parameter names are Hugging Face's."""
+
+    def __init__(self, config: Config, text_ids: list[int] | None = None):
+        super().__init__()
+        self.config, self.text_ids = config, text_ids
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_ctx, config.n_embd)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd)
+        self.think = nn.Parameter(torch.zeros(config.think_vocab, config.n_embd))  # tied in and out, as wte is
+        self.think_offset = nn.Parameter(torch.zeros(()))  # one learnt scalar: how readily any thought comes
+        self.apply(self._init)
+
+    def _init(self, module: nn.Module) -> None:
+        # GPT-2's 0.02 is 0.55 / sqrt(768); written this way it also suits a width of 64
+        std = 0.55 / math.sqrt(self.config.n_embd)
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=std)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            # positions start small (0.02): with a larger spread each position has to learn the task anew
+            nn.init.normal_(module.weight, std=0.02 if module.num_embeddings == self.config.n_ctx else std)
+
+    @property
+    def device(self) -> torch.device:
+        return self.wte.weight.device
+
+    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:  # [R, T], [T] or [R, T] -> [R, T, C]
+        V = self.config.vocab_size
+        x = F.embedding(ids.clamp(max=V - 1), self.wte.weight)
+        if len(self.think):
+            # two gathers and a choice; cat(wte, think) would copy 150 MB a step at GPT-2's size
+            thoughts = F.embedding((ids - V).clamp(min=0), self.think)
+            x = torch.where((ids >= V).unsqueeze(-1), thoughts, x)
+        return x + self.wpe(positions)
+
+    def forward(self, ids: Tensor, positions: Tensor | None = None, mask: Tensor | None = None,
+                cache: list[Tensor] | None = None, at: Tensor | None = None) -> Tensor:
+        """ids [R, T] -> hidden states after ln_f [R, T, C].
+
+        positions [T] or [R, T]: default 0..T-1. mask: True where a query may look; None is plain causal.
+        cache (from `new_cache`) with at [T]: these ids stand at those places of it, and mask is [R, 1, T, T_max].
+        Raises ValueError where the positions would run past the context.
+        """
+        if positions is None:
+            if ids.shape[1] > self.config.n_ctx:
+                raise ValueError(f"{ids.shape[1]} tokens do not fit this model's context of {self.config.n_ctx}")
+            positions = torch.arange(ids.shape[1], device=ids.device)
+        x = self.embed(ids, positions)
+        for i, block in enumerate(self.h):
+            x = block(x, mask, cache[i] if cache is not None else None, at)
+        return self.ln_f(x)
+
+    def logits(self, h: Tensor) -> Tensor:  # [..., C] -> [..., V + N]
+        # two products side by side: the text logits are computed exactly as they were before the model grew
+        text = h @ self.wte.weight.T
+        return torch.cat([text, h @ self.think.T + self.think_offset], -1) if len(self.think) else text
+
+    def new_cache(self, R: int, T_max: int) -> list[Tensor]:
+        """One [2, R, H, T_max, D] tensor of keys and values a layer. (All layers in one tensor would be 12 times
+        slower once compiled: an in-place write into a view of a graph's input becomes a copy of the whole.)"""
+        c = self.config
+        # zeros, not empty: masked places are multiplied by 0, and 0 * NaN is NaN
+        return [torch.zeros(2, R, c.n_head, T_max, c.n_embd // c.n_head, device=self.device, dtype=self.wte.weight.dtype)
+                for _ in range(c.n_layer)]
+
+    @torch.no_grad()
+    def grow(self, N: int, ids: Tensor, prior: float, generator: torch.Generator, positions: Tensor | None = None,
+             mask: Tensor | None = None) -> dict[str, float]:
+        """Add N thinking rows such that the mean p_think over the text ids [R, T] is `prior`.
+
+        A row is mean(wte) + noise. The mean matters: GPT-2's logits share a large part that depends on the
+        context and lies along it, and rows without it would have p_think near 0 here and near 1 there.
+        The noise has wte's own shape and a size that spreads the logits by THINK_LOGIT_STD.
+        Returns {"p05", "mean", "p95"} of p_think. Raises ValueError for N < 1 or a prior outside (0, 1).
+        """
+        if N < 1 or not 0 < prior < 1:
+            raise ValueError(f"thinking rows must be at least 1 and their prior between 0 and 1, not {N} and {prior}")
+        w = self.wte.weight
+        V, C = w.shape
+        h = self(ids, positions, mask).flatten(0, 1).float()  # [R * T, C]
+        mean = w.float().mean(0)
+        noise = torch.randn(N, C, generator=generator).to(w.device)
+        if V > 4 * C:  # enough rows for a covariance: the noise then points where this vocabulary's words point
+            noise = noise @ torch.linalg.cholesky(torch.cov(w.float().T) + 1e-6 * torch.eye(C, device=w.device)).T
+        noise *= THINK_LOGIT_STD / (h @ noise.T).std(1).mean() if N > 1 else 0.1 / noise.std()
+        self.think = nn.Parameter((mean + noise).to(w.dtype))
+        self.think_offset.zero_()
+        gap = torch.cat([gate_logit(self.logits(piece), V) for piece in self(ids, positions, mask).flatten(0, 1).split(1024)])
+        low, high = -1e4, 1e4
+        for _ in range(100):  # bisection: mean p_think rises with the offset
+            middle = (low + high) / 2
+            low, high = (middle, high) if torch.sigmoid(gap.double() + middle).mean() < prior else (low, middle)
+        self.think_offset.fill_(low)
+        self.config = Config(**{**asdict(self.config), "think_vocab": N})
+        p = torch.sigmoid(gap + self.think_offset)
+        return {"p05": p.quantile(0.05).item(), "mean": p.mean().item(), "p95": p.quantile(0.95).item()}
+
+
+def gate_logit(logits: Tensor, V: int) -> Tensor:  # [..., V + N] -> [...]
+    """log(p_think / p_speak): the one number that decides between thinking and speaking."""
+    return logits[..., V:].logsumexp(-1) - logits[..., :V].logsumexp(-1)
+
+
+def from_openai(state: dict[str, Tensor], n_head: int | None = None) -> GPT:
+    """A GPT-2 state dict in Hugging Face's layout, of any size -> our model. Raises ValueError on a wrong shape."""
+    state = {k.removeprefix("transformer."): v for k, v in state.items()}
+    drop = ("attn.bias", "attn.masked_bias", "lm_head.weight")  # causal masks, and wte a second time
+    state = {k: v.float() for k, v in state.items() if not k.endswith(drop)}
+    try:
+        (V, C), (n_ctx, _) = state["wte.weight"].shape, state["wpe.weight"].shape
+    except (KeyError, ValueError) as e:
+        raise ValueError(f"these are no GPT-2 weights in Hugging Face's layout ({e})") from e
+    L = sum(k.endswith("ln_1.weight") for k in state)
+    model = GPT(Config(L, n_head or C // 64, C, n_ctx, V))
+    # OpenAI stored Linear weights as [in, out]; ours are torch's [out, in]
+    state = {k: v.T.contiguous() if k.endswith(TRANSPOSED) else v for k, v in state.items()}
+    return _fill(model, {"think": model.think.data, "think_offset": model.think_offset.data, **state})
+
+
+def _fill(model: GPT, state: dict[str, Tensor]) -> GPT:
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as e:  # torch lists every key: one line of it is enough to see what is wrong
+        raise ValueError(f"the weights do not fit the model that they describe: {str(e).splitlines()[1].strip()}") from e
+    return model
+
+
+def load(name: str | Path) -> GPT:
+    """A model by name (pico, pico-teacher, gpt2, gpt2-medium, gpt2-large, gpt2-xl) or by path: our checkpoint,
+    a Hugging Face .bin or .safetensors file, or a folder of Hugging Face's. Raises ValueError, one line."""
+    if str(name) in SIZES:
+        cached = Path(torch.hub.get_dir()) / "checkpoints" / f"{name}-pytorch_model.bin"
+        path = download(WEIGHTS.format(name), cached, GPT2_SHA256 if name == "gpt2" else None)
+        return from_openai(_read(path), SIZES[name][1])
+    path = PICO.get(str(name), Path(name))
+    if not path.exists():
+        raise ValueError(f"there is no model {str(name)!r}: neither a file or folder nor one of {', '.join([*PICO, *SIZES])}")
+    n_head = None
+    if path.is_dir():
+        try:
+            n_head = json.loads((path / "config.json").read_text())["n_head"]
+        except (OSError, ValueError, KeyError) as e:
+            raise ValueError(f"{path} has no config.json of a GPT-2 (with n_head)") from e
+        found = [path / f for f in ("model.safetensors", "pytorch_model.bin") if (path / f).exists()]
+        if not found:
+            raise ValueError(f"{path} holds neither model.safetensors nor pytorch_model.bin")
+        path = found[0]
+    state = _read(path)
+    if "config" not in state:
+        return from_openai(state, n_head)
+    return _fill(GPT(Config(**state["config"]), state["text_ids"]), state["model"])
+
+
+def _read(path: Path) -> dict:
+    """A file of weights, never one that runs code (weights_only)."""
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors.torch import load_file
+        except ImportError as e:
+            raise ValueError(f"{path} needs `pip install safetensors`, or save it as pytorch_model.bin") from e
+        return load_file(str(path))
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError) as e:
+        raise ValueError(f"{path} can't be read as weights, it is damaged or holds something else "
+                         f"({type(e).__name__})") from e
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__}, not a dictionary of weights")
+    return state
+
+
+def as_checkpoint(model: GPT) -> dict:
+    """What `load` reads back; training adds its own keys beside these."""
+    return {"format": 1, "config": asdict(model.config), "text_ids": model.text_ids,
+            "model": {k: v.detach().cpu() for k, v in model.state_dict().items()}}

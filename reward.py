@@ -1,0 +1,176 @@
+"""What a rollout is worth, and the loss that follows from it.
+
+    text slot i:   r_i = log p_text(y_i)                                  (the data's next token: stream)
+                   r_i = sum_y p_text(y) (log p_teacher(y) - beta log p_text(y))   (-KL: teacher)
+    thought in i:  R_i = r_i + gamma r_(i+1) + ...          A_i = R_i - mean over the other siblings, slot by slot
+    loss        = - sum A log pi(thought, gate)  - sum r_i  - entropy bonus
+
+`p_text` is always the softmax over text rows alone. With the joint softmax every data token would push
+p_think to 0, and thinking mass would be paid or fined by accident.
+
+Left out on purpose: PPO's ratio and clip (one step per rollout, so the ratio is 1), a value network
+(siblings are a better baseline), a KL pull to the base model. Knows model.py and rollout.py.
+
+Letters: B contexts, G siblings, R = B * G rows, S text slots, T places, V text rows, N thinking rows, C width.
+"""
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model import GPT
+from rollout import Rollout, action_logp
+
+FLOOR = 0.02  # share of the uniform in the teacher: else one token that it rules out makes every advantage an outlier
+PIECE = 512  # rows of logits that exist at once: 512 * 52,305 floats are 107 MB
+
+
+def floored(teacher_logits: Tensor) -> Tensor:  # [..., V] -> [..., V]
+    """log(.98 p + .02 / V): the teacher's log-probs, none of them below log(.02 / V)."""
+    return torch.log((1 - FLOOR) * teacher_logits.softmax(-1) + FLOOR / teacher_logits.shape[-1])
+
+
+@torch.no_grad()
+def teacher_states(teacher: GPT, ro: Rollout) -> Tensor:  # -> [R, S, C of the teacher]
+    """The teacher's hidden states that predict the S new text tokens. It sees the text closed up from position 0:
+    where thoughts stood, and how many, leaves no trace."""
+    return teacher(ro.text[:, :-1])[:, ro.P - 1:]
+
+
+def speaking_states(h: Tensor, ro: Rollout) -> Tensor:  # [R, T, C] -> [R, S, C]
+    """The student's hidden states from which the S new text tokens were spoken: one place to their left."""
+    at = ro.place[:, ro.P:] - 1
+    return h.gather(1, at.unsqueeze(-1).expand(-1, -1, h.shape[-1]))
+
+
+def slot_value(text_logits: Tensor, y: Tensor, log_q: Tensor | None, beta: float, sampled: bool) -> Tensor:
+    # [n, V], [n], [n, V] or None -> [n]
+    """r of one text slot, by the data (log_q None) or by the teacher; sampled: at y, instead of the expectation."""
+    logp = text_logits.log_softmax(-1)
+    if log_q is None:
+        return logp.gather(-1, y.unsqueeze(-1)).squeeze(-1)
+    value = log_q - beta * logp
+    return value.gather(-1, y.unsqueeze(-1)).squeeze(-1) if sampled else (logp.exp() * value).sum(-1)
+
+
+@torch.no_grad()
+def slot_rewards(model: GPT, ro: Rollout, teacher: GPT | None, t_states: Tensor | None, pays: Tensor | None,
+                 beta: float = 1.0, sampled: bool = False) -> tuple[Tensor, Tensor]:
+    """-> r [R, S] and whether the student's likeliest text token is the teacher's or the data's [R, S].
+
+    pays [R, S]: the slots that pay at all (cups: the answers); None: all.
+    """
+    h, y = speaking_states(ro.h, ro).flatten(0, 1), ro.text[:, ro.P:].flatten()
+    values, hits = [], []
+    for i in range(0, len(h), PIECE):
+        text_logits = (h[i:i + PIECE] @ model.wte.weight.T).float()
+        log_q, best = None, y[i:i + PIECE]
+        if teacher is not None:
+            log_q = floored((t_states.flatten(0, 1)[i:i + PIECE] @ teacher.wte.weight.T).float())
+            best = log_q.argmax(-1)
+        values.append(slot_value(text_logits, y[i:i + PIECE], log_q, beta, sampled))
+        hits.append(text_logits.argmax(-1) == best)
+    r, hit = torch.cat(values).view(ro.text.shape[0], -1), torch.cat(hits).view(ro.text.shape[0], -1)
+    return (r if pays is None else r * pays), hit
+
+
+def returns_to_go(r: Tensor, gamma: float) -> Tensor:  # [R, S] -> [R, S]
+    """R_i = r_i + gamma R_(i+1). gamma counts text tokens: thinking longer does not discount what follows."""
+    out, running = torch.empty_like(r), torch.zeros_like(r[:, 0])
+    for i in reversed(range(r.shape[1])):
+        running = r[:, i] + gamma * running
+        out[:, i] = running
+    return out
+
+
+def advantage(returns: Tensor, G: int, baseline: str = "loo") -> Tensor:  # [B * G, S] -> [B * G, S]
+    """Return minus baseline. loo: the mean of the other siblings at the same slot, which is unbiased as no
+    sibling stands in its own baseline (RLOO, arXiv 2402.14740). batch: one mean over all contexts, which pays a
+    thought for standing before easy text; it is here to be broken. Raises ValueError for loo with G < 2."""
+    grouped = returns.view(-1, G, returns.shape[1])
+    if baseline == "loo":
+        if G < 2:
+            raise ValueError("leave-one-out needs at least 2 siblings (--samples 2)")
+        grouped = (grouped - grouped.mean(1, keepdim=True)) * (G / (G - 1))
+    elif baseline == "batch":
+        grouped = grouped - grouped.mean()
+    return grouped.reshape(returns.shape)
+
+
+def sibling_spread(returns: Tensor, G: int) -> Tensor:  # [B * G, S] -> []
+    """Mean standard deviation between siblings at a slot. 0 means that no thought made a difference: dead."""
+    return returns.view(-1, G, returns.shape[1]).std(1).mean()
+
+
+class _Pieces(torch.autograd.Function):
+    """sum of loss(logits) over rows of h, with the [n, V + N] logits made and forgotten piece by piece.
+
+    Gradients are formed in the forward: each piece's logits are a leaf whose gradient goes straight into h's and
+    the two weights' by matrix products in place. Checkpointing would do the unembedding twice."""
+
+    @staticmethod
+    def forward(ctx, h, wte, think, offset, loss, columns):  # [n, C], [V, C], [N, C], [], callable, tensors [n, ...]
+        V = wte.shape[0]
+        g_h, g_wte, g_think, g_offset = torch.empty_like(h), torch.zeros_like(wte), torch.zeros_like(think), torch.zeros_like(offset)
+        total, stats = 0.0, 0.0
+        for i in range(0, len(h), PIECE):
+            x = h[i:i + PIECE]
+            logits = torch.cat([x @ wte.T, x @ think.T + offset], -1).float().requires_grad_()
+            with torch.enable_grad():
+                value, stat = loss(logits, *(c[i:i + PIECE] for c in columns))
+            g = torch.autograd.grad(value, logits)[0].to(h.dtype)
+            total, stats = total + value.detach(), stats + stat.detach()
+            g_h[i:i + PIECE] = g[:, :V] @ wte + g[:, V:] @ think
+            g_wte.addmm_(g[:, :V].T, x)
+            g_think.addmm_(g[:, V:].T, x)
+            g_offset += g[:, V:].sum()
+        ctx.save_for_backward(g_h, g_wte, g_think, g_offset)
+        return total, stats
+
+    @staticmethod
+    def backward(ctx, g, _):
+        return *(g * saved for saved in ctx.saved_tensors), None, None
+
+
+def rollout_loss(model: GPT, h: Tensor, ro: Rollout, adv: Tensor, pays: Tensor | None, scale: dict[str, float],
+                 teacher: GPT | None = None, t_states: Tensor | None = None, beta: float = 1.0,
+                 sampled: bool = False) -> tuple[Tensor, dict[str, float]]:
+    """The loss of rows whose hidden states h [R, T, C] were computed with gradient.
+
+    adv [R, S]. scale: what each sum is multiplied by, constants of the batch (never a row's own number of
+    thoughts): "policy", "text" (slots that pay), "other" (slots that don't: plain language), "entropy".
+    Returns the loss and sums for the log: entropy of g over "thoughts" many choices.
+    """
+    V, P = model.config.vocab_size, ro.P
+    chosen = ro.ids[:, P:]  # [R, T - P]: what was chosen, from the hidden state one place to the left
+    left = h[:, P - 1:-1]
+    is_think, is_text, gated = ro.is_think[:, P:], ro.is_text[:, P:], ro.gated[:, P:]
+    slot = (ro.slot[:, P:] - (P - 1)).clamp(0, adv.shape[1] - 1)  # [R, T - P] in 0..S-1
+    a = adv.gather(1, slot)
+    paying = torch.ones_like(adv, dtype=torch.bool) if pays is None else pays
+    weight = torch.where(paying, scale["text"], scale["other"]).gather(1, slot) * is_text
+    exact = not (sampled and teacher is not None)  # the text's own term; else text is a choice like any other
+    given = ro.given[:, P:] | (exact & is_text)
+
+    def loss(logits, ids, a, gated, given, weight, is_think, *teacher_h):
+        value = -scale["policy"] * (a * action_logp(logits, V, ids, gated, given)).sum()
+        if exact:
+            log_q = floored((teacher_h[0] @ teacher.wte.weight.T).float()) if teacher is not None else None
+            value = value - (weight * slot_value(logits[:, :V], ids.clamp(max=V - 1), log_q, beta, False)).sum()
+        if logits.shape[1] == V:
+            return value, logits.new_zeros(())
+        log_g = logits[:, V:].log_softmax(-1)
+        entropy = -(is_think * (log_g.exp() * log_g).sum(-1)).sum()
+        return value - scale["entropy"] * entropy, entropy
+
+    columns = [chosen, a, gated, given, weight, is_think]
+    if teacher is not None and exact:
+        columns.append(t_states.gather(1, slot.unsqueeze(-1).expand(-1, -1, t_states.shape[-1])))
+    # where no thought was possible the N thinking logits play no part: on cups that is two places of three
+    thinking, speaking = is_think | gated, is_text & ~gated
+    total, entropy = 0.0, 0.0
+    for where, think in ((thinking, model.think), (speaking, model.think[:0])):
+        if where.any():
+            value, stat = _Pieces.apply(left[where], model.wte.weight, think, model.think_offset, loss,
+                                        [c[where] for c in columns])
+            total, entropy = total + value, entropy + stat
+    return total, {"entropy": float(entropy), "thoughts": int(is_think.sum())}

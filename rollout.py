@@ -1,0 +1,222 @@
+"""Sampling: text and thoughts interspersed, with a cache, in shapes that never change.
+
+One engine serves two approaches. At each step a row thinks, or it speaks; what it speaks is the data's next
+token while the row is inside its given text (all of it in `stream`, the prompt in `teacher`), and its own after.
+
+    slot     0        1              2                 text token s, then slot s with 0..K thoughts
+    text     The      ball           is
+    ids      The      ball  <think7> is  <think3>      place 0 1 2 3 4
+
+Left out on purpose: gradients (reward.py runs one forward over what was sampled here), scores, stopping early
+(a finished row idles: a loop that looks whether all rows are done waits for the GPU at every step).
+Knows model.py only. Letters: R rows, P prompt tokens, S new text tokens, K thoughts a slot, M thoughts a row,
+T = P + S + M places, V text rows, N thinking rows, C width.
+"""
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model import GPT, gate_logit
+
+
+@dataclass
+class Rules:
+    """Who may think, and who sees what. Stored in the checkpoint: a model only makes sense under its rules.
+
+    think: "free" (the gate decides), "forced" (always K thoughts where `think_after` says so, none elsewhere),
+    or "never". think_after: the text ids whose slot may hold thoughts; None: every slot.
+    window: how many tokens back a query sees, beside the last thought; 0: everything.
+    """
+    think: str = "free"
+    max_thoughts: int = 1  # K
+    budget: int = 0  # M
+    window: int = 0
+    think_after: list[int] | None = None
+
+    def table(self, model: GPT) -> Tensor:  # -> [V] bool
+        V = model.config.vocab_size
+        table = torch.full((V,), self.think_after is None, device=model.device)
+        if self.think_after is not None:
+            table[self.think_after] = True
+        return table
+
+
+@dataclass
+class Rollout:
+    """What happened. All [R, T]; what concerns the choice of the token at place t stands at place t.
+
+    ids, is_think, is_text (neither: idle, or the prompt's first token's left neighbour), slot (text tokens before
+    this place, minus 1), gated (was thinking a free choice here?), given (is this text the data's?).
+    h [R, T, C]: the hidden state *at* the place, from which the next place's token was chosen.
+    text [R, P + S]: the text closed up; place [R, P + S]: where each text token stands.
+    """
+    ids: Tensor
+    is_think: Tensor
+    is_text: Tensor
+    slot: Tensor
+    gated: Tensor
+    given: Tensor
+    h: Tensor
+    text: Tensor
+    place: Tensor
+    P: int
+
+
+def visible(is_think: Tensor, window: int) -> Tensor | None:  # [R, T] bool -> [R, 1, T, T] bool, or None for causal
+    """Who sees whom: the last `window` tokens and the last thought. The one mask of prefill, decode and gradient.
+
+    With a window the state of a long story fits through the last thought only: while thoughts are learnt they
+    have to be needed, or no two samples differ in reward and there is nothing to learn from.
+    """
+    if not window:
+        return None
+    i = torch.arange(is_think.shape[1], device=is_think.device)
+    last = torch.where(is_think, i, -1).cummax(1).values  # [R, T]: the last thought up to here, -1 for none
+    back = i[:, None] - i[None, :]  # [T, T]: how far query i looks back to key j
+    return (((back >= 0) & (back < window)) | (i == last.unsqueeze(-1))).unsqueeze(1)
+
+
+def inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:  # [R, n] >= 0, [R] in [0, 1) -> [R]
+    """One exact draw a row from unnormalised weights with one uniform a row.
+
+    Two levels: first a block of 256, then a place in it, so that the second cumulative sum runs over one block.
+    On CPU torch.multinomial takes 28 ms for [16, 52305] and this takes under 3.
+    """
+    R, n = weights.shape
+    blocks = torch.nn.functional.pad(weights, (0, -n % 256)).view(R, -1, 256)
+    sums = blocks.sum(-1)  # [R, blocks]
+    ends = sums.cumsum(-1)
+    target = u.unsqueeze(-1) * ends[:, -1:]  # [R, 1]
+    # argmax of a cumulative sum is the first place that reaches the end: rounding never lands on a weight of 0
+    b = torch.minimum((ends <= target).sum(-1), ends.argmax(-1)).unsqueeze(-1)  # [R, 1]
+    inner = blocks.gather(1, b.unsqueeze(-1).expand(-1, 1, 256)).squeeze(1).cumsum(-1)  # [R, 256]
+    rest = target - (ends.gather(1, b) - sums.gather(1, b))
+    j = torch.minimum((inner <= rest).sum(-1), inner.argmax(-1))
+    return b.squeeze(-1) * 256 + j
+
+
+def action_logp(logits: Tensor, V: int, ids: Tensor, gated: Tensor, given: Tensor) -> Tensor:
+    # [..., V + N], V, [...] x 3 -> [...]
+    """log-prob of what was done, in four cases.
+
+    free thought:  log p_think + log g(z)          forced thought: log g(z)
+    own text:      log(1 - p_think) + log p_text   ... without the first term where it could not have thought
+    given text:    log(1 - p_think)                ... and 0 where it could not have thought: nothing was chosen
+    """
+    is_think = ids >= V
+    if logits.shape[-1] == V:
+        gate = group = logits.new_zeros(ids.shape)
+    else:
+        gap = gate_logit(logits, V)
+        gate = torch.nn.functional.logsigmoid(torch.where(is_think, gap, -gap))
+        group = logits[..., V:].logsumexp(-1)
+    group = torch.where(is_think, group, logits[..., :V].logsumexp(-1))
+    chosen = logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - group
+    return torch.where(gated, gate, 0.0) + torch.where(given, 0.0, chosen)
+
+
+def choose(logits: Tensor, V: int, may: Tensor, must: Tensor, u: Tensor, temperature: float,
+           think_temperature: float, top_k: int = 0) -> Tensor:  # [R, V + N], V, [R], [R], [R, 2] -> [R]
+    """Think or speak, then which: `may` opens the gate, `must` decides for it. Temperature 0 is the likeliest
+    choice, level by level (the joint argmax would hardly ever think: p_think is spread over N rows). Both groups
+    are drawn from and one is taken: cheaper than masking one of them with -inf, whose exp() is slow on CPU."""
+    text, think = logits[:, :V], logits[:, V:]
+    if top_k:  # a sampling aid for people; training never uses it
+        text = text.masked_fill(text < text.topk(min(top_k, V)).values[:, -1:], -torch.inf)
+    spoken = draw(text, u[:, 1], temperature)
+    if think.shape[1] == 0:
+        return spoken
+    is_think = must
+    if may is not must:  # forced thinking has no gate, and passes the same tensor twice
+        gap = gate_logit(logits, V)
+        is_think = must | (may & (gap > 0 if think_temperature == 0 else u[:, 0] < torch.sigmoid(gap)))
+    return torch.where(is_think, V + draw(think, u[:, 1], think_temperature), spoken)
+
+
+def draw(logits: Tensor, u: Tensor, temperature: float) -> Tensor:  # [R, n], [R] -> [R]
+    """One id a row from softmax(logits / temperature); temperature 0: the likeliest."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    return inverse_cdf(((logits - logits.amax(-1, keepdim=True)) / temperature).exp(), u)
+
+
+@torch.no_grad()
+def rollout(model: GPT, text: Tensor, P: int, S: int, rules: Rules, u: Tensor, temperature: float = 1.0,
+            think_temperature: float | None = None, top_k: int = 0, offset: int = 0,
+            replace: Tensor | None = None) -> Rollout:
+    """Sample R rows of P + S text tokens and at most M thoughts each.
+
+    text [R, given]: the given text, P <= given <= P + S; the prompt, text[:, :P], holds no thoughts.
+    u [T - P, R, 2]: uniforms, drawn by the caller, so that a row's luck is its own and a run repeats to the bit.
+    offset: the position of the first token. replace [R, T] int64: where >= 0, the id that a *thought* at this
+    place is replaced by once it was sampled (interventions). Raises ValueError past the model's context.
+    """
+    R, given = text.shape
+    M = rules.budget if rules.think != "never" else 0
+    T, V, dev = P + S + M, model.config.vocab_size, text.device
+    if offset + T > model.config.n_ctx:
+        raise ValueError(f"{P} prompt + {S} new text tokens + {M} thoughts do not fit the context of {model.config.n_ctx}")
+    think_temperature = temperature if think_temperature is None else think_temperature
+    table, cache, places = rules.table(model), model.new_cache(R, T), torch.arange(T, device=dev)
+    ids = torch.zeros(R, T, dtype=torch.long, device=dev)
+    ids[:, :P] = text[:, :P]
+    is_think, is_text, gated = (torch.zeros(R, T, dtype=torch.bool, device=dev) for _ in range(3))
+    is_text[:, :P] = True
+    hs = []
+    n_text, k, used = (torch.full((R,), v, device=dev) for v in (P, 0, 0))
+    last_text, last_thought = text[:, P - 1], torch.full((R, 1), -1, device=dev)
+    seen = visible(is_think[:, :P], rules.window)
+    mask = torch.zeros(R if rules.window else 1, 1, P, T, dtype=torch.bool, device=dev)
+    mask[..., :P] = seen if seen is not None else torch.ones(P, P, dtype=torch.bool, device=dev).tril()
+    h = model(ids[:, :P], places[:P] + offset, mask, cache, places[:P])
+    hs.append(h)
+    for t in range(P, T):
+        logits = model.logits(h[:, -1])  # [R, V + N]
+        done = n_text >= P + S
+        may = table[last_text] & (k < rules.max_thoughts) & (used < M) & ~done
+        must = may if rules.think == "forced" else torch.zeros_like(may)
+        gated[:, t] = may & ~must
+        chosen = choose(logits, V, may, must, u[t - P], temperature, think_temperature, top_k)
+        thinks = chosen >= V
+        data = n_text < given
+        spoken = torch.where(data, text.gather(1, n_text.clamp(max=given - 1).unsqueeze(1)).squeeze(1), chosen)
+        token = torch.where(thinks, chosen, spoken)
+        if replace is not None:
+            token = torch.where(thinks & (replace[:, t] >= 0), replace[:, t], token)
+        speaks = ~thinks & ~done
+        ids[:, t], is_think[:, t], is_text[:, t] = token.masked_fill(done, 0), thinks & ~done, speaks
+        n_text, used, k = n_text + speaks, used + thinks, torch.where(thinks, k + 1, 0)
+        last_text = torch.where(speaks, token, last_text)
+        last_thought = torch.where(thinks.unsqueeze(1), t, last_thought)
+        if t + 1 < T:
+            see = places <= t
+            if rules.window:
+                see = (see & (t - places < rules.window)) | (places == last_thought)  # [R, T]
+            h = model(ids[:, t:t + 1], places[t:t + 1] + offset, see.view(-1, 1, 1, T), cache, places[t:t + 1])
+            hs.append(h)
+    hs.append(torch.zeros_like(h[:, -1:]))  # nothing follows the last place, so nobody asked for its state
+    place = is_text.float().argsort(dim=1, descending=True, stable=True)[:, :P + S]  # text first, in order
+    slot = is_text.cumsum(1) - is_text.long() - 1
+    return Rollout(ids, is_think, is_text, slot, gated, is_text & (slot + 1 < given),
+                   torch.cat(hs, 1), ids.gather(1, place), place, P)
+
+
+@torch.no_grad()
+def naive_rollout(model: GPT, text: Tensor, P: int, S: int, rules: Rules, u: Tensor, temperature: float = 1.0) -> list[list[int]]:
+    """The same rows one by one, each step a forward over everything so far: what `rollout` must be equal to."""
+    V, table, out = model.config.vocab_size, rules.table(model), []
+    for r, given in enumerate(text.tolist()):
+        ids, spoken, k, used = given[:P], P, 0, 0
+        while spoken < P + S:
+            now = torch.tensor([ids], device=text.device)
+            logits = model.logits(model(now, mask=visible(now >= V, rules.window))[:, -1])
+            last_text = [i for i in ids if i < V][-1]
+            may = table[last_text].view(1) & (rules.think != "never" and k < rules.max_thoughts and used < rules.budget)
+            must = may & (rules.think == "forced")
+            i = choose(logits, V, may, must, u[len(ids) - P, r:r + 1], temperature, temperature).item()
+            thinks = i >= V
+            ids.append(i if thinks or spoken >= len(given) else given[spoken])
+            spoken, used, k = spoken + (not thinks), used + thinks, k + 1 if thinks else 0
+        out.append(ids)
+    return out
