@@ -74,12 +74,14 @@ class Cups:
         # A thought helps after each move: forced thinking means these slots.
         self.think_after = self.move_ids.tolist()
 
-    def _length(self, rng: np.random.Generator, n_max: int | None) -> int:
-        """Moves of one round: geometric (the language), or uniform in 1..n_max (a curriculum's stage)."""
-        return int(rng.geometric(self.hazard)) if n_max is None else int(rng.integers(1, n_max + 1))
+    def _length(self, rng: np.random.Generator, n_max: int | None, peak: float) -> int:
+        """Moves of one round: geometric (the language), or n_max with probability `peak`, else uniform in 1..n_max."""
+        if n_max is None:
+            return int(rng.geometric(self.hazard))
+        return n_max if peak > 0 and rng.random() < peak else int(rng.integers(1, n_max + 1))
 
     def story(self, rng: np.random.Generator, S: int, n_max: int | None = None, exact: int | None = None,
-              ends_open: bool = False, lies: float = 0.0) -> tuple[list[int], list[int], list[int], list[bool]]:
+              ends_open: bool = False, lies: float = 0.0, peak: float = 0.0) -> tuple[list[int], list[int], list[int], list[bool]]:
         """S tokens of one story: ids, state, n, pays, each of length S.
 
         exact: the first round has just that many moves. ends_open: the last token is the ":" of a new round,
@@ -97,7 +99,7 @@ class Cups:
             say(self.id[" Moves"], 0), say(self.id[":"], 0)
             if len(ids) >= S:
                 break
-            k = exact or self._length(rng, n_max)
+            k = exact or self._length(rng, n_max, peak)
             left = S - len(ids)
             if ends_open and left < 2 * k + 6 + 8:  # no further round would fit after this one: fill exactly
                 k = (left - 6) // 2
@@ -112,12 +114,12 @@ class Cups:
         return ids[:S], state[:S], n[:S], pays[:S]
 
     def batch(self, B: int, S: int, seed: int, step: int, purpose: str, n_max: int | None = None,
-              exact: int | None = None, ends_open: bool = False, lies: float = 0.0) -> Batch:
+              exact: int | None = None, ends_open: bool = False, lies: float = 0.0, peak: float = 0.0) -> Batch:
         """B stories of S tokens each. Raises ValueError for a prompt length that no story has."""
         if ends_open and (S < 9 or S % 2 == 0 or 9 < S < 17):
             raise ValueError(f"a prompt of cups ends with 'Moves:': 9, 17, 19, 21, ... tokens, not {S}")
         rng = seeded(seed, step, purpose)
-        ids, state, n, pays = zip(*(self.story(rng, S, n_max, exact, ends_open, lies) for _ in range(B)))
+        ids, state, n, pays = zip(*(self.story(rng, S, n_max, exact, ends_open, lies, peak) for _ in range(B)))
         return Batch(np.array(ids), np.array(pays), np.array(state), np.array(n))
 
     def check(self, ids: list[int]) -> list[tuple[int, bool]]:

@@ -3,6 +3,7 @@
 torch.hub does the work (a bar, a temporary file, a hash while it reads); this adds a length check, because
 a connection that is cut ends a read without an error, and one clear line for each way that it can fail.
 """
+import http.client
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -31,8 +32,10 @@ def download(url: str, path: Path, sha256: str | None = None) -> Path:
         part.rename(path)
     except urllib.error.HTTPError as e:
         raise ValueError(f"{url} answered {e.code} {e.reason}; check the address, {by_hand}") from e
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as e:
+    except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as e:
         raise ValueError(f"no connection to {url} ({getattr(e, 'reason', e)}); try again with a network, {by_hand}") from e
+    except OSError as e:
+        raise ValueError(f"{path} can't be written ({e.strerror or e})") from e
     except RuntimeError as e:  # torch.hub's word for a hash that differs
         raise ValueError(f"{url} is not the file that was expected (its sha256 differs); try again, {by_hand}") from e
     finally:

@@ -45,8 +45,10 @@ def given_stories(model: GPT, cups: Cups, rules: Rules, each: int, seed: int = 0
     out = {}
     pairs = [("accuracy_by_n", ro)]
     if ro.is_think.any():
+        # thoughts of the neighbour with the same n, wherever it had one at this place, all along the story
         other = torch.where(ro.is_think, ro.ids, -1).view(N_MAX, each, -1).roll(1, 1).flatten(0, 1)
-        pairs.append(("accuracy_shuffled_by_n", rollout(model, ids, P, S, rules, u, temperature=0.0, replace=other)))
+        swap = rollout(model, ids, P, S, rules, u, temperature=0.0, edit=lambda t, z: torch.where(other[:, t] >= 0, other[:, t], z))
+        pairs.append(("accuracy_shuffled_by_n", swap))
     for name, r in pairs:
         _, hit = slot_rewards(model, r, None, None, None)
         out[name], out["answers_by_n"] = by_n(n[:, P:][pays[:, P:]], hit[pays[:, P:]])

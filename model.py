@@ -10,7 +10,6 @@ Letters: R rows of a batch, T positions, C width, H heads, D = C / H, L layers, 
 """
 import json
 import math
-import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -137,10 +136,15 @@ class GPT(nn.Module):
             x = block(x, mask, cache[i] if cache is not None else None, at)
         return self.ln_f(x)
 
+    def text_logits(self, h: Tensor) -> Tensor:  # [..., C] -> [..., V]
+        return h @ self.wte.weight.T
+
+    def think_logits(self, h: Tensor) -> Tensor:  # [..., C] -> [..., N]
+        return h @ self.think.T + self.think_offset
+
     def logits(self, h: Tensor) -> Tensor:  # [..., C] -> [..., V + N]
         # two products side by side: the text logits are computed exactly as they were before the model grew
-        text = h @ self.wte.weight.T
-        return torch.cat([text, h @ self.think.T + self.think_offset], -1) if len(self.think) else text
+        return torch.cat([self.text_logits(h), self.think_logits(h)], -1) if len(self.think) else self.text_logits(h)
 
     def new_cache(self, R: int, T_max: int) -> list[Tensor]:
         """One [2, R, H, T_max, D] tensor of keys and values a layer. (All layers in one tensor would be 12 times
@@ -190,15 +194,16 @@ def gate_logit(logits: Tensor, V: int) -> Tensor:  # [..., V + N] -> [...]
 
 def from_openai(state: dict[str, Tensor], n_head: int | None = None) -> GPT:
     """A GPT-2 state dict in Hugging Face's layout, of any size -> our model. Raises ValueError on a wrong shape."""
-    state = {k.removeprefix("transformer."): v for k, v in state.items()}
-    drop = ("attn.bias", "attn.masked_bias", "lm_head.weight")  # causal masks, and wte a second time
-    state = {k: v.float() for k, v in state.items() if not k.endswith(drop)}
+    drop = (".attn.bias", ".attn.masked_bias", "lm_head.weight")  # causal masks, and wte a second time
     try:
+        state = {k.removeprefix("transformer."): v.float() for k, v in state.items() if not k.endswith(drop)}
         (V, C), (n_ctx, _) = state["wte.weight"].shape, state["wpe.weight"].shape
-    except (KeyError, ValueError) as e:
+    except (AttributeError, KeyError, ValueError) as e:
         raise ValueError(f"these are no GPT-2 weights in Hugging Face's layout ({e})") from e
-    L = sum(k.endswith("ln_1.weight") for k in state)
-    model = GPT(Config(L, n_head or C // 64, C, n_ctx, V))
+    L, n_head = sum(k.endswith("ln_1.weight") for k in state), n_head or max(1, C // 64)
+    if C % n_head:
+        raise ValueError(f"a width of {C} can't be shared by {n_head} heads")
+    model = GPT(Config(L, n_head, C, n_ctx, V))
     # OpenAI stored Linear weights as [in, out]; ours are torch's [out, in]
     state = {k: v.T.contiguous() if k.endswith(TRANSPOSED) else v for k, v in state.items()}
     return _fill(model, {"think": model.think.data, "think_offset": model.think_offset.data, **state})
@@ -226,7 +231,7 @@ def load(name: str | Path) -> GPT:
     if path.is_dir():
         try:
             n_head = json.loads((path / "config.json").read_text())["n_head"]
-        except (OSError, ValueError, KeyError) as e:
+        except (OSError, ValueError, KeyError, TypeError) as e:
             raise ValueError(f"{path} has no config.json of a GPT-2 (with n_head)") from e
         found = [path / f for f in ("model.safetensors", "pytorch_model.bin") if (path / f).exists()]
         if not found:
@@ -235,20 +240,27 @@ def load(name: str | Path) -> GPT:
     state = _read(path)
     if "config" not in state:
         return from_openai(state, n_head)
-    return _fill(GPT(Config(**state["config"]), state["text_ids"]), state["model"])
+    try:
+        return _fill(GPT(Config(**state["config"]), state["text_ids"]), state["model"])
+    except (KeyError, TypeError) as e:
+        raise ValueError(f"{path} has a config, but is no checkpoint of ours ({e})") from e
 
 
 def _read(path: Path) -> dict:
     """A file of weights, never one that runs code (weights_only)."""
     if path.suffix == ".safetensors":
         try:
+            from safetensors import SafetensorError
             from safetensors.torch import load_file
         except ImportError as e:
             raise ValueError(f"{path} needs `pip install safetensors`, or save it as pytorch_model.bin") from e
-        return load_file(str(path))
+        try:
+            return load_file(str(path))
+        except (OSError, SafetensorError) as e:
+            raise ValueError(f"{path} can't be read as weights, it is damaged ({type(e).__name__})") from e
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError) as e:
+    except Exception as e:  # damage can meet the reader of pickles anywhere: IndexError, RuntimeError, OSError, ...
         raise ValueError(f"{path} can't be read as weights, it is damaged or holds something else "
                          f"({type(e).__name__})") from e
     if not isinstance(state, dict):

@@ -167,10 +167,10 @@ def rollout_loss(model: GPT, h: Tensor, ro: Rollout, adv: Tensor, pays: Tensor |
         columns.append(t_states.gather(1, slot.unsqueeze(-1).expand(-1, -1, t_states.shape[-1])))
     # where no thought was possible the N thinking logits play no part: on cups that is two places of three
     thinking, speaking = is_think | gated, is_text & ~gated
-    total, entropy = 0.0, 0.0
+    total, entropy = h.new_zeros(()), h.new_zeros(())
     for where, think in ((thinking, model.think), (speaking, model.think[:0])):
         if where.any():
             value, stat = _Pieces.apply(left[where], model.wte.weight, think, model.think_offset, loss,
                                         [c[where] for c in columns])
-            total, entropy = total + value, entropy + stat
-    return total, {"entropy": float(entropy), "thoughts": int(is_think.sum())}
+            total, entropy = total + value, entropy + stat.detach()
+    return total, {"entropy": entropy.item(), "thoughts": int(is_think.sum())}

@@ -12,7 +12,8 @@ Left out on purpose: gradients (reward.py runs one forward over what was sampled
 Knows model.py only. Letters: R rows, P prompt tokens, S new text tokens, K thoughts a slot, M thoughts a row,
 T = P + S + M places, V text rows, N thinking rows, C width.
 """
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -62,6 +63,10 @@ class Rollout:
     place: Tensor
     P: int
 
+    def rows(self, start: int, stop: int) -> "Rollout":
+        """Some of the rows, for a gradient pass in pieces."""
+        return Rollout(*(getattr(self, f.name)[start:stop] for f in fields(self)[:-1]), self.P)
+
 
 def visible(is_think: Tensor, window: int) -> Tensor | None:  # [R, T] bool -> [R, 1, T, T] bool, or None for causal
     """Who sees whom: the last `window` tokens and the last thought. The one mask of prefill, decode and gradient.
@@ -84,7 +89,7 @@ def inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:  # [R, n] >= 0, [R] in [0
     On CPU torch.multinomial takes 28 ms for [16, 52305] and this takes under 3.
     """
     R, n = weights.shape
-    blocks = torch.nn.functional.pad(weights, (0, -n % 256)).view(R, -1, 256)
+    blocks = torch.nn.functional.pad(weights, (0, -n % 256)).view(R, (n + 255) // 256, 256)
     sums = blocks.sum(-1)  # [R, blocks]
     ends = sums.cumsum(-1)
     target = u.unsqueeze(-1) * ends[:, -1:]  # [R, 1]
@@ -116,41 +121,47 @@ def action_logp(logits: Tensor, V: int, ids: Tensor, gated: Tensor, given: Tenso
     return torch.where(gated, gate, 0.0) + torch.where(given, 0.0, chosen)
 
 
-def choose(logits: Tensor, V: int, may: Tensor, must: Tensor, u: Tensor, temperature: float,
-           think_temperature: float, top_k: int = 0) -> Tensor:  # [R, V + N], V, [R], [R], [R, 2] -> [R]
-    """Think or speak, then which: `may` opens the gate, `must` decides for it. Temperature 0 is the likeliest
-    choice, level by level (the joint argmax would hardly ever think: p_think is spread over N rows). Both groups
-    are drawn from and one is taken: cheaper than masking one of them with -inf, whose exp() is slow on CPU."""
-    text, think = logits[:, :V], logits[:, V:]
+def choose(text_logits: Tensor, think_logits: Tensor | None, who: Tensor | slice, may: Tensor, free: bool, u: Tensor,
+           temperature: float, think_temperature: float, top_k: int = 0) -> tuple[Tensor, Tensor]:
+    # [R, V], [len(who), N] or None, rows that think_logits belongs to, [R], bool, [R, 2] -> [R] ids, [R] is_think
+    """Think or speak, then which. `may`: the rows whose slot is open; free: their gate decides, else they must.
+
+    Temperature 0 is the likeliest choice level by level: the joint argmax would hardly ever think, since p_think
+    is spread over N rows. Both groups are drawn from and one is taken, which costs less than masking with -inf.
+    """
+    V = text_logits.shape[1]
     if top_k:  # a sampling aid for people; training never uses it
-        text = text.masked_fill(text < text.topk(min(top_k, V)).values[:, -1:], -torch.inf)
-    spoken = draw(text, u[:, 1], temperature)
-    if think.shape[1] == 0:
-        return spoken
-    is_think = must
-    if may is not must:  # forced thinking has no gate, and passes the same tensor twice
-        gap = gate_logit(logits, V)
-        is_think = must | (may & (gap > 0 if think_temperature == 0 else u[:, 0] < torch.sigmoid(gap)))
-    return torch.where(is_think, V + draw(think, u[:, 1], think_temperature), spoken)
+        text_logits = text_logits.masked_fill(text_logits < text_logits.topk(min(top_k, V)).values[:, -1:], -torch.inf)
+    ids = draw(text_logits, u[:, 1], temperature)
+    if think_logits is None:
+        return ids, torch.zeros_like(may)
+    is_think = may
+    if free:
+        gap = think_logits.logsumexp(-1) - text_logits.logsumexp(-1)
+        is_think = may & (gap > 0 if think_temperature == 0 else u[:, 0] < torch.sigmoid(gap))
+    thought = ids.clone()
+    thought[who] = V + draw(think_logits, u[who, 1], think_temperature)
+    return torch.where(is_think, thought, ids), is_think
 
 
 def draw(logits: Tensor, u: Tensor, temperature: float) -> Tensor:  # [R, n], [R] -> [R]
     """One id a row from softmax(logits / temperature); temperature 0: the likeliest."""
     if temperature == 0:
         return logits.argmax(-1)
-    return inverse_cdf(((logits - logits.amax(-1, keepdim=True)) / temperature).exp(), u)
+    logits = logits if temperature == 1 else logits / temperature
+    return inverse_cdf((logits - logits.amax(-1, keepdim=True)).exp_(), u)
 
 
 @torch.no_grad()
 def rollout(model: GPT, text: Tensor, P: int, S: int, rules: Rules, u: Tensor, temperature: float = 1.0,
             think_temperature: float | None = None, top_k: int = 0, offset: int = 0,
-            replace: Tensor | None = None) -> Rollout:
+            edit: Callable[[int, Tensor], Tensor] | None = None) -> Rollout:
     """Sample R rows of P + S text tokens and at most M thoughts each.
 
     text [R, given]: the given text, P <= given <= P + S; the prompt, text[:, :P], holds no thoughts.
     u [T - P, R, 2]: uniforms, drawn by the caller, so that a row's luck is its own and a run repeats to the bit.
-    offset: the position of the first token. replace [R, T] int64: where >= 0, the id that a *thought* at this
-    place is replaced by once it was sampled (interventions). Raises ValueError past the model's context.
+    offset: the position of the first token. edit(place, ids [R]) -> ids [R]: what thoughts are overwritten by once
+    they were sampled (for interventions). Raises ValueError past the model's context.
     """
     R, given = text.shape
     M = rules.budget if rules.think != "never" else 0
@@ -158,6 +169,7 @@ def rollout(model: GPT, text: Tensor, P: int, S: int, rules: Rules, u: Tensor, t
     if offset + T > model.config.n_ctx:
         raise ValueError(f"{P} prompt + {S} new text tokens + {M} thoughts do not fit the context of {model.config.n_ctx}")
     think_temperature = temperature if think_temperature is None else think_temperature
+    free = rules.think == "free"
     table, cache, places = rules.table(model), model.new_cache(R, T), torch.arange(T, device=dev)
     ids = torch.zeros(R, T, dtype=torch.long, device=dev)
     ids[:, :P] = text[:, :P]
@@ -172,18 +184,18 @@ def rollout(model: GPT, text: Tensor, P: int, S: int, rules: Rules, u: Tensor, t
     h = model(ids[:, :P], places[:P] + offset, mask, cache, places[:P])
     hs.append(h)
     for t in range(P, T):
-        logits = model.logits(h[:, -1])  # [R, V + N]
         done = n_text >= P + S
         may = table[last_text] & (k < rules.max_thoughts) & (used < M) & ~done
-        must = may if rules.think == "forced" else torch.zeros_like(may)
-        gated[:, t] = may & ~must
-        chosen = choose(logits, V, may, must, u[t - P], temperature, think_temperature, top_k)
-        thinks = chosen >= V
-        data = n_text < given
-        spoken = torch.where(data, text.gather(1, n_text.clamp(max=given - 1).unsqueeze(1)).squeeze(1), chosen)
-        token = torch.where(thinks, chosen, spoken)
-        if replace is not None:
-            token = torch.where(thinks & (replace[:, t] >= 0), replace[:, t], token)
+        # forced thinking on a CPU, where looking costs nothing: only rows that are about to think get the N logits
+        # (on cups one in five); elsewhere all rows get them, so that shapes stay and nobody waits for the GPU
+        who = may.nonzero().squeeze(1) if not free and dev.type == "cpu" else slice(None)
+        chosen, thinks = choose(model.text_logits(h[:, -1]), model.think_logits(h[who, -1]) if M else None, who, may, free,
+                                u[t - P], temperature, think_temperature, top_k)
+        gated[:, t] = may & free
+        speaks_data = ~thinks & (n_text < given)
+        token = torch.where(speaks_data, text.gather(1, n_text.clamp(max=given - 1).unsqueeze(1)).squeeze(1), chosen)
+        if edit is not None:
+            token = torch.where(thinks, edit(t, token), token)
         speaks = ~thinks & ~done
         ids[:, t], is_think[:, t], is_text[:, t] = token.masked_fill(done, 0), thinks & ~done, speaks
         n_text, used, k = n_text + speaks, used + thinks, torch.where(thinks, k + 1, 0)
@@ -210,11 +222,11 @@ def naive_rollout(model: GPT, text: Tensor, P: int, S: int, rules: Rules, u: Ten
         ids, spoken, k, used = given[:P], P, 0, 0
         while spoken < P + S:
             now = torch.tensor([ids], device=text.device)
-            logits = model.logits(model(now, mask=visible(now >= V, rules.window))[:, -1])
+            h = model(now, mask=visible(now >= V, rules.window))[:, -1]
             last_text = [i for i in ids if i < V][-1]
             may = table[last_text].view(1) & (rules.think != "never" and k < rules.max_thoughts and used < rules.budget)
-            must = may & (rules.think == "forced")
-            i = choose(logits, V, may, must, u[len(ids) - P, r:r + 1], temperature, temperature).item()
+            i = choose(model.text_logits(h), model.think_logits(h), slice(None), may, rules.think == "free",
+                       u[len(ids) - P, r:r + 1], temperature, temperature)[0].item()
             thinks = i >= V
             ids.append(i if thinks or spoken >= len(given) else given[spoken])
             spoken, used, k = spoken + (not thinks), used + thinks, k + 1 if thinks else 0

@@ -41,6 +41,9 @@ def gpt2_encoding() -> tiktoken.Encoding:
     # tiktoken keeps a copy of whatever it loads in a shared temporary folder; "" turns that off
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", "")
     try:
+        # tiktoken looks at the hash only of what it caches, and half a file would be a smaller vocabulary to it
+        if hashlib.sha256(RANKS.read_bytes()).hexdigest() != RANKS_SHA256:
+            raise ValueError("its sha256 differs")
         ranks = load_tiktoken_bpe(str(RANKS), expected_hash=RANKS_SHA256)
     except (OSError, ValueError) as e:
         raise ValueError(f"assets/{RANKS.name} is missing or damaged ({type(e).__name__}): restore it with "

@@ -1,0 +1,91 @@
+"""A prompt, continued, with its thoughts in colour.
+
+    python sample.py --prompt "The ball is under cup B."
+    python sample.py --prompt "..." --hide_thoughts             # what a reader without the thinking rows would see
+    python sample.py --prompt "..." --replace 3=17              # every <think3> is overwritten by <think17>
+    python sample.py --prompt "..." --html page.html
+
+Prompt red, own text dark blue, thoughts cyan. A model thinks under the rules it was trained with (window, where
+thoughts are forced, how many); they are in its checkpoint. Without a checkpoint it says what to run.
+
+Left out on purpose: batching of different prompts (GPT-2's absolute positions break under padding), chat.
+"""
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from evaluate import uniforms
+from model import load
+from rollout import Rules, rollout
+from tokenizer import Tokenizer, html_page, use_color
+from train import Parser
+
+
+def parse() -> argparse.Namespace:
+    p = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    p.add_argument("--prompt", default="The ball is under cup B. Moves:", help="text to continue")
+    p.add_argument("--checkpoint", type=Path, default=Path("out/ckpt.pt"), help="made by train.py (out/ckpt.pt)")
+    p.add_argument("--new_tokens", type=int, default=48, help="text tokens to write")
+    p.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest, for text and thoughts")
+    p.add_argument("--top_k", type=int, default=0, help="only the k likeliest text tokens; 0: all")
+    p.add_argument("--samples", type=int, default=4)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--color", choices=["auto", "always", "never"], default="auto")
+    p.add_argument("--html", type=Path, help="write the samples to this page as well")
+    p.add_argument("--hide_thoughts", action="store_true", help="print text alone")
+    p.add_argument("--replace", metavar="I=J", action="append", default=[], help="think I becomes think J; may be repeated")
+    args = p.parse_args()
+    args.error = p.error
+    return args
+
+
+def overwritten(pairs: list[str], V: int, N: int) -> torch.Tensor:
+    """["3=17"] -> [V + N] table of what each id becomes. Raises ValueError for anything but two thoughts."""
+    table = torch.arange(V + N)
+    for pair in pairs:
+        left, _, right = pair.partition("=")
+        if not (left.isdigit() and right.isdigit() and int(left) < N and int(right) < N):
+            raise ValueError(f"--replace wants two numbers of thoughts below {N}, as in 3=17, not {pair!r}")
+        table[V + int(left)] = V + int(right)
+    return table
+
+
+def main() -> None:
+    args = parse()
+    try:
+        if not args.checkpoint.exists():
+            raise ValueError(f"there is no {args.checkpoint} yet: make one with `python train.py --think_vocab 2048`")
+        saved = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
+        model = load(args.checkpoint)
+        rules = Rules(**saved.get("rules", {"think": "never"}))
+        tokenizer = Tokenizer(model.text_ids, model.config.think_vocab)
+        if not args.prompt:
+            raise ValueError("--prompt is empty: GPT-2 needs at least one token to continue")
+        for flag, least in (("new_tokens", 1), ("samples", 1), ("temperature", 0), ("top_k", 0), ("seed", 0)):
+            if getattr(args, flag) < least:
+                raise ValueError(f"--{flag} must be at least {least}, not {getattr(args, flag)}")
+        ids = tokenizer.encode(args.prompt)
+        P, S = len(ids), args.new_tokens
+        rules.budget = min(S * rules.max_thoughts, model.config.n_ctx - P - S) if rules.budget else 0
+        table = overwritten(args.replace, tokenizer.V, tokenizer.N)
+        u = uniforms(args.seed, 0, "rollout", max(S + rules.budget, 1), args.samples, "cpu")
+        ro = rollout(model, torch.tensor([ids] * args.samples), P, S, rules, u, args.temperature, top_k=args.top_k,
+                     edit=lambda _, ids: table[ids])
+    except (ValueError, OSError) as e:
+        args.error(str(e))
+    rows = [[int(i) for i, real in zip(row, kept) if real] for row, kept in zip(ro.ids, ro.is_text | ro.is_think)]
+    style = "ansi" if use_color(args.color, sys.stdout) else "plain"
+    for row in rows:
+        print(tokenizer.show(row, P, style, thoughts=not args.hide_thoughts), end="\n\n")
+    if args.html:
+        page = html_page([tokenizer.show(row, P, "html", thoughts=not args.hide_thoughts) for row in rows], args.prompt)
+        try:
+            args.html.write_text(page, encoding="utf-8")
+        except OSError as e:
+            args.error(str(e))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,388 @@
+"""Teach GPT-2 to think in tokens of its own, by reward alone.
+
+    python train.py --think_vocab 2048                       # approach A, `teacher`: free rollouts, judged
+    python train.py --approach stream --think_vocab 2048     # thoughts between the tokens of a given text
+
+One step: 1 take text, 2 roll out siblings, 3 score, 4 advantage, 5 one gradient step. With a GPU this is GPT-2
+on WebText, without one the shipped `pico` on the built-in game `cups`; every default is printed with its reason.
+
+What is left out of GRPO and PPO, and why: ratio and clip (one step per rollout: the ratio is 1), the old
+log-probs' forward (same reason), a reference model's KL (a teacher is in the reward; a pull to the base made
+results no better in the papers that tried), value network (siblings are the baseline), workers.
+"""
+import argparse
+import difflib
+import json
+import math
+import os
+import time
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from data import Cups, open_data, seeded
+from evaluate import evaluate, uniforms
+from model import GPT, PICO, SIZES, Config, as_checkpoint, load
+from reward import advantage, returns_to_go, rollout_loss, sibling_spread, slot_rewards, teacher_states
+from rollout import Rollout, Rules, rollout, visible
+from tokenizer import Tokenizer, html_page
+
+ENTROPY_WEIGHT, ENTROPY_GAIN = 0.05, 0.7  # weight at the target, and how hard it answers to a nat beside it
+
+
+class Parser(argparse.ArgumentParser):
+    """One clear line and exit code 2, with the nearest flag's name."""
+
+    def error(self, message: str):
+        if message.startswith("unrecognized arguments"):
+            flags = [f for action in self._actions for f in action.option_strings]
+            near = difflib.get_close_matches(message.split()[2].split("=")[0], flags, 1)
+            message += f" (did you mean {near[0]}?)" if near else " (python train.py --help lists them)"
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    p = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    whole, real = int, float
+    # what is learnt, from what
+    p.add_argument("--approach", choices=["teacher", "stream"], default="teacher", help="who pays for a thought")
+    p.add_argument("--thoughts", choices=["tokens", "filler", "none"], default="tokens", help="filler: one learnt row; none: no slot")
+    p.add_argument("--model", help=f"scratch, {', '.join([*PICO, *SIZES])} or a path")
+    p.add_argument("--teacher", help="as --model; only --approach teacher has one")
+    p.add_argument("--layers", type=whole, help="of --model scratch (1)")
+    p.add_argument("--width", type=whole, help="of --model scratch (64)")
+    p.add_argument("--data", help="cups, webtext, or a .txt or .jsonl file")
+    p.add_argument("--cups", type=whole, help="how many cups (3)")
+    p.add_argument("--swaps", type=whole, help="the longest round that a curriculum reaches (10)")
+    # thoughts
+    p.add_argument("--think_vocab", type=whole, help="N, the number of thinking rows (2048)")
+    p.add_argument("--think", choices=["free", "forced"], help="may the model choose when to think?")
+    p.add_argument("--think_prior", type=real, help="mean p_think at birth")
+    p.add_argument("--max_thoughts", type=whole, help="K, thoughts in a row at one slot (1)")
+    p.add_argument("--budget", type=whole, help="M, thoughts in a whole rollout")
+    p.add_argument("--think_cost", type=real, help="nats that a free thought costs")
+    p.add_argument("--window", type=whole, help="tokens back that are seen beside the last thought; 0: all")
+    # rollouts
+    p.add_argument("--prompts", type=whole, help="B, contexts a step")
+    p.add_argument("--samples", type=whole, help="G, siblings of a context")
+    p.add_argument("--prompt_tokens", type=whole, help="P, real text that a rollout starts from")
+    p.add_argument("--new_tokens", type=whole, help="S, text tokens that follow")
+    p.add_argument("--temperature", type=real, help="of sampling; 1 is on-policy")
+    p.add_argument("--micro_batch", type=whole, help="rows in one gradient forward: less memory, same gradient")
+    # learning
+    p.add_argument("--steps", type=whole)
+    p.add_argument("--lr", type=real, help="learning rate of GPT-2's own parameters")
+    p.add_argument("--think_lr", type=real, help="learning rate of the thinking rows")
+    p.add_argument("--entropy", type=real, help="target entropy of g, as a share of log N")
+    p.add_argument("--gamma", type=real, help="discount per text token")
+    p.add_argument("--baseline", choices=["loo", "batch", "none"], help="what a return is compared with")
+    p.add_argument("--beta", type=real, help="weight of the own log-prob in the teacher's reward (1: reverse KL)")
+    p.add_argument("--text_grad", choices=["exact", "sampled"], help="teacher: gradient of text rows")
+    p.add_argument("--answer_grad", choices=["on", "off"], help="stream: train p_text of the paying tokens directly")
+    p.add_argument("--curriculum", choices=["on", "off"], help="stream on cups: rounds of 1 move first")
+    # the run
+    p.add_argument("--seed", type=whole, default=0)
+    p.add_argument("--eval_every", type=whole, help="steps between evaluations and checkpoints")
+    p.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+    p.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="of matrix products")
+    p.add_argument("--compile", choices=["auto", "on", "off"], default="auto", help="torch.compile for the rollout")
+    p.add_argument("--out", type=Path, default=Path("out"), help="folder for checkpoint, log and pictures")
+    p.add_argument("--resume", action="store_true", help="go on from OUT/ckpt.pt, with its settings")
+    args = p.parse_args(argv)
+    args.error = p.error
+    return args
+
+
+ONLY = {  # flags that mean something in one setting alone; anywhere else they are refused
+    "teacher": "approach teacher", "beta": "approach teacher", "text_grad": "approach teacher",
+    "answer_grad": "approach stream", "curriculum": "approach stream on cups",
+    "layers": "model scratch", "width": "model scratch", "cups": "data cups", "swaps": "approach stream on cups",
+}
+ON_CUPS = dict(think="forced", window=5, lr=2e-3, think_lr=2e-3, samples=8, entropy=0.5, gamma=0.9, think_cost=0.0)
+ON_TEXT = dict(think="free", window=0, lr=1e-5, think_lr=1e-3, samples=4, entropy=0.5, gamma=0.95, think_cost=0.0,
+               prompts=8, prompt_tokens=64, new_tokens=64, budget=32, steps=1000, think_prior=0.1, eval_every=100)
+DEFAULTS = {
+    ("teacher", "cups"): ON_CUPS | dict(prompts=16, prompt_tokens=9, new_tokens=48, budget=20, steps=300, think_prior=0.5, eval_every=100),
+    ("stream", "cups"): ON_CUPS | dict(prompts=16, prompt_tokens=9, new_tokens=32, budget=16, steps=500, think_prior=0.5, eval_every=100),
+    ("teacher", "text"): ON_TEXT, ("stream", "text"): ON_TEXT,
+}
+
+
+def resolve(args: argparse.Namespace) -> dict:
+    """Fill in what was not said. Prints the choices that depend on the machine, with their reason. Raises ValueError."""
+    gpu = torch.cuda.is_available() and args.device in ("auto", "cuda")
+    if args.device == "cuda" and not gpu:
+        raise ValueError("--device cuda: torch sees no CUDA device here; try --device auto")
+    if args.device == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("--device mps: torch sees no Apple GPU here; try --device auto")
+    why = "a GPU is there" if gpu else "there is no GPU"
+    a = {k: v for k, v in vars(args).items() if k not in ("error", "out", "resume")}
+    a["device"] = "cuda" if gpu else args.device if args.device != "auto" else "cpu"
+    said = {k for k, v in a.items() if v is not None}
+    a["data"] = a["data"] or ("webtext" if gpu else "cups")
+    cups = a["data"] == "cups"
+    small = "scratch" if a["approach"] == "stream" else "pico"
+    a["model"] = a["model"] or (small if cups else "gpt2")
+    a["teacher"] = (a["teacher"] or ("pico" if cups else "gpt2")) if a["approach"] == "teacher" else None
+    settings = {f"approach {a['approach']}", f"data {'cups' if cups else 'text'}", f"model {a['model']}"}
+    settings |= {f"approach {a['approach']} on cups"} if cups else set()
+    for flag, setting in ONLY.items():
+        if flag in said and setting not in settings:
+            raise ValueError(f"--{flag} means nothing here: it belongs to {setting}")
+    if a["thoughts"] != "tokens" and {"think_vocab", "entropy"} & said:
+        raise ValueError(f"--think_vocab and --entropy belong to --thoughts tokens, not to {a['thoughts']}")
+    a |= {k: v for k, v in DEFAULTS[a["approach"], "cups" if cups else "text"].items() if a[k] is None}
+    a |= {k: v for k, v in dict(think_vocab=2048, max_thoughts=1, temperature=1.0, baseline="loo", beta=1.0, cups=3, swaps=10,
+                                text_grad="exact", answer_grad="on", curriculum="on", layers=1, width=64,
+                                micro_batch=a["prompts"] * a["samples"]).items() if a[k] is None}
+    a["think_vocab"] = {"tokens": a["think_vocab"], "filler": 1, "none": 0}[a["thoughts"]]
+    for k, least in dict(prompts=1, samples=1, prompt_tokens=1, new_tokens=1, steps=1, micro_batch=1, eval_every=1, swaps=1,
+                         layers=1, width=8, max_thoughts=1, budget=0, window=0, seed=0, lr=0, think_lr=0, temperature=0.01).items():
+        if a[k] < least:
+            raise ValueError(f"--{k} must be at least {least}, not {a[k]}")
+    if a["thoughts"] == "tokens" and a["think_vocab"] < 1:
+        raise ValueError(f"--think_vocab must be at least 1, not {a['think_vocab']} (--thoughts none runs without thoughts)")
+    if a["baseline"] == "loo" and a["samples"] < 2:
+        raise ValueError("--samples 1 leaves no sibling to compare with: use at least 2, or --baseline batch")
+    a["dtype"] = ("bfloat16" if gpu and torch.cuda.is_bf16_supported() else "float32") if args.dtype == "auto" else args.dtype
+    a["compile"] = ("on" if gpu else "off") if args.compile == "auto" else args.compile
+    print(f"{why}: {a['device']}, {a['dtype']}, compile {a['compile']}, {a['model']} on {a['data']}"
+          + (f", judged by {a['teacher']}" if a["teacher"] else ""))
+    return a
+
+
+def setup(a: dict, saved: dict | None):
+    """-> model, teacher or None, data, rules. Raises ValueError, one line, for whatever does not fit together."""
+    torch.manual_seed(a["seed"])
+    if saved is not None:
+        model = load(Path(a["out"]) / "ckpt.pt")
+    elif a["model"] == "scratch":
+        text_ids = Cups(a["cups"]).text_ids if a["data"] == "cups" else None
+        V = len(text_ids) if text_ids else Tokenizer().V
+        model = GPT(Config(a["layers"], 2, a["width"], 256 if text_ids else 1024, V), text_ids)
+    else:
+        model = load(a["model"])
+    data = open_data(a["data"], model.text_ids, a["cups"])
+    cups = isinstance(data, Cups)
+    if cups and model.text_ids != data.text_ids:
+        raise ValueError(f"--model {a['model']} does not speak the language of {a['cups']} cups: try --model scratch")
+    teacher = None
+    if a["teacher"] is not None:
+        teacher = load("pico-teacher" if a["teacher"] == "pico" else a["teacher"]).to(a["device"]).requires_grad_(False)
+        if teacher.text_ids != model.text_ids or teacher.config.vocab_size != model.config.vocab_size:
+            raise ValueError(f"--teacher {a['teacher']} has another vocabulary than --model {a['model']}: it cannot judge its text")
+    model = model.to(a["device"])
+    rules = Rules(a["think"] if a["think_vocab"] else "never", a["max_thoughts"], a["budget"] if a["think_vocab"] else 0,
+                  a["window"], data.think_after if cups else None)
+    longest = a["prompt_tokens"] + a["new_tokens"] + rules.budget
+    if longest > min(m.config.n_ctx for m in (model, teacher) if m is not None):
+        raise ValueError(f"--prompt_tokens, --new_tokens and --budget make {longest} places: more than the model's context")
+    if saved is None and a["think_vocab"]:
+        if model.config.think_vocab:
+            raise ValueError(f"--model {a['model']} has thinking rows already: go on with --resume, or start from a base model")
+        ids = torch.from_numpy(data.batch(16, a["prompt_tokens"] + a["new_tokens"], a["seed"], 0, "birth").ids).to(model.device)
+        p = model.grow(a["think_vocab"], ids, a["think_prior"], torch.Generator().manual_seed(a["seed"]),
+                       mask=visible(ids < 0, rules.window))
+        print(f"{a['think_vocab']} thinking rows born: p_think {p['mean']:.3f} (5-95 %: {p['p05']:.3f} to {p['p95']:.3f})")
+    return model, teacher, data, rules
+
+
+def save(path: Path, state: dict) -> None:
+    """Write beside, then rename: whatever happens, there is a whole checkpoint at `path`."""
+    part = path.with_name(path.name + ".part")
+    torch.save(state, part)
+    os.replace(part, path)
+
+
+def draw_curves(out: Path) -> None:
+    """curves.png from metrics.jsonl."""
+    import matplotlib  # a second of start-up, needed at evaluations only
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    steps, evals = ([x for x in lines if x["kind"] == kind] for kind in ("step", "eval"))
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7))
+    panels = [(axes[0, 0], "reward", "reward (nats a paying text token)"), (axes[0, 1], "spread", "spread between siblings (0: dead)"),
+              (axes[1, 0], "entropy", "entropy of thoughts (nats)")]
+    for axis, key, title in panels:
+        axis.plot([x["step"] for x in steps], [x[key] for x in steps], lw=1)
+        axis.set(title=title, xlabel="step")
+    if "accuracy_by_n" in evals[-1]:
+        for x in (evals[0], evals[-1]):
+            axes[1, 1].plot(range(1, 31), x["accuracy_by_n"], ".-", label=f"step {x['step']}")
+        if "accuracy_shuffled_by_n" in evals[-1]:
+            axes[1, 1].plot(range(1, 31), evals[-1]["accuracy_shuffled_by_n"], ".:", label="another story's thoughts")
+        axes[1, 1].set(title="answers right by moves since the anchor", ylim=(0, 1.03))
+        axes[1, 1].legend()
+    else:
+        axes[1, 1].plot([x["step"] for x in evals], [x["nats_without_thoughts"] for x in evals], ".-")
+        axes[1, 1].set(title="held-out nats a token, without thoughts", xlabel="step")
+    figure.tight_layout()
+    figure.savefig(out / "curves.png", dpi=110)
+    plt.close(figure)
+
+
+def report(before: dict, after: dict) -> None:
+    """The last lines of a run: what was learnt, before -> after."""
+    def line(name: str, key: str, form: str = ".3f") -> None:
+        if key in after:
+            print(f"  {name:<46} {before.get(key, float('nan')):{form}} -> {after[key]:{form}}")
+    print("what was learnt, before -> after:")
+    line("reverse KL to the teacher, nats a text token", "reverse_kl")
+    line("p_think on held-out text", "p_think")
+    line("thoughts a text token in own stories", "thoughts_per_token")
+    line("nats a held-out token, without thoughts", "nats_without_thoughts")
+    if "accuracy_by_n" in after:
+        for n in (1, 2, 3, 6, 10, 20, 30):
+            own, shuffled = after["accuracy_by_n"][n - 1], after.get("accuracy_shuffled_by_n")
+            print(f"  given stories, n = {n:<2}: answers right               {before['accuracy_by_n'][n - 1]:6.1%} -> {own:6.1%}"
+                  + (f"   own minus shuffled thoughts {100 * (own - shuffled[n - 1]):+.0f} points" if shuffled else ""))
+        print(f"  own free stories: answers right                {before['free_accuracy']:6.1%} -> {after['free_accuracy']:6.1%}   "
+              f"({before['free_answers']} -> {after['free_answers']} answers)")
+        print("    by n: " + ", ".join(f"{n}: {100 * after['free_accuracy_by_n'][n - 1]:.0f}% of {after['free_answers_by_n'][n - 1]}"
+                                       for n in (1, 2, 3, 4, 6, 8, 10) if after["free_answers_by_n"][n - 1]))
+
+
+def main() -> None:
+    args = parse()
+    saved, out = None, args.out
+    try:
+        if args.resume:
+            if not (out / "ckpt.pt").exists():
+                raise ValueError(f"nothing to resume: there is no {out / 'ckpt.pt'}")
+            saved = torch.load(out / "ckpt.pt", map_location="cpu", weights_only=True)
+            a = saved["args"] | ({"steps": args.steps} if args.steps else {}) | {"out": str(out)}
+        else:
+            a = resolve(args) | {"out": str(out)}
+        out.mkdir(parents=True, exist_ok=True)
+        model, teacher, data, rules = setup(a, saved)
+        text = data.batch(1, a["prompt_tokens"] + a["new_tokens"], a["seed"], 0, "train")  # too short? better now than later
+    except (ValueError, OSError) as e:
+        args.error(str(e))
+    train(a, saved, out, model, teacher, data, rules)
+
+
+def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | None, data, rules: Rules) -> None:
+    B, G, P, S, R = a["prompts"], a["samples"], a["prompt_tokens"], a["new_tokens"], a["prompts"] * a["samples"]
+    dev, cups, stream = model.device, isinstance(data, Cups), a["approach"] == "stream"
+    rows = [model.think, model.think_offset]
+    body = [p for p in model.parameters() if all(p is not r for r in rows)]
+    groups = [{"params": body, "peak": a["lr"]}] + ([{"params": rows, "peak": a["think_lr"]}] if a["think_vocab"] else [])
+    optimizer = torch.optim.AdamW(groups, lr=a["lr"], betas=(0.9, 0.98), weight_decay=0.0, fused=dev.type == "cuda")
+    # all that adapts while it runs, and so has to be in the checkpoint beside weights and optimizer
+    state = {"step": 0, "stage": 1, "accuracy": 0.0, "in_stage": 0, "entropy": 0.5 * math.log(max(a["think_vocab"], 2)), "dead": 0}
+    if saved is not None:
+        optimizer.load_state_dict(saved["optimizer"])
+        state = saved["state"]
+    sampler = torch.compile(model) if a["compile"] == "on" else model
+    autocast = torch.autocast(dev.type, torch.bfloat16) if a["dtype"] == "bfloat16" else nullcontext()
+    tokenizer = Tokenizer(model.text_ids, model.config.think_vocab)
+    log = out / "metrics.jsonl"
+    kept = [x for x in log.read_text().splitlines() if json.loads(x)["step"] < state["step"]] if saved and log.exists() else []
+    log.write_text("".join(x + "\n" for x in kept))
+    t0 = time.time()
+
+    def write(line: dict) -> None:
+        with open(log, "a") as f:
+            f.write(json.dumps(line) + "\n")
+
+    def measure() -> dict:
+        result, ro = evaluate(model, data, rules, teacher, P, S, each=32 if state["step"] in (0, a["steps"]) else 8)
+        write({"kind": "eval", "step": state["step"], "seconds": time.time() - t0, **result})
+        html = [tokenizer.show([int(i) for i, real in zip(ids, kept) if real], P, "html")
+                for ids, kept in zip(ro.ids[:8], (ro.is_text | ro.is_think)[:8])]
+        (out / "samples.html").write_text(html_page(html, f"step {state['step']}"), encoding="utf-8")
+        return result
+
+    def checkpoint() -> None:
+        save(out / "ckpt.pt", as_checkpoint(model) | {"args": {k: v for k, v in a.items()}, "rules": asdict(rules), "state": state,
+                                                      "optimizer": optimizer.state_dict()})
+
+    first = measure() if saved is None else json.loads(log.read_text().splitlines()[0])
+    bar = tqdm(total=a["steps"], initial=state["step"], desc=a["approach"])
+    while state["step"] < a["steps"]:
+        step = state["step"]
+        # 1. B windows of text, each repeated for its G siblings
+        stage = {"n_max": state["stage"] if a["curriculum"] == "on" else a["swaps"]} if stream and cups else {}
+        batch = data.batch(B, P + S if stream else P, a["seed"], step, "train", **stage, **({"ends_open": True} if cups and not stream else {}))
+        text, pays, n = (torch.from_numpy(x).to(dev).repeat_interleave(G, 0) if x is not None else None for x in (batch.ids, batch.pays, batch.n))
+        pays = pays[:, P:] if pays is not None and stream else None
+        offset = int(seeded(a["seed"], step, "offset").integers(65)) if cups else 0  # never for OpenAI's weights
+
+        # 2. G rollouts each, no gradient, cached, static shapes
+        if stream and rules.think == "forced":  # the text is given, so the number of thoughts is known: no idle places
+            rules.budget = min(a["budget"], int(rules.table(model)[text[:, P - 1:-1]].sum(1).max()))
+        u = uniforms(a["seed"], step, "rollout", S + rules.budget, R, dev)
+        with autocast:
+            ro = rollout(sampler, text, P, S, rules, u, a["temperature"], offset=offset)
+
+        # 3. score: the teacher sees the text closed up, as if no thought had been there
+            t_states = teacher_states(teacher, ro) if teacher is not None else None
+            r, hit = slot_rewards(model, ro, teacher, t_states, pays, a["beta"], a["text_grad"] == "sampled")
+
+        # 4. returns, siblings as baseline, advantage
+        chose = (ro.is_think | ro.gated)[:, P:]
+        slot = (ro.slot[:, P:] - (P - 1)).clamp(0, S - 1)
+        cost = torch.zeros_like(r).scatter_add(1, slot, ro.is_think[:, P:].to(r.dtype)) * a["think_cost"]
+        returns = returns_to_go(r - cost, a["gamma"])
+        adv = advantage(returns, G, a["baseline"])
+        felt = adv.gather(1, slot)[chose]
+        # the floor of 0.1 keeps noise from being blown up once all siblings agree
+        adv = adv / (felt.std(correction=0) + 0.1) if len(felt) else adv
+
+        # 5. one forward with gradient, one step
+        paying = pays.sum().item() if pays is not None else r.numel()
+        target = a["entropy"] * math.log(max(a["think_vocab"], 2))
+        fade = min(1.0, 4 * (1 - step / a["steps"]))  # in the last quarter the bonus fades: sampled thoughts get crisp
+        weight = fade * min(1.0, ENTROPY_WEIGHT * math.exp(ENTROPY_GAIN * (target - state["entropy"]))) if a["think_vocab"] > 1 else 0.0
+        scale = {"policy": 1 / max(len(felt), 1), "text": (a["answer_grad"] == "on") / max(paying, 1),
+                 "other": 0.2 / max(r.numel() - paying, 1), "entropy": weight / max(int(ro.is_think.sum()), 1)}
+        warm = min(1.0, (step + 1) / 50) * min(1.0, 5 * (1 - step / a["steps"]) + 0.05)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * warm
+        optimizer.zero_grad(set_to_none=True)
+        loss_sum, entropy = 0.0, 0.0
+        for i in range(0, R, a["micro_batch"]):
+            part = ro.rows(i, i + a["micro_batch"])
+            cut = [x[i:i + a["micro_batch"]] if x is not None else None for x in (adv, pays, t_states)]
+            with autocast:
+                positions = torch.arange(part.ids.shape[1], device=dev) + offset
+                h = model(part.ids, positions, visible(part.is_think, rules.window))
+                loss, stats = rollout_loss(model, h, part, cut[0], cut[1], scale, teacher, cut[2], a["beta"], a["text_grad"] == "sampled")
+            loss.backward()
+            loss_sum, entropy = loss_sum + loss.item(), entropy + stats["entropy"]
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
+        optimizer.step()
+
+        thoughts = int(ro.is_think.sum())
+        state["entropy"] = entropy / thoughts if thoughts else state["entropy"]
+        spread = sibling_spread(returns, G).item() if G > 1 else 0.0
+        if stage:
+            asked = pays & (n[:, P:] == state["stage"])
+            if asked.any():
+                state["accuracy"] = 0.8 * state["accuracy"] + 0.2 * hit[asked].float().mean().item()
+            state["in_stage"] += 1
+            if state["accuracy"] > 0.9 and state["in_stage"] >= 5 and state["stage"] < a["swaps"]:
+                state |= {"stage": state["stage"] + 1, "accuracy": 0.5, "in_stage": 0}
+        state["step"] += 1
+        line = {"kind": "step", "step": step, "seconds": time.time() - t0, "reward": (r.sum() / max(paying, 1)).item(), "loss": loss_sum,
+                "spread": spread, "entropy": state["entropy"] if thoughts else 0.0, "entropy_weight": weight, "thoughts": thoughts / (R * S),
+                "grad_norm": norm, "stage": state["stage"]}
+        write(line)
+        bar.update()
+        bar.set_postfix(reward=f"{line['reward']:.3f}", spread=f"{spread:.3f}", entropy=f"{line['entropy']:.2f}", stage=state["stage"])
+        if state["step"] % a["eval_every"] == 0 or state["step"] == a["steps"]:
+            last = measure()
+            checkpoint()
+            tqdm.write(f"step {state['step']}: " + ", ".join(f"{k} {v:.3f}" for k, v in last.items() if isinstance(v, float)))
+    bar.close()
+    draw_curves(out)
+    report(first, last)
+    print(f"{time.time() - t0:.0f} s; {out}/ckpt.pt, metrics.jsonl, curves.png, samples.html; now: python sample.py --checkpoint {out}/ckpt.pt")
+
+
+if __name__ == "__main__":
+    main()
