@@ -25,7 +25,7 @@ from tokenizer import END_OF_TEXT, Tokenizer
 
 CACHE = Path(__file__).resolve().parent / "cache"
 WEBTEXT = "https://openaipublic.blob.core.windows.net/gpt-2/output-dataset/v1/webtext.{}.jsonl"
-PURPOSES = ("train", "eval", "rollout", "eval_rollout", "pretrain", "offset", "birth")
+PURPOSES = ("train", "eval", "rollout", "eval_rollout", "pretrain", "offset", "birth", "own_text")
 
 
 def seeded(seed: int, step: int, purpose: str) -> np.random.Generator:
@@ -81,7 +81,7 @@ class Cups:
         return n_max if peak > 0 and rng.random() < peak else int(rng.integers(1, n_max + 1))
 
     def story(self, rng: np.random.Generator, S: int, n_max: int | None = None, exact: int | None = None,
-              ends_open: bool = False, lies: float = 0.0, peak: float = 0.0) -> tuple[list[int], list[int], list[int], list[bool]]:
+              ends_open: bool = False, lies: float = 0.0, peak: float = 0.0, again: float = 0.0) -> tuple[list[int], list[int], list[int], list[bool]]:
         """S tokens of one story: ids, state, n, pays, each of length S.
 
         exact: the first round has just that many moves. ends_open: the last token is the ":" of a new round,
@@ -99,7 +99,7 @@ class Cups:
             say(self.id[" Moves"], 0), say(self.id[":"], 0)
             if len(ids) >= S:
                 break
-            k = exact or self._length(rng, n_max, peak)
+            k, exact = exact or self._length(rng, n_max, peak), None
             left = S - len(ids)
             if ends_open and left < 2 * k + 6 + 8:  # no further round would fit after this one: fill exactly
                 k = (left - 6) // 2
@@ -111,27 +111,29 @@ class Cups:
             lie = lies > 0 and rng.random() < lies
             ball = int(rng.integers(self.m)) if lie else ball
             say(self.cup_ids[ball], k, not lie), say(self.id["."], 0)
+            while again > 0 and rng.random() < again:
+                say(self.id[" Where"], 0), say(self.id["?"], 0), say(self.cup_ids[ball], 0, True), say(self.id["."], 0)
         return ids[:S], state[:S], n[:S], pays[:S]
 
     def batch(self, B: int, S: int, seed: int, step: int, purpose: str, n_max: int | None = None,
-              exact: int | None = None, ends_open: bool = False, lies: float = 0.0, peak: float = 0.0) -> Batch:
+              exact: int | None = None, ends_open: bool = False, lies: float = 0.0, peak: float = 0.0, again: float = 0.0) -> Batch:
         """B stories of S tokens each. Raises ValueError for a prompt length that no story has."""
         if ends_open and (S < 9 or S % 2 == 0 or 9 < S < 17):
             raise ValueError(f"a prompt of cups ends with 'Moves:': 9, 17, 19, 21, ... tokens, not {S}")
         rng = seeded(seed, step, purpose)
-        ids, state, n, pays = zip(*(self.story(rng, S, n_max, exact, ends_open, lies, peak) for _ in range(B)))
+        ids, state, n, pays = zip(*(self.story(rng, S, n_max, exact, ends_open, lies, peak, again) for _ in range(B)))
         return Batch(np.array(ids), np.array(pays), np.array(state), np.array(n))
 
-    def check(self, ids: list[int]) -> list[tuple[int, bool]]:
-        """Any text, by the rule: (n, is it right?) for each question that is answered. The answer anchors anew,
+    def check(self, ids: list[int]) -> list[tuple[int, int, bool]]:
+        """Any text, by the rule: (place of the answer, n, is it right?) for each question. The answer anchors anew,
         right or wrong. A question that is followed by no cup counts as answered wrongly."""
         ids = [int(i) for i in ids]
         cup = {int(c): i for i, c in enumerate(self.cup_ids)}
         move = {int(c): i for i, c in enumerate(self.move_ids)}
         ball, n, out = None, 0, []
-        for before, i in zip([-1] + ids, ids):
+        for place, (before, i) in enumerate(zip([-1] + ids, ids)):
             if before == self.id["?"] and ball is not None:
-                out.append((n, cup.get(i) == ball))
+                out.append((place, n, cup.get(i) == ball))
             if i in cup and before in (self.id["?"], self.id[" cup"]):
                 ball, n = cup[i], 0
             elif i in move and ball is not None:

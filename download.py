@@ -33,11 +33,13 @@ def download(url: str, path: Path, sha256: str | None = None) -> Path:
     except urllib.error.HTTPError as e:
         raise ValueError(f"{url} answered {e.code} {e.reason}; check the address, {by_hand}") from e
     except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as e:
-        raise ValueError(f"no connection to {url} ({getattr(e, 'reason', e)}); try again with a network, {by_hand}") from e
+        why = str(getattr(e, "reason", e)).strip()
+        raise ValueError(f"no connection to {url} ({why}); try again with a network, {by_hand}") from e
     except OSError as e:
         raise ValueError(f"{path} can't be written ({e.strerror or e})") from e
     except RuntimeError as e:  # torch.hub's word for a hash that differs
         raise ValueError(f"{url} is not the file that was expected (its sha256 differs); try again, {by_hand}") from e
     finally:
-        part.unlink(missing_ok=True)
+        if part.exists():
+            part.unlink()
     return path

@@ -83,8 +83,8 @@ def free_text(model: GPT, data: Cups | TextFile, rules: Rules, teacher: GPT | No
         r, _ = slot_rewards(model, ro, teacher, teacher_states(teacher, ro), None)
         out["reverse_kl"] = -r.mean().item()
     if isinstance(data, Cups):
-        answers = [a for row in ro.text.tolist() for a in data.check(row)[len(data.check(row[:P])):]]
-        n, right = (torch.tensor([a[i] for a in answers], dtype=torch.long) for i in (0, 1))
+        answers = [a for row in ro.text.tolist() for a in data.check(row) if a[0] >= P]  # not those of the prompt
+        n, right = (torch.tensor([a[i] for a in answers], dtype=torch.long) for i in (1, 2))
         out["free_accuracy_by_n"], out["free_answers_by_n"] = by_n(n, right)
         out["free_accuracy"], out["free_answers"] = right.float().mean().item() if len(n) else 0.0, len(n)
     return out, ro

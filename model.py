@@ -137,10 +137,10 @@ class GPT(nn.Module):
         return self.ln_f(x)
 
     def text_logits(self, h: Tensor) -> Tensor:  # [..., C] -> [..., V]
-        return h @ self.wte.weight.T
+        return (h @ self.wte.weight.T).float()  # under autocast: sums over 50,257 rows in bfloat16 are off by percents
 
     def think_logits(self, h: Tensor) -> Tensor:  # [..., C] -> [..., N]
-        return h @ self.think.T + self.think_offset
+        return (h @ self.think.T).float() + self.think_offset
 
     def logits(self, h: Tensor) -> Tensor:  # [..., C] -> [..., V + N]
         # two products side by side: the text logits are computed exactly as they were before the model grew
@@ -151,7 +151,9 @@ class GPT(nn.Module):
         slower once compiled: an in-place write into a view of a graph's input becomes a copy of the whole.)"""
         c = self.config
         # zeros, not empty: masked places are multiplied by 0, and 0 * NaN is NaN
-        return [torch.zeros(2, R, c.n_head, T_max, c.n_embd // c.n_head, device=self.device, dtype=self.wte.weight.dtype)
+        kind = self.device.type  # under autocast the keys come in its dtype
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.wte.weight.dtype
+        return [torch.zeros(2, R, c.n_head, T_max, c.n_embd // c.n_head, device=self.device, dtype=dtype)
                 for _ in range(c.n_layer)]
 
     @torch.no_grad()
@@ -223,7 +225,7 @@ def load(name: str | Path) -> GPT:
     if str(name) in SIZES:
         cached = Path(torch.hub.get_dir()) / "checkpoints" / f"{name}-pytorch_model.bin"
         path = download(WEIGHTS.format(name), cached, GPT2_SHA256 if name == "gpt2" else None)
-        return from_openai(_read(path), SIZES[name][1])
+        return from_openai(read_weights(path), SIZES[name][1])
     path = PICO.get(str(name), Path(name))
     if not path.exists():
         raise ValueError(f"there is no model {str(name)!r}: neither a file or folder nor one of {', '.join([*PICO, *SIZES])}")
@@ -237,7 +239,7 @@ def load(name: str | Path) -> GPT:
         if not found:
             raise ValueError(f"{path} holds neither model.safetensors nor pytorch_model.bin")
         path = found[0]
-    state = _read(path)
+    state = read_weights(path)
     if "config" not in state:
         return from_openai(state, n_head)
     try:
@@ -246,7 +248,7 @@ def load(name: str | Path) -> GPT:
         raise ValueError(f"{path} has a config, but is no checkpoint of ours ({e})") from e
 
 
-def _read(path: Path) -> dict:
+def read_weights(path: Path) -> dict:
     """A file of weights, never one that runs code (weights_only)."""
     if path.suffix == ".safetensors":
         try:

@@ -34,18 +34,18 @@ from rollout import visible
 
 S, CONTEXT = 64, 256
 ROLES = {  # layers, window (0: the whole story), steps, peak learning rate
-    "teacher": (4, 0, 4000, 2e-3),
-    "student": (1, 5, 1500, 3e-3),
+    "teacher": (4, 0, 3000, 2e-3),
+    "student": (1, 5, 600, 3e-3),
 }
 
 
 def stories(cups: Cups, B: int, seed: int, step: int, aided: bool) -> tuple[Batch, np.ndarray]:
     """B stories, and [B, S]: is this token a fair target? aided: with the teacher's aids (2) and (3)."""
     if not aided:
-        plain = cups.batch(B, S, seed, step, "pretrain")
+        plain = cups.batch(B, S, seed, step, "pretrain", again=0.3)
         return plain, np.ones(plain.ids.shape, bool)
     # four quarters: plain or long rounds, true or partly false answers
-    quarters = [cups.batch(B // 4, S, seed, 4 * step + i, "pretrain", n_max=12 if i % 2 else None, lies=0.5 * (i // 2))
+    quarters = [cups.batch(B // 4, S, seed, 4 * step + i, "pretrain", n_max=12 if i % 2 else None, peak=0.5, lies=0.5 * (i // 2))
                 for i in range(4)]
     batch = Batch(*(np.concatenate([getattr(q, name) for q in quarters]) for name in ("ids", "pays", "state", "n")))
     after_question = np.roll(batch.ids, 1, 1) == cups.id["?"]

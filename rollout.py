@@ -96,7 +96,8 @@ def inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:  # [R, n] >= 0, [R] in [0
     # argmax of a cumulative sum is the first place that reaches the end: rounding never lands on a weight of 0
     b = torch.minimum((ends <= target).sum(-1), ends.argmax(-1)).unsqueeze(-1)  # [R, 1]
     inner = blocks.gather(1, b.unsqueeze(-1).expand(-1, 1, 256)).squeeze(1).cumsum(-1)  # [R, 256]
-    rest = target - (ends.gather(1, b) - sums.gather(1, b))
+    # rounding can put it a hair below 0, and then row 0 of the block would come even with weight 0
+    rest = (target - (ends.gather(1, b) - sums.gather(1, b))).clamp(min=0)
     j = torch.minimum((inner <= rest).sum(-1), inner.argmax(-1))
     return b.squeeze(-1) * 256 + j
 
@@ -164,7 +165,7 @@ def rollout(model: GPT, text: Tensor, P: int, S: int, rules: Rules, u: Tensor, t
     they were sampled (for interventions). Raises ValueError past the model's context.
     """
     R, given = text.shape
-    M = rules.budget if rules.think != "never" else 0
+    M = rules.budget if rules.think != "never" and len(model.think) else 0
     T, V, dev = P + S + M, model.config.vocab_size, text.device
     if offset + T > model.config.n_ctx:
         raise ValueError(f"{P} prompt + {S} new text tokens + {M} thoughts do not fit the context of {model.config.n_ctx}")

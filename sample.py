@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from evaluate import uniforms
-from model import load
+from model import load, read_weights
 from rollout import Rules, rollout
 from tokenizer import Tokenizer, html_page, use_color
 from train import Parser
@@ -57,7 +57,7 @@ def main() -> None:
     try:
         if not args.checkpoint.exists():
             raise ValueError(f"there is no {args.checkpoint} yet: make one with `python train.py --think_vocab 2048`")
-        saved = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
+        saved = read_weights(args.checkpoint)
         model = load(args.checkpoint)
         rules = Rules(**saved.get("rules", {"think": "never"}))
         tokenizer = Tokenizer(model.text_ids, model.config.think_vocab)

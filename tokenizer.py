@@ -99,13 +99,13 @@ class Tokenizer:
     def pieces(self, ids: list[int]) -> list[tuple[bool, str]]:
         """ids -> (is it a thought?, string) pairs; neighbouring text ids are joined before they become
         characters, because one character can be spread over several ids. Half a character shows as U+FFFD."""
-        out, run = [], b""
+        out, run = [], bytearray()  # bytes would be copied at every +=
         for i in map(int, ids):
             if i < self.V:
                 run += self.bytes_of(i)
             else:
                 out += [(False, run.decode("utf-8", "replace"))] if run else []
-                out, run = out + [(True, self.name(i))], b""
+                out, run = out + [(True, self.name(i))], bytearray()
         return out + ([(False, run.decode("utf-8", "replace"))] if run else [])
 
     def decode(self, ids: list[int], thoughts: bool = True) -> str:

@@ -17,19 +17,21 @@ import math
 import os
 import time
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import Cups, open_data, seeded
+from data import Batch, Cups, open_data, seeded
 from evaluate import evaluate, uniforms
-from model import GPT, PICO, SIZES, Config, as_checkpoint, load
+from model import GPT, PICO, SIZES, Config, as_checkpoint, load, read_weights
 from reward import advantage, returns_to_go, rollout_loss, sibling_spread, slot_rewards, teacher_states
 from rollout import Rollout, Rules, rollout, visible
 from tokenizer import Tokenizer, html_page
 
+FLOOR_STD = float(os.environ.get("FL","0.1"))
 ENTROPY_WEIGHT, ENTROPY_GAIN = 0.05, 0.7  # weight at the target, and how hard it answers to a nat beside it
 
 
@@ -78,6 +80,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--think_lr", type=real, help="learning rate of the thinking rows")
     p.add_argument("--entropy", type=real, help="target entropy of g, as a share of log N")
     p.add_argument("--gamma", type=real, help="discount per text token")
+    p.add_argument("--siblings", choices=["shared", "free"], help="teacher: G thoughts over one own text, or G own texts")
     p.add_argument("--baseline", choices=["loo", "batch", "none"], help="what a return is compared with")
     p.add_argument("--beta", type=real, help="weight of the own log-prob in the teacher's reward (1: reverse KL)")
     p.add_argument("--text_grad", choices=["exact", "sampled"], help="teacher: gradient of text rows")
@@ -97,16 +100,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 ONLY = {  # flags that mean something in one setting alone; anywhere else they are refused
-    "teacher": "approach teacher", "beta": "approach teacher", "text_grad": "approach teacher",
-    "answer_grad": "approach stream", "curriculum": "approach stream on cups",
-    "layers": "model scratch", "width": "model scratch", "cups": "data cups", "swaps": "approach stream on cups",
+    "teacher": "approach teacher", "beta": "approach teacher", "text_grad": "approach teacher", "siblings": "approach teacher",
+    "answer_grad": "approach stream", "curriculum": "data cups",
+    "layers": "model scratch", "width": "model scratch", "cups": "data cups", "swaps": "data cups",
 }
-ON_CUPS = dict(think="forced", window=5, lr=2e-3, think_lr=2e-3, samples=8, entropy=0.5, gamma=0.9, think_cost=0.0)
+ON_CUPS = dict(think="forced", window=5, lr=2e-3, think_lr=2e-3, samples=8, entropy=0.25, gamma=0.9, think_cost=0.0)
 ON_TEXT = dict(think="free", window=0, lr=1e-5, think_lr=1e-3, samples=4, entropy=0.5, gamma=0.95, think_cost=0.0,
                prompts=8, prompt_tokens=64, new_tokens=64, budget=32, steps=1000, think_prior=0.1, eval_every=100)
 DEFAULTS = {
-    ("teacher", "cups"): ON_CUPS | dict(prompts=16, prompt_tokens=9, new_tokens=48, budget=20, steps=300, think_prior=0.5, eval_every=100),
-    ("stream", "cups"): ON_CUPS | dict(prompts=16, prompt_tokens=9, new_tokens=32, budget=16, steps=500, think_prior=0.5, eval_every=100),
+    ("teacher", "cups"): ON_CUPS | dict(prompts=32, prompt_tokens=9, new_tokens=48, budget=20, steps=300, think_prior=0.5, eval_every=100),
+    ("stream", "cups"): ON_CUPS | dict(prompts=32, prompt_tokens=9, new_tokens=32, budget=16, steps=500, think_prior=0.5, eval_every=100),
     ("teacher", "text"): ON_TEXT, ("stream", "text"): ON_TEXT,
 }
 
@@ -138,6 +141,9 @@ def resolve(args: argparse.Namespace) -> dict:
     a |= {k: v for k, v in dict(think_vocab=2048, max_thoughts=1, temperature=1.0, baseline="loo", beta=1.0, cups=3, swaps=10,
                                 text_grad="exact", answer_grad="on", curriculum="on", layers=1, width=64,
                                 micro_batch=a["prompts"] * a["samples"]).items() if a[k] is None}
+    a["siblings"] = a["siblings"] or ("shared" if a["text_grad"] == "exact" else "free")
+    if a["siblings"] == "shared" and a["text_grad"] == "sampled":
+        raise ValueError("--text_grad sampled treats own text as a choice, so each sibling needs its own: --siblings free")
     a["think_vocab"] = {"tokens": a["think_vocab"], "filler": 1, "none": 0}[a["thoughts"]]
     for k, least in dict(prompts=1, samples=1, prompt_tokens=1, new_tokens=1, steps=1, micro_batch=1, eval_every=1, swaps=1,
                          layers=1, width=8, max_thoughts=1, budget=0, window=0, seed=0, lr=0, think_lr=0, temperature=0.01).items():
@@ -184,7 +190,10 @@ def setup(a: dict, saved: dict | None):
         if model.config.think_vocab:
             raise ValueError(f"--model {a['model']} has thinking rows already: go on with --resume, or start from a base model")
         ids = torch.from_numpy(data.batch(16, a["prompt_tokens"] + a["new_tokens"], a["seed"], 0, "birth").ids).to(model.device)
-        p = model.grow(a["think_vocab"], ids, a["think_prior"], torch.Generator().manual_seed(a["seed"]),
+        # not the plain seed: a base model that was itself initialised from it would share its numbers with the new rows,
+        # and one row would then stick out of all others in every context
+        luck = torch.Generator().manual_seed(int(seeded(a["seed"], 0, "birth").integers(2 ** 62)))
+        p = model.grow(a["think_vocab"], ids, a["think_prior"], luck,
                        mask=visible(ids < 0, rules.window))
         print(f"{a['think_vocab']} thinking rows born: p_think {p['mean']:.3f} (5-95 %: {p['p05']:.3f} to {p['p95']:.3f})")
     return model, teacher, data, rules
@@ -253,7 +262,7 @@ def main() -> None:
         if args.resume:
             if not (out / "ckpt.pt").exists():
                 raise ValueError(f"nothing to resume: there is no {out / 'ckpt.pt'}")
-            saved = torch.load(out / "ckpt.pt", map_location="cpu", weights_only=True)
+            saved = read_weights(out / "ckpt.pt")
             a = saved["args"] | ({"steps": args.steps} if args.steps else {}) | {"out": str(out)}
         else:
             a = resolve(args) | {"out": str(out)}
@@ -265,8 +274,34 @@ def main() -> None:
     train(a, saved, out, model, teacher, data, rules)
 
 
+def take_text(a: dict, data, step: int, S: int, stage: int | None) -> Batch:
+    """B contexts for this step: whole windows for stream, prompts for teacher (R of them where own_text chooses)."""
+    P, B = a["prompt_tokens"], a["prompts"]
+    if a["approach"] == "stream":
+        return data.batch(B, P + S, a["seed"], step, "train", **({"n_max": stage, "peak": 0.5} if stage else {}))
+    return data.batch(B * a["samples"] if stage else B, P, a["seed"], step, "train", **({"ends_open": True} if isinstance(data, Cups) else {}))
+
+
+def own_text(a: dict, model: GPT, data, batch: Batch, rules: Rules, S: int, step: int, stage: int | None, offset: int) -> Batch:
+    """The student's own continuation of B prompts. With a curriculum: of many, the B whose first round has at most
+    `stage` moves come first, and an answer after more moves than that does not pay yet."""
+    P, R = a["prompt_tokens"], len(batch.ids)
+    rules = replace(rules, budget=min(rules.budget, (S + 1) // 2 * rules.max_thoughts))  # a move is every other token
+    u = uniforms(a["seed"], step, "own_text", S + rules.budget, R, model.device)
+    text = rollout(model, torch.from_numpy(batch.ids).to(model.device), P, S, rules, u, a["temperature"], offset=offset).text.cpu().numpy()
+    if not isinstance(data, Cups):
+        return Batch(text)
+    n = np.zeros(text.shape, int)  # moves before each answer
+    for row, moves in zip(text.tolist(), n):
+        for place, k, _ in data.check(row):
+            moves[place] = k
+    first = np.array([next((k for k in moves[P:] if k), 99) for moves in n])  # 99: it never asked
+    chosen = np.argsort(np.where(first <= (stage or 99), -first, first), kind="stable")[:a["prompts"]]
+    return Batch(text[chosen], n[chosen] <= (stage or 99), None, n[chosen])
+
+
 def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | None, data, rules: Rules) -> None:
-    B, G, P, S, R = a["prompts"], a["samples"], a["prompt_tokens"], a["new_tokens"], a["prompts"] * a["samples"]
+    G, P, R = a["samples"], a["prompt_tokens"], a["prompts"] * a["samples"]
     dev, cups, stream = model.device, isinstance(data, Cups), a["approach"] == "stream"
     rows = [model.think, model.think_offset]
     body = [p for p in model.parameters() if all(p is not r for r in rows)]
@@ -281,7 +316,8 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
     autocast = torch.autocast(dev.type, torch.bfloat16) if a["dtype"] == "bfloat16" else nullcontext()
     tokenizer = Tokenizer(model.text_ids, model.config.think_vocab)
     log = out / "metrics.jsonl"
-    kept = [x for x in log.read_text().splitlines() if json.loads(x)["step"] < state["step"]] if saved and log.exists() else []
+    done = {"step": state["step"], "eval": state["step"] + 1}  # an evaluation is logged before its checkpoint is written
+    kept = [x for x in log.read_text().splitlines() if json.loads(x)["step"] < done[json.loads(x)["kind"]]] if saved and log.exists() else []
     log.write_text("".join(x + "\n" for x in kept))
     t0 = time.time()
 
@@ -290,7 +326,7 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
             f.write(json.dumps(line) + "\n")
 
     def measure() -> dict:
-        result, ro = evaluate(model, data, rules, teacher, P, S, each=32 if state["step"] in (0, a["steps"]) else 8)
+        result, ro = evaluate(model, data, rules, teacher, P, a["new_tokens"], each=32 if state["step"] in (0, a["steps"]) else 8)
         write({"kind": "eval", "step": state["step"], "seconds": time.time() - t0, **result})
         html = [tokenizer.show([int(i) for i, real in zip(ids, kept) if real], P, "html")
                 for ids, kept in zip(ro.ids[:8], (ro.is_text | ro.is_think)[:8])]
@@ -305,19 +341,27 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
     bar = tqdm(total=a["steps"], initial=state["step"], desc=a["approach"])
     while state["step"] < a["steps"]:
         step = state["step"]
-        # 1. B windows of text, each repeated for its G siblings
-        stage = {"n_max": state["stage"] if a["curriculum"] == "on" else a["swaps"]} if stream and cups else {}
-        batch = data.batch(B, P + S if stream else P, a["seed"], step, "train", **stage, **({"ends_open": True} if cups and not stream else {}))
-        text, pays, n = (torch.from_numpy(x).to(dev).repeat_interleave(G, 0) if x is not None else None for x in (batch.ids, batch.pays, batch.n))
-        pays = pays[:, P:] if pays is not None and stream else None
+        # 1. B windows of text, each repeated for its G siblings. On cups a stage asks for rounds of at most `stage`
+        # moves, and a rollout is just long enough for one of them
+        stage = state["stage"] if cups and a["curriculum"] == "on" else None
+        S = min(a["new_tokens"], 2 * stage + 6) if stage else a["new_tokens"]
+        batch = take_text(a, data, step, S, stage)
         offset = int(seeded(a["seed"], step, "offset").integers(65)) if cups else 0  # never for OpenAI's weights
+        if a["siblings"] == "shared" and not stream:
+            # one sibling writes the text, then all G think anew between its tokens: they differ in thoughts alone
+            with autocast:
+                batch = own_text(a, sampler, data, batch, rules, S, step, stage, offset)
+        text, pays, n = (torch.from_numpy(x).to(dev).repeat_interleave(G, 0) if x is not None else None
+                         for x in (batch.ids, batch.pays, batch.n))
+        pays, n = (pays[:, P:], n[:, P:]) if pays is not None and text.shape[1] == P + S else (None, None)
 
         # 2. G rollouts each, no gradient, cached, static shapes
-        if stream and rules.think == "forced":  # the text is given, so the number of thoughts is known: no idle places
-            rules.budget = min(a["budget"], int(rules.table(model)[text[:, P - 1:-1]].sum(1).max()))
-        u = uniforms(a["seed"], step, "rollout", S + rules.budget, R, dev)
+        now = rules
+        if text.shape[1] == P + S and rules.think == "forced":  # all text is known, so the number of thoughts is too
+            now = replace(rules, budget=min(rules.budget, int(rules.table(model)[text[:, P - 1:-1]].sum(1).max())))
+        u = uniforms(a["seed"], step, "rollout", S + now.budget, R, dev)
         with autocast:
-            ro = rollout(sampler, text, P, S, rules, u, a["temperature"], offset=offset)
+            ro = rollout(sampler, text, P, S, now, u, a["temperature"], offset=offset)
 
         # 3. score: the teacher sees the text closed up, as if no thought had been there
             t_states = teacher_states(teacher, ro) if teacher is not None else None
@@ -331,15 +375,15 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         adv = advantage(returns, G, a["baseline"])
         felt = adv.gather(1, slot)[chose]
         # the floor of 0.1 keeps noise from being blown up once all siblings agree
-        adv = adv / (felt.std(correction=0) + 0.1) if len(felt) else adv
+        adv = adv / (felt.std(correction=0) + FLOOR_STD) if len(felt) else adv
 
         # 5. one forward with gradient, one step
         paying = pays.sum().item() if pays is not None else r.numel()
         target = a["entropy"] * math.log(max(a["think_vocab"], 2))
         fade = min(1.0, 4 * (1 - step / a["steps"]))  # in the last quarter the bonus fades: sampled thoughts get crisp
         weight = fade * min(1.0, ENTROPY_WEIGHT * math.exp(ENTROPY_GAIN * (target - state["entropy"]))) if a["think_vocab"] > 1 else 0.0
-        scale = {"policy": 1 / max(len(felt), 1), "text": (a["answer_grad"] == "on") / max(paying, 1),
-                 "other": 0.2 / max(r.numel() - paying, 1), "entropy": weight / max(int(ro.is_think.sum()), 1)}
+        scale = {"policy": 1 / max(len(felt), 1), "text": (a["answer_grad"] == "on") / max(paying if stream else len(felt) or paying, 1),
+                 "other": 0.2 / max(r.numel() - paying, 1) if stream else 0.0, "entropy": weight / max(int(ro.is_think.sum()), 1)}
         warm = min(1.0, (step + 1) / 50) * min(1.0, 5 * (1 - step / a["steps"]) + 0.05)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * warm
@@ -360,12 +404,12 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         thoughts = int(ro.is_think.sum())
         state["entropy"] = entropy / thoughts if thoughts else state["entropy"]
         spread = sibling_spread(returns, G).item() if G > 1 else 0.0
-        if stage:
-            asked = pays & (n[:, P:] == state["stage"])
+        if n is not None:
+            asked = pays & (n == state["stage"])
             if asked.any():
                 state["accuracy"] = 0.8 * state["accuracy"] + 0.2 * hit[asked].float().mean().item()
             state["in_stage"] += 1
-            if state["accuracy"] > 0.9 and state["in_stage"] >= 5 and state["stage"] < a["swaps"]:
+            if state["accuracy"] > 0.85 and state["in_stage"] >= 5 and state["stage"] < a["swaps"]:
                 state |= {"stage": state["stage"] + 1, "accuracy": 0.5, "in_stage": 0}
         state["step"] += 1
         line = {"kind": "step", "step": step, "seconds": time.time() - t0, "reward": (r.sum() / max(paying, 1)).item(), "loss": loss_sum,

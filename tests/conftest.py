@@ -43,7 +43,7 @@ def uniforms():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def keep_double(monkeypatch):
     """.float() stands in the code for the sake of bfloat16. Here it must not cut float64 down to float32."""
     cut = torch.Tensor.float

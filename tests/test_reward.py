@@ -13,7 +13,6 @@ from rollout import Rules, rollout, visible
 
 R, P, S, V, N = 4, 3, 6, 11, 5
 AFTER = [1, 4, 6, 9]
-pytestmark = pytest.mark.usefixtures("keep_double")
 
 
 def texts(rows=R, length=P, V=V, seed=1):
@@ -282,6 +281,29 @@ def test_loss_in_micro_batches(tiny, teacher, uniforms):
     assert sum(x["thoughts"] for _, x in parts) == sums["thoughts"]
     one, two = gradients(model, whole), gradients(model, parts[0][0] + parts[1][0])
     assert all((one[name] - two[name]).abs().max() < 1e-9 for name in one)
+
+
+@pytest.mark.parametrize("think", ["free", "forced"])
+def test_bfloat16(tiny, uniforms, think):
+    """Guards --dtype bfloat16, the default of a GPU: sampling, scores and loss run under autocast, and the gradient is
+    that of float32 but for rounding."""
+    model, teacher = tiny(dtype=torch.float32), tiny(N=0, L=1, C=8, seed=5, dtype=torch.float32)
+    scale, loss, grad = {"policy": 0.1, "text": 1.0, "other": 1.0, "entropy": 0.1}, {}, {}
+    with torch.autocast("cpu", torch.bfloat16):
+        ro = rollout(model, texts(), P, S, Rules(think, 2, 5, 4, AFTER), uniforms(S + 5, R).to(torch.float32))
+        assert ro.is_think.any()
+    for on in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            t_states = teacher_states(teacher, ro)
+            r, _ = slot_rewards(model, ro, teacher, t_states, None)
+            h = states(model, ro, 4)
+            loss[on], _ = rollout_loss(model, h, ro, returns_to_go(r, 1.0), None, scale, teacher, t_states)
+        model.zero_grad()
+        loss[on].backward()
+        grad[on] = torch.cat([p.grad.flatten() for p in model.parameters()])
+        assert r.dtype == grad[on].dtype == torch.float32
+    assert (grad[True] - grad[False]).norm() < 0.1 * grad[False].norm()
+    assert loss[True].item() == pytest.approx(loss[False].item(), rel=0.05)
 
 
 def test_idle_places_cost_nothing(tiny, teacher, uniforms):

@@ -27,11 +27,12 @@ def one_forward(model, ro, window, offset=0):
 
 
 @pytest.mark.parametrize("window", [0, 5])
-@pytest.mark.parametrize("K", [1, 2])
-@pytest.mark.parametrize("think", ["free", "forced", "never"])
 @pytest.mark.parametrize("given", [P, P + 3, P + S])
-@pytest.mark.parametrize("after", [None, AFTER])
-def test_cached_is_naive(tiny, uniforms, window, K, think, given, after):
+@pytest.mark.parametrize("think, K, after", [
+    ("free", 1, None), ("free", 2, None), ("free", 2, AFTER),
+    ("forced", 1, None), ("forced", 1, AFTER), ("forced", 2, AFTER), ("never", 1, None),
+])
+def test_cached_is_naive(tiny, uniforms, window, think, K, after, given):
     """Guards the engine: cache, masks, static shapes and bookkeeping give the ids that a loop over one row gives,
     which runs everything anew at each step. And the states that the cache saw are those of the gradient pass."""
     model, rules = tiny(), Rules(think, K, 6, window, after)
@@ -133,6 +134,22 @@ def test_log_prob_is_the_frequency(tiny):
         assert (share - p).abs().max() < 2 / n
 
 
+def test_frequency_in_bfloat16(tiny):
+    """Guards sampling on a GPU, where logits come in bfloat16: sums and the gate must be taken in float32, or what is
+    sampled is not what is learnt (a running sum in bfloat16 moves a tenth of the probability to other rows)."""
+    model, n = tiny(V=300, N=40, L=1, dtype=torch.float32), 20_000
+    i = torch.arange(n)
+    u = torch.stack([(i * 0.6180339887498949) % 1, (i + 0.5) / n], 1).unsqueeze(0).to(torch.float32)  # even, both ways
+    with torch.autocast("cpu", torch.bfloat16):
+        ro = rollout(model, torch.full((n, 1), 7), 1, 1, Rules("free", 1, 1), torch.cat([u, u]))
+        logits = model.logits(model(torch.tensor([[7]]))[:, -1])
+    every = torch.arange(340)
+    p = action_logp(logits.float().expand(340, -1), 300, every, every >= 0, every < 0).exp()
+    share = torch.bincount(ro.ids[:, 1], minlength=340) / n
+    assert p.sum().item() == pytest.approx(1, abs=1e-4) and 0.1 < p[300:].sum() < 0.9
+    assert (share[300:].sum() - p[300:].sum()).abs() < 2e-3 and 0.5 * (share - p).abs().sum() < 0.01
+
+
 def test_action_logp_by_hand():
     """Guards the four cases of an action's log-prob against numbers made by hand: speech has mass .6 in all (.1, .2,
     .3) and thoughts .4 (.25, .15). A constant added to all logits changes nothing."""
@@ -180,7 +197,7 @@ def test_neighbours_do_not_matter(tiny, uniforms, think, window):
 
 
 @pytest.mark.parametrize("offset", [-50.0, 0.0, 50.0])
-@pytest.mark.parametrize("K, M", [(1, 4), (2, 4), (3, 100), (1, 0)])
+@pytest.mark.parametrize("K, M", [(1, 4), (2, 4), (3, 30), (1, 0)])
 def test_budgets(tiny, uniforms, offset, K, M):
     """Guards the two budgets: a row that wants to think for ever gets K thoughts a slot and M in all, and says its S
     text tokens all the same. (If thoughts ate the text's budget, thinking for ever would be the best reward.)"""
@@ -234,7 +251,7 @@ def test_rows(tiny, uniforms):
     assert part.P == P
 
 
-@pytest.mark.parametrize("K, M", [(1, 100), (2, 100), (2, 5), (1, 2)])
+@pytest.mark.parametrize("K, M", [(1, 30), (2, 30), (2, 5), (1, 2)])
 @pytest.mark.parametrize("given", [P, P + S])
 def test_forced(tiny, uniforms, K, M, given):
     """Guards forced thinking: exactly K thoughts after each id of think_after and none elsewhere, until the budget is
@@ -329,8 +346,8 @@ def test_zero_weights_never_come(dtype):
 
 
 def test_zero_weights_between_blocks():
-    """Guards the seam of the two levels: luck that falls on it, to the bit, must not land on the first row of the next
-    block where that has weight 0. (A block's start is its end minus its sum; rounding can lift it over the luck.)"""
+    """Guards the seam of the two levels: luck that falls on it must not land on the first row of the next block where
+    that has weight 0. (A block's start is its end minus its sum; rounding can lift it over the luck.)"""
     luck = torch.Generator().manual_seed(0)
     weights = torch.rand(20_000, 512, generator=luck)
     weights[:, 256:300] = 0

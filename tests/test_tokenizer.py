@@ -23,7 +23,8 @@ def small():
 
 
 @pytest.mark.parametrize("text", [
-    "", " ", "a", "Hello, world!", "  two  spaces\n\n\tand a tab\r\n", "naïve Ärger 日本語 العربية", "🙂👩‍👩‍👧🏳️‍🌈", "\0", "a\0b\0",
+    "", " ", "a", "Hello, world!", "  two  spaces\n\n\tand a tab\r\n",
+    "naïve Ärger 日本語 العربية", "🙂👩‍👩‍👧🏳️‍🌈", "\0", "a\0b\0",
     "\ufeffBOM", "e\u0301 combining", "<|endoftext|>", "<think17>", "\x1b[31mred", "1234567890 don't I'll",
 ])
 def test_round_trip(tok, text):

@@ -1,0 +1,183 @@
+"""The commands as a person types them: what they refuse, in one line, and what they leave behind."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import sample
+import train
+from data import Cups
+from model import GPT, Config, as_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+SHORT = ["--approach", "stream", "--steps", "2", "--eval_every", "2", "--prompts", "2", "--samples", "2", "--think_vocab", "16"]
+
+
+def run(main, argv, monkeypatch, capsys):
+    """-> exit code (0 if main returned), stdout, stderr; in this process, which saves two seconds of imports each."""
+    monkeypatch.setattr(sys, "argv", ["prog", *map(str, argv)])
+    code = 0
+    try:
+        main()
+    except SystemExit as e:
+        code = e.code
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def files(tmp):
+    """Bad inputs that have to exist as files."""
+    (tmp / "empty.txt").write_text("")
+    (tmp / "short.txt").write_text("one two three")
+    (tmp / "foreign.txt").write_text("A word outside the language of cups. " * 99)
+    (tmp / "plain").write_text("in the way")
+    torch.save(as_checkpoint(GPT(Config(1, 2, 16, 64, 19))), tmp / "other_language.pt")
+    cups = Cups(3)
+    torch.save(as_checkpoint(GPT(Config(1, 2, 16, 40, 19), cups.text_ids)), tmp / "small.pt")
+    damaged = as_checkpoint(GPT(Config(1, 2, 16, 64, 19), cups.text_ids))
+    damaged["config"]["n_embd"] = 32
+    torch.save(damaged, tmp / "shape.pt")
+    (tmp / "truncated.pt").write_bytes((tmp / "small.pt").read_bytes()[:999])
+    return tmp
+
+
+BAD = [  # arguments of train.py, and words that the line must have
+    (["--think_vocb", "64"], "--think_vocab"),
+    (["--aproach=stream"], "--approach"),
+    (["--think_vocab", "many"], "invalid int"),
+    (["--approach", "streem"], "choose from"),
+    (["--think_vocab", "0"], "at least 1"),
+    (["--think_vocab", "-5"], "at least 1"),
+    (["--samples", "1"], "sibling"),
+    (["--prompts", "0"], "at least 1"),
+    (["--steps", "0"], "at least 1"),
+    (["--think_prior", "1.5"], "between 0 and 1"),
+    (["--window", "-1"], "at least 0"),
+    (["--new_tokens", "5000"], "context"),
+    (["--prompt_tokens", "11"], "Moves"),
+    (["--model", "gpt3"], "no model 'gpt3'"),
+    (["--model", "{tmp}/nothing.pt"], "no model"),
+    (["--model", "{tmp}/truncated.pt"], "can't be read"),
+    (["--model", "{tmp}/shape.pt"], "do not fit"),
+    (["--model", "{tmp}/other_language.pt"], "language"),
+    (["--teacher", "{tmp}/other_language.pt"], "vocabulary"),
+    (["--model", "{tmp}/small.pt", "--teacher", "{tmp}/small.pt"], "context"),
+    (["--approach", "stream", "--teacher", "pico"], "approach teacher"),
+    (["--answer_grad", "off"], "approach stream"),
+    (["--layers", "2"], "model scratch"),
+    (["--cups", "9", "--model", "scratch"], "2 to 5 cups"),
+    (["--cups", "5"], "language of 5 cups"),
+    (["--thoughts", "none", "--think_vocab", "8"], "--thoughts tokens"),
+    (["--text_grad", "sampled", "--siblings", "shared"], "--siblings free"),
+    (["--data", "{tmp}/nothing.txt"], "no readable"),
+    (["--data", "{tmp}/plain"], "no readable"),
+    (["--data", "{tmp}/empty.txt", "--model", "pico", "--teacher", "pico"], "empty"),
+    (["--data", "{tmp}/short.txt", "--approach", "stream", "--model", "scratch"], "too short"),
+    (["--data", "{tmp}/foreign.txt", "--model", "pico", "--teacher", "pico"], "outside this model's language"),
+    (["--out", "{tmp}/plain"], "plain"),
+    (["--resume"], "nothing to resume"),
+    (["--device", "cuda"], "CUDA"),
+]
+
+
+@pytest.mark.parametrize("argv, words", BAD, ids=lambda x: " ".join(x) if isinstance(x, list) else None)
+def test_train_refuses(argv, words, tmp_path, monkeypatch, capsys):
+    """Each bad input ends in exit code 2 and one line that names what is wrong; no traceback."""
+    if "cuda" in argv and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    import data
+    monkeypatch.setattr(data, "CACHE", tmp_path / "cache")
+    files(tmp_path)
+    argv = [x.format(tmp=tmp_path) for x in argv]
+    if "--out" not in argv:
+        argv += ["--out", tmp_path / "out"]
+    code, _, err = run(train.main, argv, monkeypatch, capsys)
+    assert code == 2 and words in err and err.count("\n") == 1, err
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["--checkpoint", "{tmp}/none.pt"], "train.py"),
+    (["--checkpoint", "{tmp}/truncated.pt"], "can't be read"),
+    (["--prompt", "elephant"], "outside this model's language"),
+    (["--prompt", ""], "empty"),
+    (["--new_tokens", "9999"], "context"),
+    (["--samples", "0"], "at least 1"),
+    (["--replace", "1-2"], "--replace"),
+    (["--replace", "1=99999"], "--replace"),
+    (["--promt", "The"], "--prompt"),
+    (["--html", "{tmp}/no/such/folder.html"], "folder.html"),
+], ids=lambda x: " ".join(x) if isinstance(x, list) else None)
+def test_sample_refuses(argv, words, tmp_path, monkeypatch, capsys):
+    """The same for sample.py, with a checkpoint of cups that knows 16 thoughts."""
+    files(tmp_path)
+    cups = Cups(3)
+    torch.save(as_checkpoint(GPT(Config(1, 2, 16, 256, 19, 16), cups.text_ids)), tmp_path / "ckpt.pt")
+    argv = [x.format(tmp=tmp_path) for x in argv]
+    if "--checkpoint" not in argv:
+        argv += ["--checkpoint", tmp_path / "ckpt.pt"]
+    code, _, err = run(sample.main, argv, monkeypatch, capsys)
+    assert code == 2 and words in err and err.count("\n") == 1, err
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of two steps, as a real command, and what it printed."""
+    out = tmp_path_factory.mktemp("run")
+    done = subprocess.run([sys.executable, ROOT / "train.py", *SHORT, "--out", out], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_run_leaves_its_files(finished):
+    """Checkpoint, log, curves and samples are there; the log has one line a step and evaluations first and last."""
+    out, printed = finished
+    assert {"ckpt.pt", "metrics.jsonl", "curves.png", "samples.html"} <= {f.name for f in out.iterdir()}
+    lines = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [(x["kind"], x["step"]) for x in lines] == [("eval", 0), ("step", 0), ("step", 1), ("eval", 2)]
+    assert len(lines[0]["accuracy_by_n"]) == 30 and "what was learnt" in printed
+
+
+def test_sample_shows_thoughts(finished, monkeypatch, capsys):
+    """Prompt, text and thoughts have their colours; hidden thoughts leave no name; --replace leaves no old one."""
+    out, _ = finished
+    base = ["--checkpoint", out / "ckpt.pt", "--prompt", "The ball is under cup B. Moves:", "--html", out / "page.html"]
+    code, shown, _ = run(sample.main, [*base, "--color", "always"], monkeypatch, capsys)
+    assert code == 0 and "\033[31mThe ball" in shown and "\033[36m<think" in shown and "\033[34m" in shown
+    page = (out / "page.html").read_text()
+    assert "&lt;think" in page and '<span class="prompt">The ball' in page
+    code, hidden, _ = run(sample.main, [*base, "--hide_thoughts"], monkeypatch, capsys)
+    assert code == 0 and "think" not in hidden and "\033" not in hidden
+    every = [x for i in range(15) for x in ("--replace", f"{i}=15")]
+    code, replaced, _ = run(sample.main, [*base, *every], monkeypatch, capsys)
+    assert "<think15>" in replaced and not any(f"<think{i}>" in replaced for i in range(15))
+
+
+def test_resume_equals_uninterrupted(tmp_path, monkeypatch, capsys):
+    """Two steps, then two more with --resume: the weights and the log of four steps at once, to the bit."""
+    long, cut = tmp_path / "long", tmp_path / "cut"
+    argv = [*SHORT[2:], "--approach", "stream"]
+    argv[argv.index("--steps") + 1] = "4"
+    assert run(train.main, [*argv, "--out", long], monkeypatch, capsys)[0] == 0
+
+    class Cut(Exception):
+        pass
+
+    real_save = train.save
+
+    def save_then_die(path, state):
+        real_save(path, state)
+        raise Cut
+
+    monkeypatch.setattr(train, "save", save_then_die)
+    with pytest.raises(Cut):
+        run(train.main, [*argv, "--out", cut], monkeypatch, capsys)
+    monkeypatch.setattr(train, "save", real_save)
+    assert run(train.main, ["--resume", "--out", cut], monkeypatch, capsys)[0] == 0
+    a, b = (torch.load(x / "ckpt.pt", weights_only=True)["model"] for x in (long, cut))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    logs = [[{k: v for k, v in json.loads(x).items() if k != "seconds"} for x in (d / "metrics.jsonl").read_text().splitlines()]
+            for d in (long, cut)]
+    assert logs[0] == logs[1]
