@@ -173,8 +173,10 @@ class GPT(nn.Module):
         h = self(ids, positions, mask).flatten(0, 1).float()  # [R * T, C]
         mean = w.float().mean(0)
         noise = torch.randn(N, C, generator=generator).to(w.device)
-        if V > 4 * C:  # enough rows for a covariance: the noise then points where this vocabulary's words point
-            noise = noise @ torch.linalg.cholesky(torch.cov(w.float().T) + 1e-6 * torch.eye(C, device=w.device)).T
+        # the noise points where this vocabulary's words point: a thought looks like a mixture of words, so what the
+        # model has learnt to do with words reaches it from the start
+        values, vectors = torch.linalg.eigh(torch.cov(w.float().T))
+        noise = noise @ (vectors * values.clamp(min=0).sqrt()) @ vectors.T
         noise *= THINK_LOGIT_STD / (h @ noise.T).std(1).mean() if N > 1 else 0.1 / noise.std()
         self.think = nn.Parameter((mean + noise).to(w.dtype))
         self.think_offset.zero_()
