@@ -31,7 +31,8 @@ from reward import advantage, returns_to_go, rollout_loss, sibling_spread, slot_
 from rollout import Rollout, Rules, rollout, visible
 from tokenizer import Tokenizer, html_page
 
-FLOOR_STD = float(os.environ.get("FL","0.1"))
+FLOOR_STD = 0.1  # keeps noise from being blown up once all siblings agree
+OTHER_TEXT = 0.2  # weight of text that does not pay: on cups all but the answers, learnt as plain language
 ENTROPY_WEIGHT, ENTROPY_GAIN = 0.05, 0.7  # weight at the target, and how hard it answers to a nat beside it
 
 
@@ -275,16 +276,16 @@ def main() -> None:
 
 
 def take_text(a: dict, data, step: int, S: int, stage: int | None) -> Batch:
-    """B contexts for this step: whole windows for stream, prompts for teacher (R of them where own_text chooses)."""
+    """B contexts for this step: whole windows for stream, prompts for teacher (3 B where own_text has to choose)."""
     P, B = a["prompt_tokens"], a["prompts"]
     if a["approach"] == "stream":
         return data.batch(B, P + S, a["seed"], step, "train", **({"n_max": stage, "peak": 0.5} if stage else {}))
-    return data.batch(B * a["samples"] if stage else B, P, a["seed"], step, "train", **({"ends_open": True} if isinstance(data, Cups) else {}))
+    return data.batch(3 * B if stage else B, P, a["seed"], step, "train", **({"ends_open": True} if isinstance(data, Cups) else {}))
 
 
 def own_text(a: dict, model: GPT, data, batch: Batch, rules: Rules, S: int, step: int, stage: int | None, offset: int) -> Batch:
-    """The student's own continuation of B prompts. With a curriculum: of many, the B whose first round has at most
-    `stage` moves come first, and an answer after more moves than that does not pay yet."""
+    """The student's own continuation of B prompts. On cups the answers are what pays. With a curriculum 3 B texts are
+    written; the B with the longest first round of at most `stage` moves stay, and longer rounds do not pay yet."""
     P, R = a["prompt_tokens"], len(batch.ids)
     rules = replace(rules, budget=min(rules.budget, (S + 1) // 2 * rules.max_thoughts))  # a move is every other token
     u = uniforms(a["seed"], step, "own_text", S + rules.budget, R, model.device)
@@ -297,7 +298,7 @@ def own_text(a: dict, model: GPT, data, batch: Batch, rules: Rules, S: int, step
             moves[place] = k
     first = np.array([next((k for k in moves[P:] if k), 99) for moves in n])  # 99: it never asked
     chosen = np.argsort(np.where(first <= (stage or 99), -first, first), kind="stable")[:a["prompts"]]
-    return Batch(text[chosen], n[chosen] <= (stage or 99), None, n[chosen])
+    return Batch(text[chosen], (n[chosen] > 0) & (n[chosen] <= (stage or 99)), None, n[chosen])
 
 
 def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | None, data, rules: Rules) -> None:
@@ -374,7 +375,6 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         returns = returns_to_go(r - cost, a["gamma"])
         adv = advantage(returns, G, a["baseline"])
         felt = adv.gather(1, slot)[chose]
-        # the floor of 0.1 keeps noise from being blown up once all siblings agree
         adv = adv / (felt.std(correction=0) + FLOOR_STD) if len(felt) else adv
 
         # 5. one forward with gradient, one step
@@ -382,8 +382,8 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         target = a["entropy"] * math.log(max(a["think_vocab"], 2))
         fade = min(1.0, 4 * (1 - step / a["steps"]))  # in the last quarter the bonus fades: sampled thoughts get crisp
         weight = fade * min(1.0, ENTROPY_WEIGHT * math.exp(ENTROPY_GAIN * (target - state["entropy"]))) if a["think_vocab"] > 1 else 0.0
-        scale = {"policy": 1 / max(len(felt), 1), "text": (a["answer_grad"] == "on") / max(paying if stream else len(felt) or paying, 1),
-                 "other": 0.2 / max(r.numel() - paying, 1) if stream else 0.0, "entropy": weight / max(int(ro.is_think.sum()), 1)}
+        scale = {"policy": 1 / max(len(felt), 1), "text": (a["answer_grad"] == "on") / max(paying, 1),
+                 "other": OTHER_TEXT / max(r.numel() - paying, 1), "entropy": weight / max(int(ro.is_think.sum()), 1)}
         warm = min(1.0, (step + 1) / 50) * min(1.0, 5 * (1 - step / a["steps"]) + 0.05)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * warm
