@@ -81,11 +81,11 @@ class Cups:
         return n_max if peak > 0 and rng.random() < peak else int(rng.integers(1, n_max + 1))
 
     def story(self, rng: np.random.Generator, S: int, n_max: int | None = None, exact: int | None = None,
-              ends_open: bool = False, lies: float = 0.0, peak: float = 0.0, again: float = 0.0) -> tuple[list[int], list[int], list[int], list[bool]]:
+              prompt: int = 0, lies: float = 0.0, peak: float = 0.0, again: float = 0.0) -> tuple[list[int], list[int], list[int], list[bool]]:
         """S tokens of one story: ids, state, n, pays, each of length S.
 
-        exact: the first round has just that many moves. ends_open: the last token is the ":" of a new round,
-        as a prompt wants it (S must be 9, or 9 + a sum of 2n + 6). lies: the share of answers that name any cup,
+        prompt: so many tokens, at the start, are whole rounds of the plain language, the last one the ":" of a new
+        round (9, or 9 + a sum of 2n + 6). exact: the first round after them has just that many moves. lies: the share of answers that name any cup,
         pay nothing, and anchor the story all the same.
         """
         ball = int(rng.integers(self.m))
@@ -99,10 +99,12 @@ class Cups:
             say(self.id[" Moves"], 0), say(self.id[":"], 0)
             if len(ids) >= S:
                 break
-            k, exact = exact or self._length(rng, n_max, peak), None
-            left = S - len(ids)
-            if ends_open and left < 2 * k + 6 + 8:  # no further round would fit after this one: fill exactly
-                k = (left - 6) // 2
+            left = prompt - len(ids)
+            if left > 0:
+                k = self._length(rng, None, 0)
+                k = k if left >= 2 * k + 6 + 8 else (left - 6) // 2  # no further round would fit: fill exactly
+            else:
+                k, exact = exact or self._length(rng, n_max, peak), None
             for i in range(1, k + 1):
                 move = int(rng.integers(len(self.move_ids)))
                 ball = int(self.goes[move, ball])
@@ -116,12 +118,12 @@ class Cups:
         return ids[:S], state[:S], n[:S], pays[:S]
 
     def batch(self, B: int, S: int, seed: int, step: int, purpose: str, n_max: int | None = None,
-              exact: int | None = None, ends_open: bool = False, lies: float = 0.0, peak: float = 0.0, again: float = 0.0) -> Batch:
+              exact: int | None = None, prompt: int = 0, lies: float = 0.0, peak: float = 0.0, again: float = 0.0) -> Batch:
         """B stories of S tokens each. Raises ValueError for a prompt length that no story has."""
-        if ends_open and (S < 9 or S % 2 == 0 or 9 < S < 17):
-            raise ValueError(f"a prompt of cups ends with 'Moves:': 9, 17, 19, 21, ... tokens, not {S}")
+        if prompt and (prompt < 9 or prompt % 2 == 0 or 9 < prompt < 17):
+            raise ValueError(f"a prompt of cups ends with 'Moves:': 9, 17, 19, 21, ... tokens, not {prompt}")
         rng = seeded(seed, step, purpose)
-        ids, state, n, pays = zip(*(self.story(rng, S, n_max, exact, ends_open, lies, peak, again) for _ in range(B)))
+        ids, state, n, pays = zip(*(self.story(rng, S, n_max, exact, prompt, lies, peak, again) for _ in range(B)))
         return Batch(np.array(ids), np.array(pays), np.array(state), np.array(n))
 
     def check(self, ids: list[int]) -> list[tuple[int, int, bool]]:

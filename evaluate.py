@@ -73,7 +73,7 @@ def free_text(model: GPT, data: Cups | TextFile, rules: Rules, teacher: GPT | No
               seed: int = 0) -> tuple[dict, Rollout]:
     """Own text at temperature 1 with greedy thoughts: reverse_kl (nats a text token), thoughts a text token, and
     on cups own answers by their own n."""
-    kind = {"ends_open": True} if isinstance(data, Cups) else {}
+    kind = {"prompt": P} if isinstance(data, Cups) else {}
     prompts = torch.from_numpy(data.batch(rows, P, seed, 1000, "eval", **kind).ids).to(model.device)
     M = rules.budget if rules.think != "never" else 0
     u = uniforms(seed, 1, "eval_rollout", S + M, rows, model.device)

@@ -109,8 +109,8 @@ ON_CUPS = dict(think="forced", window=5, lr=2e-3, think_lr=2e-3, samples=8, entr
 ON_TEXT = dict(think="free", window=0, lr=1e-5, think_lr=1e-3, samples=4, entropy=0.5, gamma=0.95, think_cost=0.0,
                prompts=8, prompt_tokens=64, new_tokens=64, budget=32, steps=1000, think_prior=0.1, eval_every=100)
 DEFAULTS = {
-    ("teacher", "cups"): ON_CUPS | dict(prompts=32, prompt_tokens=9, new_tokens=48, budget=20, steps=300, think_prior=0.5, eval_every=100),
-    ("stream", "cups"): ON_CUPS | dict(prompts=32, prompt_tokens=9, new_tokens=32, budget=16, steps=500, think_prior=0.5, eval_every=100),
+    ("teacher", "cups"): ON_CUPS | dict(prompts=32, prompt_tokens=17, new_tokens=48, budget=20, steps=300, think_prior=0.5, eval_every=100),
+    ("stream", "cups"): ON_CUPS | dict(prompts=32, prompt_tokens=17, new_tokens=32, budget=16, steps=500, think_prior=0.5, eval_every=100),
     ("teacher", "text"): ON_TEXT, ("stream", "text"): ON_TEXT,
 }
 
@@ -269,24 +269,24 @@ def main() -> None:
             a = resolve(args) | {"out": str(out)}
         out.mkdir(parents=True, exist_ok=True)
         model, teacher, data, rules = setup(a, saved)
-        text = data.batch(1, a["prompt_tokens"] + a["new_tokens"], a["seed"], 0, "train")  # too short? better now than later
+        take_text(a, data, 1, a["prompt_tokens"], 0, a["new_tokens"], None)  # too short? better now than after an hour
     except (ValueError, OSError) as e:
         args.error(str(e))
     train(a, saved, out, model, teacher, data, rules)
 
 
-def take_text(a: dict, data, step: int, S: int, stage: int | None) -> Batch:
+def take_text(a: dict, data, B: int, P: int, step: int, S: int, stage: int | None) -> Batch:
     """B contexts for this step: whole windows for stream, prompts for teacher (3 B where own_text has to choose)."""
-    P, B = a["prompt_tokens"], a["prompts"]
+    cups = {"prompt": P} if isinstance(data, Cups) else {}
     if a["approach"] == "stream":
-        return data.batch(B, P + S, a["seed"], step, "train", **({"n_max": stage, "peak": 0.5} if stage else {}))
-    return data.batch(3 * B if stage else B, P, a["seed"], step, "train", **({"ends_open": True} if isinstance(data, Cups) else {}))
+        return data.batch(B, P + S, a["seed"], step, "train", **cups, **({"n_max": stage, "peak": 0.5} if stage else {}))
+    return data.batch(3 * B if stage else B, P, a["seed"], step, "train", **cups)
 
 
-def own_text(a: dict, model: GPT, data, batch: Batch, rules: Rules, S: int, step: int, stage: int | None, offset: int) -> Batch:
+def own_text(a: dict, model: GPT, data, batch: Batch, B: int, P: int, rules: Rules, S: int, step: int, stage: int | None, offset: int) -> Batch:
     """The student's own continuation of B prompts. On cups the answers are what pays. With a curriculum 3 B texts are
     written; the B with the longest first round of at most `stage` moves stay, and longer rounds do not pay yet."""
-    P, R = a["prompt_tokens"], len(batch.ids)
+    R = len(batch.ids)
     rules = replace(rules, budget=min(rules.budget, (S + 1) // 2 * rules.max_thoughts))  # a move is every other token
     u = uniforms(a["seed"], step, "own_text", S + rules.budget, R, model.device)
     text = rollout(model, torch.from_numpy(batch.ids).to(model.device), P, S, rules, u, a["temperature"], offset=offset).text.cpu().numpy()
@@ -297,12 +297,12 @@ def own_text(a: dict, model: GPT, data, batch: Batch, rules: Rules, S: int, step
         for place, k, _ in data.check(row):
             moves[place] = k
     first = np.array([next((k for k in moves[P:] if k), 99) for moves in n])  # 99: it never asked
-    chosen = np.argsort(np.where(first <= (stage or 99), -first, first), kind="stable")[:a["prompts"]]
+    chosen = np.argsort(np.where(first <= (stage or 99), -first, first), kind="stable")[:B]
     return Batch(text[chosen], (n[chosen] > 0) & (n[chosen] <= (stage or 99)), None, n[chosen])
 
 
 def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | None, data, rules: Rules) -> None:
-    G, P, R = a["samples"], a["prompt_tokens"], a["prompts"] * a["samples"]
+    G = a["samples"]
     dev, cups, stream = model.device, isinstance(data, Cups), a["approach"] == "stream"
     rows = [model.think, model.think_offset]
     body = [p for p in model.parameters() if all(p is not r for r in rows)]
@@ -327,9 +327,9 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
             f.write(json.dumps(line) + "\n")
 
     def measure() -> dict:
-        result, ro = evaluate(model, data, rules, teacher, P, a["new_tokens"], each=32 if state["step"] in (0, a["steps"]) else 8)
+        result, ro = evaluate(model, data, rules, teacher, a["prompt_tokens"], a["new_tokens"], each=32 if state["step"] in (0, a["steps"]) else 8)
         write({"kind": "eval", "step": state["step"], "seconds": time.time() - t0, **result})
-        html = [tokenizer.show([int(i) for i, real in zip(ids, kept) if real], P, "html")
+        html = [tokenizer.show([int(i) for i, real in zip(ids, kept) if real], ro.P, "html")
                 for ids, kept in zip(ro.ids[:8], (ro.is_text | ro.is_think)[:8])]
         (out / "samples.html").write_text(html_page(html, f"step {state['step']}"), encoding="utf-8")
         return result
@@ -346,12 +346,16 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         # moves, and a rollout is just long enough for one of them
         stage = state["stage"] if cups and a["curriculum"] == "on" else None
         S = min(a["new_tokens"], 2 * stage + 6) if stage else a["new_tokens"]
-        batch = take_text(a, data, step, S, stage)
+        P = a["prompt_tokens"] if step % 2 or not cups else 9  # half of the cups stories are at their very beginning
+        # longer rounds hold more thoughts to learn from, so fewer of them do: a step keeps its number of text tokens
+        B = max(min(8, a["prompts"]), a["prompts"] * 8 // S) if stage else a["prompts"]
+        R = B * G
+        batch = take_text(a, data, B, P, step, S, stage)
         offset = int(seeded(a["seed"], step, "offset").integers(65)) if cups else 0  # never for OpenAI's weights
         if a["siblings"] == "shared" and not stream:
             # one sibling writes the text, then all G think anew between its tokens: they differ in thoughts alone
             with autocast:
-                batch = own_text(a, sampler, data, batch, rules, S, step, stage, offset)
+                batch = own_text(a, sampler, data, batch, B, P, rules, S, step, stage, offset)
         text, pays, n = (torch.from_numpy(x).to(dev).repeat_interleave(G, 0) if x is not None else None
                          for x in (batch.ids, batch.pays, batch.n))
         pays, n = (pays[:, P:], n[:, P:]) if pays is not None and text.shape[1] == P + S else (None, None)
@@ -379,7 +383,8 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
 
         # 5. one forward with gradient, one step
         paying = pays.sum().item() if pays is not None else r.numel()
-        target = a["entropy"] * math.log(max(a["think_vocab"], 2))
+        # twice as broad while the first stage lasts: two states that come to share a code there rarely part again
+        target = (2 if stage == 1 else 1) * a["entropy"] * math.log(max(a["think_vocab"], 2))
         fade = min(1.0, 4 * (1 - step / a["steps"]))  # in the last quarter the bonus fades: sampled thoughts get crisp
         weight = fade * min(1.0, ENTROPY_WEIGHT * math.exp(ENTROPY_GAIN * (target - state["entropy"]))) if a["think_vocab"] > 1 else 0.0
         scale = {"policy": 1 / max(len(felt), 1), "text": (a["answer_grad"] == "on") / max(paying, 1),
@@ -409,13 +414,18 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
             if asked.any():
                 state["accuracy"] = 0.8 * state["accuracy"] + 0.2 * hit[asked].float().mean().item()
             state["in_stage"] += 1
-            if state["accuracy"] > 0.85 and state["in_stage"] >= 5 and state["stage"] < a["swaps"]:
+            # the first stage has to be nearly perfect: what is wrong in it multiplies along every longer chain
+            if state["accuracy"] > (0.95 if state["stage"] == 1 else 0.85) and state["in_stage"] >= 5 and state["stage"] < a["swaps"]:
                 state |= {"stage": state["stage"] + 1, "accuracy": 0.5, "in_stage": 0}
         state["step"] += 1
         line = {"kind": "step", "step": step, "seconds": time.time() - t0, "reward": (r.sum() / max(paying, 1)).item(), "loss": loss_sum,
                 "spread": spread, "entropy": state["entropy"] if thoughts else 0.0, "entropy_weight": weight, "thoughts": thoughts / (R * S),
                 "grad_norm": norm, "stage": state["stage"]}
         write(line)
+        state["dead"] = state["dead"] + 1 if thoughts and spread < 0.002 else 0
+        if state["dead"] == 50:
+            tqdm.write("hint: for 50 steps siblings have not differed (spread < 0.002), so thoughts learn nothing. Does the text need them? "
+                       "Try a narrower --window, another --seed, or a base model that has not learnt to do without")
         bar.update()
         bar.set_postfix(reward=f"{line['reward']:.3f}", spread=f"{spread:.3f}", entropy=f"{line['entropy']:.2f}", stage=state["stage"])
         if state["step"] % a["eval_every"] == 0 or state["step"] == a["steps"]:

@@ -156,7 +156,7 @@ def test_exact(cups, n):
 def test_prompts_end_open(cups, S):
     """Guards the prompts of approach A: exactly S tokens, and the last one is the ":" of a new round, so that the
     student makes its own moves."""
-    batch = cups.batch(200, S, 0, 0, "train", ends_open=True)
+    batch = cups.batch(200, S, 0, 0, "train", prompt=S)
     assert batch.ids.shape == (200, S)
     for ids in batch.ids.tolist():
         words = [cups_words(cups)[i] for i in ids]
@@ -168,7 +168,7 @@ def test_prompts_end_open(cups, S):
 def test_prompts_of_no_length(cups, S):
     """Guards against a prompt that is quietly cut: a length that no story has is refused."""
     with pytest.raises(ValueError) as e:
-        cups.batch(1, S, 0, 0, "train", ends_open=True)
+        cups.batch(1, S, 0, 0, "train", prompt=S)
     assert str(S) in one_line(e)
 
 
