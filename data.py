@@ -147,6 +147,7 @@ class TextFile:
     """A .txt file, or a .jsonl file with a field `text`, as random windows; the last 5 % are held out."""
 
     def __init__(self, path: str | Path, tokenizer: Tokenizer, held_out: str | Path | None = None):
+        check_path(path)
         self.train = self._ids(Path(path), tokenizer)
         if held_out is None:
             cut = len(self.train) - max(len(self.train) // 20, min(256, len(self.train) // 2))
@@ -157,8 +158,6 @@ class TextFile:
 
     def _ids(self, path: Path, tokenizer: Tokenizer) -> np.ndarray:
         """The file as uint16 ids on disk, made once per content: 1 GB of text needs a few MB of memory."""
-        if path.suffix not in (".txt", ".jsonl") or not path.is_file():
-            raise ValueError(f"{path} is no readable .txt or .jsonl file")
         digest = hashlib.sha256(repr(tokenizer.text_ids).encode())
         with open(path, "rb") as f:
             while block := f.read(1 << 22):
@@ -191,6 +190,12 @@ class TextFile:
             raise ValueError(f"{self.name} is too short: {len(ids)} tokens in this part, a window needs {S}")
         starts = seeded(seed, step, purpose).integers(0, len(ids) - S + 1, B)
         return Batch(np.stack([ids[s:s + S] for s in starts]).astype(np.int64))
+
+
+def check_path(path: str | Path) -> None:
+    """Raises ValueError for what is no text file; cheap, so that it can come before any download."""
+    if Path(path).suffix not in (".txt", ".jsonl") or not Path(path).is_file():
+        raise ValueError(f"{path} is no readable .txt or .jsonl file")
 
 
 def _documents(f, suffix: str):

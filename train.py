@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import Batch, Cups, open_data, seeded
+from data import Batch, Cups, check_path, open_data, seeded
 from evaluate import evaluate, uniforms
 from model import GPT, PICO, SIZES, Config, as_checkpoint, load, read_weights
 from reward import advantage, returns_to_go, rollout_loss, sibling_spread, slot_rewards, teacher_states
@@ -109,8 +109,8 @@ ON_CUPS = dict(think="forced", window=5, lr=2e-3, think_lr=2e-3, samples=8, entr
 ON_TEXT = dict(think="free", window=0, lr=1e-5, think_lr=1e-3, samples=4, entropy=0.5, gamma=0.95, think_cost=0.0,
                prompts=8, prompt_tokens=64, new_tokens=64, budget=32, steps=1000, think_prior=0.1, eval_every=100)
 DEFAULTS = {
-    ("teacher", "cups"): ON_CUPS | dict(prompts=32, prompt_tokens=17, new_tokens=48, budget=20, steps=300, think_prior=0.5, eval_every=100),
-    ("stream", "cups"): ON_CUPS | dict(prompts=32, prompt_tokens=17, new_tokens=32, budget=16, steps=500, think_prior=0.5, eval_every=100),
+    ("teacher", "cups"): ON_CUPS | dict(prompts=32, prompt_tokens=17, new_tokens=48, budget=20, steps=500, think_prior=0.5, eval_every=250),
+    ("stream", "cups"): ON_CUPS | dict(prompts=32, prompt_tokens=17, new_tokens=32, budget=16, steps=600, think_prior=0.5, eval_every=200),
     ("teacher", "text"): ON_TEXT, ("stream", "text"): ON_TEXT,
 }
 
@@ -128,6 +128,8 @@ def resolve(args: argparse.Namespace) -> dict:
     said = {k for k, v in a.items() if v is not None}
     a["data"] = a["data"] or ("webtext" if gpu else "cups")
     cups = a["data"] == "cups"
+    if a["data"] not in ("cups", "webtext"):
+        check_path(a["data"])  # before a model is downloaded for it
     small = "scratch" if a["approach"] == "stream" else "pico"
     a["model"] = a["model"] or (small if cups else "gpt2")
     a["teacher"] = (a["teacher"] or ("pico" if cups else "gpt2")) if a["approach"] == "teacher" else None
@@ -383,8 +385,10 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
 
         # 5. one forward with gradient, one step
         paying = pays.sum().item() if pays is not None else r.numel()
-        # twice as broad while the first stage lasts: two states that come to share a code there rarely part again
-        target = (2 if stage == 1 else 1) * a["entropy"] * math.log(max(a["think_vocab"], 2))
+        # twice as broad in the first stage, and in one that stalls: two states that come to share a code rarely part
+        # again unless other codes are tried (60 steps is about twice what a stage takes that goes well)
+        broad = stage is not None and (stage == 1 or state["in_stage"] > 60)
+        target = (2 if broad else 1) * a["entropy"] * math.log(max(a["think_vocab"], 2))
         fade = min(1.0, 4 * (1 - step / a["steps"]))  # in the last quarter the bonus fades: sampled thoughts get crisp
         weight = fade * min(1.0, ENTROPY_WEIGHT * math.exp(ENTROPY_GAIN * (target - state["entropy"]))) if a["think_vocab"] > 1 else 0.0
         scale = {"policy": 1 / max(len(felt), 1), "text": (a["answer_grad"] == "on") / max(paying, 1),
