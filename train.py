@@ -105,12 +105,13 @@ ONLY = {  # flags that mean something in one setting alone; anywhere else they a
     "answer_grad": "approach stream", "curriculum": "data cups",
     "layers": "model scratch", "width": "model scratch", "cups": "data cups", "swaps": "data cups",
 }
-ON_CUPS = dict(think="forced", window=5, lr=2e-3, think_lr=2e-3, samples=8, entropy=0.25, gamma=0.9, think_cost=0.0)
+ON_CUPS = dict(think="forced", window=5, lr=2e-3, think_lr=2e-3, samples=8, entropy=0.25, gamma=0.9, think_cost=0.0,
+               prompts=32, prompt_tokens=17, think_prior=0.5)
 ON_TEXT = dict(think="free", window=0, lr=1e-5, think_lr=1e-3, samples=4, entropy=0.5, gamma=0.95, think_cost=0.0,
                prompts=8, prompt_tokens=64, new_tokens=64, budget=32, steps=1000, think_prior=0.1, eval_every=100)
 DEFAULTS = {
-    ("teacher", "cups"): ON_CUPS | dict(prompts=32, prompt_tokens=17, new_tokens=48, budget=20, steps=500, think_prior=0.5, eval_every=250),
-    ("stream", "cups"): ON_CUPS | dict(prompts=32, prompt_tokens=17, new_tokens=32, budget=16, steps=600, think_prior=0.5, eval_every=200),
+    ("teacher", "cups"): ON_CUPS | dict(new_tokens=48, budget=20, steps=700, eval_every=350),
+    ("stream", "cups"): ON_CUPS | dict(new_tokens=32, budget=16, steps=600, eval_every=200),
     ("teacher", "text"): ON_TEXT, ("stream", "text"): ON_TEXT,
 }
 
@@ -266,6 +267,8 @@ def main() -> None:
             if not (out / "ckpt.pt").exists():
                 raise ValueError(f"nothing to resume: there is no {out / 'ckpt.pt'}")
             saved = read_weights(out / "ckpt.pt")
+            if "args" not in saved:
+                raise ValueError(f"{out / 'ckpt.pt'} is a model, but not the checkpoint of a run that could go on")
             a = saved["args"] | ({"steps": args.steps} if args.steps else {}) | {"out": str(out)}
         else:
             a = resolve(args) | {"out": str(out)}
@@ -285,13 +288,15 @@ def take_text(a: dict, data, B: int, P: int, step: int, S: int, stage: int | Non
     return data.batch(3 * B if stage else B, P, a["seed"], step, "train", **cups)
 
 
-def own_text(a: dict, model: GPT, data, batch: Batch, B: int, P: int, rules: Rules, S: int, step: int, stage: int | None, offset: int) -> Batch:
+def own_text(a: dict, model: GPT, data, batch: Batch, B: int, P: int, rules: Rules, S: int, step: int, stage: int | None,
+             offset: int) -> Batch:
     """The student's own continuation of B prompts. On cups the answers are what pays. With a curriculum 3 B texts are
     written; the B with the longest first round of at most `stage` moves stay, and longer rounds do not pay yet."""
     R = len(batch.ids)
     rules = replace(rules, budget=min(rules.budget, (S + 1) // 2 * rules.max_thoughts))  # a move is every other token
     u = uniforms(a["seed"], step, "own_text", S + rules.budget, R, model.device)
-    text = rollout(model, torch.from_numpy(batch.ids).to(model.device), P, S, rules, u, a["temperature"], offset=offset).text.cpu().numpy()
+    prompts = torch.from_numpy(batch.ids).to(model.device)
+    text = rollout(model, prompts, P, S, rules, u, a["temperature"], offset=offset).text.cpu().numpy()
     if not isinstance(data, Cups):
         return Batch(text)
     n = np.zeros(text.shape, int)  # moves before each answer
@@ -301,6 +306,32 @@ def own_text(a: dict, model: GPT, data, batch: Batch, B: int, P: int, rules: Rul
     first = np.array([next((k for k in moves[P:] if k), 99) for moves in n])  # 99: it never asked
     chosen = np.argsort(np.where(first <= (stage or 99), -first, first), kind="stable")[:B]
     return Batch(text[chosen], (n[chosen] > 0) & (n[chosen] <= (stage or 99)), None, n[chosen])
+
+
+def entropy_weight(a: dict, state: dict, stage: int | None) -> float:
+    """Weight of the bonus on H(g): ENTROPY_WEIGHT at its target, exp(ENTROPY_GAIN) times that for each nat below.
+
+    The target is twice as broad in the first stage, and in one that stalls (60 steps is about twice what a stage takes
+    that goes well): two states that come to share a code rarely part again unless other codes are tried. In the last
+    quarter of a run the bonus fades, so that sampled thoughts get crisp.
+    """
+    if a["think_vocab"] < 2:
+        return 0.0
+    broad = stage is not None and (stage == 1 or state["in_stage"] > 60)
+    target = (2 if broad else 1) * a["entropy"] * math.log(a["think_vocab"])
+    fade = min(1.0, 4 * (1 - state["step"] / a["steps"]))
+    return fade * min(1.0, ENTROPY_WEIGHT * math.exp(ENTROPY_GAIN * (target - state["entropy"])))
+
+
+def advance(state: dict, right: torch.Tensor, last: int) -> None:
+    """The curriculum: on to the next stage once its own answers are right. right: bool, answers after `stage` moves."""
+    state["in_stage"] += 1
+    if len(right):
+        state["accuracy"] = 0.8 * state["accuracy"] + 0.2 * right.float().mean().item()
+    # the first stage has to be nearly perfect: what is wrong in it multiplies along every longer chain
+    enough = 0.95 if state["stage"] == 1 else 0.85
+    if state["accuracy"] > enough and state["in_stage"] >= 5 and state["stage"] < last:
+        state |= {"stage": state["stage"] + 1, "accuracy": 0.5, "in_stage": 0}
 
 
 def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | None, data, rules: Rules) -> None:
@@ -320,7 +351,8 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
     tokenizer = Tokenizer(model.text_ids, model.config.think_vocab)
     log = out / "metrics.jsonl"
     done = {"step": state["step"], "eval": state["step"] + 1}  # an evaluation is logged before its checkpoint is written
-    kept = [x for x in log.read_text().splitlines() if json.loads(x)["step"] < done[json.loads(x)["kind"]]] if saved and log.exists() else []
+    lines = [json.loads(x) for x in log.read_text().splitlines()] if saved and log.exists() else []
+    kept = [json.dumps(x) for x in lines if x["step"] < done[x["kind"]]]
     log.write_text("".join(x + "\n" for x in kept))
     t0 = time.time()
 
@@ -329,7 +361,8 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
             f.write(json.dumps(line) + "\n")
 
     def measure() -> dict:
-        result, ro = evaluate(model, data, rules, teacher, a["prompt_tokens"], a["new_tokens"], each=32 if state["step"] in (0, a["steps"]) else 8)
+        each = 32 if state["step"] in (0, a["steps"]) else 8  # stories for every n
+        result, ro = evaluate(model, data, rules, teacher, a["prompt_tokens"], a["new_tokens"], each)
         write({"kind": "eval", "step": state["step"], "seconds": time.time() - t0, **result})
         html = [tokenizer.show([int(i) for i, real in zip(ids, kept) if real], ro.P, "html")
                 for ids, kept in zip(ro.ids[:8], (ro.is_text | ro.is_think)[:8])]
@@ -337,10 +370,10 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         return result
 
     def checkpoint() -> None:
-        save(out / "ckpt.pt", as_checkpoint(model) | {"args": {k: v for k, v in a.items()}, "rules": asdict(rules), "state": state,
+        save(out / "ckpt.pt", as_checkpoint(model) | {"args": a, "rules": asdict(rules), "state": state,
                                                       "optimizer": optimizer.state_dict()})
 
-    first = measure() if saved is None else json.loads(log.read_text().splitlines()[0])
+    first = last = measure() if saved is None else json.loads(log.read_text().splitlines()[0])
     bar = tqdm(total=a["steps"], initial=state["step"], desc=a["approach"])
     while state["step"] < a["steps"]:
         step = state["step"]
@@ -371,6 +404,7 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
             ro = rollout(sampler, text, P, S, now, u, a["temperature"], offset=offset)
 
         # 3. score: the teacher sees the text closed up, as if no thought had been there
+        with autocast:
             t_states = teacher_states(teacher, ro) if teacher is not None else None
             r, hit = slot_rewards(model, ro, teacher, t_states, pays, a["beta"], a["text_grad"] == "sampled")
 
@@ -385,12 +419,7 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
 
         # 5. one forward with gradient, one step
         paying = pays.sum().item() if pays is not None else r.numel()
-        # twice as broad in the first stage, and in one that stalls: two states that come to share a code rarely part
-        # again unless other codes are tried (60 steps is about twice what a stage takes that goes well)
-        broad = stage is not None and (stage == 1 or state["in_stage"] > 60)
-        target = (2 if broad else 1) * a["entropy"] * math.log(max(a["think_vocab"], 2))
-        fade = min(1.0, 4 * (1 - step / a["steps"]))  # in the last quarter the bonus fades: sampled thoughts get crisp
-        weight = fade * min(1.0, ENTROPY_WEIGHT * math.exp(ENTROPY_GAIN * (target - state["entropy"]))) if a["think_vocab"] > 1 else 0.0
+        weight = entropy_weight(a, state, stage)
         scale = {"policy": 1 / max(len(felt), 1), "text": (a["answer_grad"] == "on") / max(paying, 1),
                  "other": OTHER_TEXT / max(r.numel() - paying, 1), "entropy": weight / max(int(ro.is_think.sum()), 1)}
         warm = min(1.0, (step + 1) / 50) * min(1.0, 5 * (1 - step / a["steps"]) + 0.05)
@@ -404,7 +433,8 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
             with autocast:
                 positions = torch.arange(part.ids.shape[1], device=dev) + offset
                 h = model(part.ids, positions, visible(part.is_think, rules.window))
-                loss, stats = rollout_loss(model, h, part, cut[0], cut[1], scale, teacher, cut[2], a["beta"], a["text_grad"] == "sampled")
+                loss, stats = rollout_loss(model, h, part, cut[0], cut[1], scale, teacher, cut[2], a["beta"],
+                                           a["text_grad"] == "sampled")
             loss.backward()
             loss_sum, entropy = loss_sum + loss.item(), entropy + stats["entropy"]
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
@@ -414,24 +444,19 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         state["entropy"] = entropy / thoughts if thoughts else state["entropy"]
         spread = sibling_spread(returns, G).item() if G > 1 else 0.0
         if n is not None:
-            asked = pays & (n == state["stage"])
-            if asked.any():
-                state["accuracy"] = 0.8 * state["accuracy"] + 0.2 * hit[asked].float().mean().item()
-            state["in_stage"] += 1
-            # the first stage has to be nearly perfect: what is wrong in it multiplies along every longer chain
-            if state["accuracy"] > (0.95 if state["stage"] == 1 else 0.85) and state["in_stage"] >= 5 and state["stage"] < a["swaps"]:
-                state |= {"stage": state["stage"] + 1, "accuracy": 0.5, "in_stage": 0}
+            advance(state, hit[pays & (n == state["stage"])], a["swaps"])
         state["step"] += 1
-        line = {"kind": "step", "step": step, "seconds": time.time() - t0, "reward": (r.sum() / max(paying, 1)).item(), "loss": loss_sum,
-                "spread": spread, "entropy": state["entropy"] if thoughts else 0.0, "entropy_weight": weight, "thoughts": thoughts / (R * S),
-                "grad_norm": norm, "stage": state["stage"]}
+        line = {"kind": "step", "step": step, "seconds": time.time() - t0, "reward": (r.sum() / max(paying, 1)).item(),
+                "loss": loss_sum, "spread": spread, "entropy": state["entropy"] if thoughts else 0.0,
+                "entropy_weight": weight, "thoughts": thoughts / (R * S), "grad_norm": norm, "stage": state["stage"]}
         write(line)
         state["dead"] = state["dead"] + 1 if thoughts and spread < 0.002 else 0
         if state["dead"] == 50:
-            tqdm.write("hint: for 50 steps siblings have not differed (spread < 0.002), so thoughts learn nothing. Does the text need them? "
-                       "Try a narrower --window, another --seed, or a base model that has not learnt to do without")
+            tqdm.write("hint: for 50 steps siblings have not differed (spread < 0.002), so thoughts learn nothing. Does the "
+                       "text need them? Try a narrower --window, another --seed, or a base that can't do without")
         bar.update()
-        bar.set_postfix(reward=f"{line['reward']:.3f}", spread=f"{spread:.3f}", entropy=f"{line['entropy']:.2f}", stage=state["stage"])
+        bar.set_postfix(reward=f"{line['reward']:.3f}", spread=f"{spread:.3f}", entropy=f"{line['entropy']:.2f}",
+                        stage=state["stage"])
         if state["step"] % a["eval_every"] == 0 or state["step"] == a["steps"]:
             last = measure()
             checkpoint()
@@ -439,7 +464,8 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
     bar.close()
     draw_curves(out)
     report(first, last)
-    print(f"{time.time() - t0:.0f} s; {out}/ckpt.pt, metrics.jsonl, curves.png, samples.html; now: python sample.py --checkpoint {out}/ckpt.pt")
+    print(f"{time.time() - t0:.0f} s; {out}/ holds ckpt.pt, metrics.jsonl, curves.png, samples.html; now try\n"
+          f"  python sample.py --checkpoint {out}/ckpt.pt")
 
 
 if __name__ == "__main__":
