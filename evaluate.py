@@ -83,7 +83,8 @@ def free_text(model: GPT, data: Cups | TextFile, rules: Rules, teacher: GPT | No
         r, _ = slot_rewards(model, ro, teacher, teacher_states(teacher, ro), None)
         out["reverse_kl"] = -r.mean().item()
     if isinstance(data, Cups):
-        answers = [a for row in ro.text.tolist() for a in data.check(row) if a[0] >= P]  # not those of the prompt
+        # neither the prompt's, nor those to a question that is asked twice without a move in between (n = 0)
+        answers = [a for row in ro.text.tolist() for a in data.check(row) if a[0] >= P and a[1] > 0]
         n, right = (torch.tensor([a[i] for a in answers], dtype=torch.long) for i in (1, 2))
         out["free_accuracy_by_n"], out["free_answers_by_n"] = by_n(n, right)
         out["free_accuracy"], out["free_answers"] = right.float().mean().item() if len(n) else 0.0, len(n)
