@@ -362,7 +362,8 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
 
     def measure() -> dict:
         each = 32 if state["step"] in (0, a["steps"]) else 8  # stories for every n
-        result, ro = evaluate(model, data, rules, teacher, a["prompt_tokens"], a["new_tokens"], each)
+        result, ro = evaluate(model, data, rules, teacher, a["prompt_tokens"], a["new_tokens"], each,
+                              rows=128 if cups else a["prompts"] * a["samples"])  # a step's worth, where rows are dear
         write({"kind": "eval", "step": state["step"], "seconds": time.time() - t0, **result})
         html = [tokenizer.show([int(i) for i, real in zip(ids, kept) if real], ro.P, "html")
                 for ids, kept in zip(ro.ids[:8], (ro.is_text | ro.is_think)[:8])]
