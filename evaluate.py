@@ -71,13 +71,14 @@ def plain_nats(model: GPT, ids: Tensor, window: int) -> tuple[float, float]:
 @torch.no_grad()
 def free_text(model: GPT, data: Cups | TextFile, rules: Rules, teacher: GPT | None, rows: int, P: int, S: int,
               seed: int = 0) -> tuple[dict, Rollout]:
-    """Own text at temperature 1 with greedy thoughts: reverse_kl (nats a text token), thoughts a text token, and
+    """Own text at temperature 1 with greedy thoughts (where thinking is free: sampled ones, since a gate below one half
+    would never open): reverse_kl (nats a text token), thoughts a text token, and
     on cups own answers by their own n."""
     kind = {"prompt": P} if isinstance(data, Cups) else {}
     prompts = torch.from_numpy(data.batch(rows, P, seed, 1000, "eval", **kind).ids).to(model.device)
     M = rules.budget if rules.think != "never" else 0
     u = uniforms(seed, 1, "eval_rollout", S + M, rows, model.device)
-    ro = rollout(model, prompts, P, S, rules, u, think_temperature=0.0)
+    ro = rollout(model, prompts, P, S, rules, u, think_temperature=0.0 if rules.think == "forced" else 1.0)
     out = {"thoughts_per_token": ro.is_think.sum().item() / (rows * S)}
     if teacher is not None:
         r, _ = slot_rewards(model, ro, teacher, teacher_states(teacher, ro), None)
