@@ -85,7 +85,8 @@ class Cups:
         """S tokens of one story: ids, state, n, pays, each of length S.
 
         prompt: so many tokens, at the start, are whole rounds of the plain language, the last one the ":" of a new
-        round (9, or 9 + a sum of 2n + 6). exact: the first round after them has just that many moves. lies: the share of answers that name any cup,
+        round (9, or 9 + a sum of 2n + 6). exact: the first round after them has just that many moves. lies: the
+        share of answers that name any cup,
         pay nothing, and anchor the story all the same.
         """
         ball = int(rng.integers(self.m))

@@ -170,17 +170,17 @@ class GPT(nn.Module):
             raise ValueError(f"thinking rows must be at least 1 and their prior between 0 and 1, not {N} and {prior}")
         w = self.wte.weight
         V, C = w.shape
-        h = self(ids, positions, mask).flatten(0, 1).float()  # [R * T, C]
+        h = self(ids, positions, mask).flatten(0, 1)  # [R * T, C]
         mean = w.float().mean(0)
         noise = torch.randn(N, C, generator=generator).to(w.device)
         # the noise points where this vocabulary's words point: a thought looks like a mixture of words, so what the
         # model has learnt to do with words reaches it from the start
         values, vectors = torch.linalg.eigh(torch.cov(w.float().T))
         noise = noise @ (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-        noise *= THINK_LOGIT_STD / (h @ noise.T).std(1).mean() if N > 1 else 0.1 / noise.std()
+        noise *= THINK_LOGIT_STD / (h.float() @ noise.T).std(1).mean() if N > 1 else 0.1 / noise.std()
         self.think = nn.Parameter((mean + noise).to(w.dtype))
         self.think_offset.zero_()
-        gap = torch.cat([gate_logit(self.logits(piece), V) for piece in self(ids, positions, mask).flatten(0, 1).split(1024)])
+        gap = torch.cat([gate_logit(self.logits(piece), V) for piece in h.split(1024)])
         low, high = -1e4, 1e4
         for _ in range(100):  # bisection: mean p_think rises with the offset
             middle = (low + high) / 2

@@ -4,13 +4,13 @@
     python pretrain.py student     # 1 layer, sees 5 tokens back: knows the grammar, answers at chance
 
 Both are plain language models of `cups` text; neither has ever seen a thinking token. The student is kept
-short-sighted because a base that already answers learns to ignore its thoughts.
+short-sighted because a base that already answers learns to ignore its thoughts. In its text an answered question
+is sometimes asked again: without that its answers depend on nothing that it sees, and no thought could change them.
 
 The teacher needs help, since text alone teaches this very slowly: (1) throw-away heads, one a layer: after
 layer k the hidden state of a move must tell the product of the last 2^k moves, or the cup if the anchor is
-among them. So each layer doubles what it composes, and four layers reach 15 moves; with one head on top that
-names the cup, the same model was at 75 % for n = 5 and at chance from n = 7 after 2,250 steps. (2) in half of the stories rounds are 1..12 moves long, and where a round ends is then
-no target, so that its idea of "." and "," stays that of the language; (3) in half of the stories some answers
+among them. So each layer doubles what it composes, and four layers reach 15 moves. (2) in half of the stories
+rounds are up to 12 moves long (more than half of them 12), and where a round ends is then no target, so that its idea of "." and "," stays that of the language; (3) in half of the stories some answers
 are replaced by any cup, which is then no target: the latest answer is what counts, right or wrong, because
 the texts that it will judge are written by a student that answers wrongly at first.
 
@@ -83,7 +83,7 @@ def products(cups: Cups, batch: Batch, L: int) -> np.ndarray:
         moves = []  # since the anchor
         for s, i in enumerate(row):
             if i in cups.cup_ids:
-                anchor, moves = i, []
+                moves = []
             if i in goes:
                 moves.append(goes[i])
             if (i in goes or i == cups.id["?"]) and batch.state[b, s] >= 0:

@@ -14,7 +14,6 @@ Left out on purpose: PPO's ratio and clip (one step per rollout, so the ratio is
 Letters: B contexts, G siblings, R = B * G rows, S text slots, T places, V text rows, N thinking rows, C width.
 """
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model import GPT
@@ -62,10 +61,10 @@ def slot_rewards(model: GPT, ro: Rollout, teacher: GPT | None, t_states: Tensor 
     h, y = speaking_states(ro.h, ro).flatten(0, 1), ro.text[:, ro.P:].flatten()
     values, hits = [], []
     for i in range(0, len(h), PIECE):
-        text_logits = (h[i:i + PIECE] @ model.wte.weight.T).float()
+        text_logits = model.text_logits(h[i:i + PIECE])
         log_q, best = None, y[i:i + PIECE]
         if teacher is not None:
-            log_q = floored((t_states.flatten(0, 1)[i:i + PIECE] @ teacher.wte.weight.T).float())
+            log_q = floored(teacher.text_logits(t_states.flatten(0, 1)[i:i + PIECE]))
             best = log_q.argmax(-1)
         values.append(slot_value(text_logits, y[i:i + PIECE], log_q, beta, sampled))
         hits.append(text_logits.argmax(-1) == best)
@@ -154,7 +153,7 @@ def rollout_loss(model: GPT, h: Tensor, ro: Rollout, adv: Tensor, pays: Tensor |
     def loss(logits, ids, a, gated, given, weight, is_think, *teacher_h):
         value = -scale["policy"] * (a * action_logp(logits, V, ids, gated, given)).sum()
         if exact:
-            log_q = floored((teacher_h[0] @ teacher.wte.weight.T).float()) if teacher is not None else None
+            log_q = floored(teacher.text_logits(teacher_h[0])) if teacher is not None else None
             value = value - (weight * slot_value(logits[:, :V], ids.clamp(max=V - 1), log_q, beta, False)).sum()
         if logits.shape[1] == V:
             return value, logits.new_zeros(())

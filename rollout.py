@@ -166,7 +166,7 @@ def rollout(model: GPT, text: Tensor, P: int, S: int, rules: Rules, u: Tensor, t
     """
     R, given = text.shape
     M = rules.budget if rules.think != "never" and len(model.think) else 0
-    T, V, dev = P + S + M, model.config.vocab_size, text.device
+    T, dev = P + S + M, text.device
     if offset + T > model.config.n_ctx:
         raise ValueError(f"{P} prompt + {S} new text tokens + {M} thoughts do not fit the context of {model.config.n_ctx}")
     think_temperature = temperature if think_temperature is None else think_temperature

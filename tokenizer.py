@@ -15,7 +15,6 @@ import base64
 import hashlib
 import html
 import os
-import sys
 from pathlib import Path
 
 import tiktoken

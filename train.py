@@ -28,7 +28,7 @@ from data import Batch, Cups, check_path, open_data, seeded
 from evaluate import evaluate, uniforms
 from model import GPT, PICO, SIZES, Config, as_checkpoint, load, read_weights
 from reward import advantage, returns_to_go, rollout_loss, sibling_spread, slot_rewards, teacher_states
-from rollout import Rollout, Rules, rollout, visible
+from rollout import Rules, rollout, visible
 from tokenizer import Tokenizer, html_page
 
 FLOOR_STD = 0.1  # keeps noise from being blown up once all siblings agree
@@ -293,7 +293,8 @@ def own_text(a: dict, model: GPT, data, batch: Batch, B: int, P: int, rules: Rul
     """The student's own continuation of B prompts. On cups the answers are what pays. With a curriculum 3 B texts are
     written; the B with the longest first round of at most `stage` moves stay, and longer rounds do not pay yet."""
     R = len(batch.ids)
-    rules = replace(rules, budget=min(rules.budget, (S + 1) // 2 * rules.max_thoughts))  # a move is every other token
+    if isinstance(data, Cups):  # a move is every other token at the most: no places that stay idle
+        rules = replace(rules, budget=min(rules.budget, (S + 1) // 2 * rules.max_thoughts))
     u = uniforms(a["seed"], step, "own_text", S + rules.budget, R, model.device)
     prompts = torch.from_numpy(batch.ids).to(model.device)
     text = rollout(model, prompts, P, S, rules, u, a["temperature"], offset=offset).text.cpu().numpy()
