@@ -20,6 +20,7 @@ from model import GPT
 from rollout import Rollout, action_logp
 
 FLOOR = 0.02  # share of the uniform in the teacher: else one token that it rules out makes every advantage an outlier
+ENTROPY_WEIGHT, ENTROPY_GAIN = 0.05, 0.7  # price of a nat at the target, and how steeply it rises below
 PIECE = 512  # rows of logits that exist at once: 512 * 52,305 floats are 107 MB
 
 
@@ -115,9 +116,9 @@ class _Pieces(torch.autograd.Function):
             x = h[i:i + PIECE]
             logits = torch.cat([x @ wte.T, x @ think.T + offset], -1).float().requires_grad_()
             with torch.enable_grad():
-                value, stat = loss(logits, *(c[i:i + PIECE] for c in columns))
+                value, stat = loss(logits, V, *(c[i:i + PIECE] for c in columns))
             g = torch.autograd.grad(value, logits)[0].to(h.dtype)
-            total, stats = total + value.detach(), stats + stat.detach()
+            total, stats = total + value.detach(), stats + stat
             g_h[i:i + PIECE] = g[:, :V] @ wte + g[:, V:] @ think
             g_wte.addmm_(g[:, :V].T, x)
             g_think.addmm_(g[:, V:].T, x)
@@ -130,46 +131,52 @@ class _Pieces(torch.autograd.Function):
         return *(g * saved for saved in ctx.saved_tensors), None, None
 
 
-def rollout_loss(model: GPT, h: Tensor, ro: Rollout, adv: Tensor, pays: Tensor | None, scale: dict[str, float],
+def rollout_loss(model: GPT, h: Tensor, ro: Rollout, adv: Tensor, weight: Tensor, scale: dict[str, float],
                  teacher: GPT | None = None, t_states: Tensor | None = None, beta: float = 1.0,
-                 sampled: bool = False) -> tuple[Tensor, dict[str, float]]:
-    """The loss of rows whose hidden states h [R, T, C] were computed with gradient.
+                 sampled: bool = False) -> tuple[Tensor, float]:
+    """The loss of rows whose hidden states h [R, T, C] were computed with gradient, and the sum of H(g) over thoughts.
 
-    adv [R, S]. scale: what each sum is multiplied by, constants of the batch (never a row's own number of
-    thoughts): "policy", "text" (slots that pay), "other" (slots that don't: plain language), "entropy".
-    Returns the loss and sums for the log: entropy of g over "thoughts" many choices.
+    adv [R, S]: advantage of what was chosen in a slot. weight [R, S]: of each text slot's own r, whose gradient needs
+    no sampling. scale: "policy" and "entropy", what those sums are multiplied by, constants of the batch (never a
+    row's own number of thoughts); "target": the entropy, in nats, that `entropy_price` pulls each choice up to.
     """
     V, P = model.config.vocab_size, ro.P
     chosen = ro.ids[:, P:]  # [R, T - P]: what was chosen, from the hidden state one place to the left
     left = h[:, P - 1:-1]
     is_think, is_text, gated = ro.is_think[:, P:], ro.is_text[:, P:], ro.gated[:, P:]
     slot = (ro.slot[:, P:] - (P - 1)).clamp(0, adv.shape[1] - 1)  # [R, T - P] in 0..S-1
-    a = adv.gather(1, slot)
-    paying = torch.ones_like(adv, dtype=torch.bool) if pays is None else pays
-    weight = torch.where(paying, scale["text"], scale["other"]).gather(1, slot) * is_text
     exact = not (sampled and teacher is not None)  # the text's own term; else text is a choice like any other
     given = ro.given[:, P:] | (exact & is_text)
 
-    def loss(logits, ids, a, gated, given, weight, is_think, *teacher_h):
-        value = -scale["policy"] * (a * action_logp(logits, V, ids, gated, given)).sum()
-        if exact:
+    def loss(logits, V, ids, a, gated, given, weight, is_think, *teacher_h):
+        value, entropy = -scale["policy"] * (a * action_logp(logits, V, ids, gated, given)).sum(), logits.new_zeros(())
+        if V and exact:
             log_q = floored(teacher.text_logits(teacher_h[0])) if teacher is not None else None
             value = value - (weight * slot_value(logits[:, :V], ids.clamp(max=V - 1), log_q, beta, False)).sum()
-        if logits.shape[1] == V:
-            return value, logits.new_zeros(())
-        log_g = logits[:, V:].log_softmax(-1)
-        entropy = -(is_think * (log_g.exp() * log_g).sum(-1)).sum()
-        return value - scale["entropy"] * entropy, entropy
+        if logits.shape[1] > V:
+            log_g = logits[:, V:].log_softmax(-1)
+            H = -(log_g.exp() * log_g).sum(-1) * is_think
+            value = value - scale["entropy"] * (entropy_price(H.detach(), scale["target"]) * H).sum()
+            entropy = H.detach().sum()
+        return value, entropy
 
-    columns = [chosen, a, gated, given, weight, is_think]
+    columns = [chosen, adv.gather(1, slot), gated, given, weight.gather(1, slot) * is_text, is_think]
     if teacher is not None and exact:
         columns.append(t_states.gather(1, slot.unsqueeze(-1).expand(-1, -1, t_states.shape[-1])))
-    # where no thought was possible the N thinking logits play no part: on cups that is two places of three
-    thinking, speaking = is_think | gated, is_text & ~gated
+    # each place gets the logits that play a part in it: V at text, N at thoughts that were forced, both where the gate
+    # was open. On cups that is 2 of 3 places without the N; at GPT-2's size a thought without the 50,257
+    text, think = model.wte.weight, model.think
     total, entropy = h.new_zeros(()), h.new_zeros(())
-    for where, think in ((thinking, model.think), (speaking, model.think[:0])):
+    for where, wte, rows in ((is_think & ~gated, text[:0], think), (gated, text, think), (is_text & ~gated, text, think[:0])):
         if where.any():
-            value, stat = _Pieces.apply(left[where], model.wte.weight, think, model.think_offset, loss,
-                                        [c[where] for c in columns])
-            total, entropy = total + value, entropy + stat.detach()
-    return total, {"entropy": entropy.item(), "thoughts": int(is_think.sum())}
+            ids, *others = (c[where] for c in columns)
+            value, stat = _Pieces.apply(left[where], wte, rows, model.think_offset, loss, [ids - (V - len(wte)), *others])
+            total, entropy = total + value, entropy + stat
+    return total, entropy.item()
+
+
+def entropy_price(H: Tensor, target: float) -> Tensor:  # [n], nats -> [n]
+    """What a nat of entropy is worth to one choice: ENTROPY_WEIGHT at the target, exp(ENTROPY_GAIN) times that for
+    each nat below it. Each choice has its own price: were only the mean kept at the target, a few choices could
+    collapse, which no sample ever leads out of, while others stay broad to make up for it."""
+    return (ENTROPY_WEIGHT * torch.exp(ENTROPY_GAIN * (target - H))).clamp(max=1.0)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from model import GPT, gate_logit
+from model import GPT
 
 
 @dataclass
@@ -110,16 +110,15 @@ def action_logp(logits: Tensor, V: int, ids: Tensor, gated: Tensor, given: Tenso
     own text:      log(1 - p_think) + log p_text   ... without the first term where it could not have thought
     given text:    log(1 - p_think)                ... and 0 where it could not have thought: nothing was chosen
     """
-    is_think = ids >= V
-    if logits.shape[-1] == V:
-        gate = group = logits.new_zeros(ids.shape)
-    else:
-        gap = gate_logit(logits, V)
-        gate = torch.nn.functional.logsigmoid(torch.where(is_think, gap, -gap))
-        group = logits[..., V:].logsumexp(-1)
-    group = torch.where(is_think, group, logits[..., :V].logsumexp(-1))
-    chosen = logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - group
-    return torch.where(gated, gate, 0.0) + torch.where(given, 0.0, chosen)
+    is_think = ids >= V  # V = 0 or N = 0: logits of one group alone, where no gate was open
+    groups = [group.logsumexp(-1) for group in (logits[..., :V], logits[..., V:]) if group.shape[-1]]
+    speak, think = groups if len(groups) == 2 else groups * 2
+    chosen = logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - torch.where(is_think, think, speak)
+    logp = torch.where(given, 0.0, chosen)
+    if len(groups) == 2:
+        gap = think - speak
+        logp = logp + torch.where(gated, torch.nn.functional.logsigmoid(torch.where(is_think, gap, -gap)), 0.0)
+    return logp
 
 
 def choose(text_logits: Tensor, think_logits: Tensor | None, who: Tensor | slice, may: Tensor, free: bool, u: Tensor,
@@ -155,13 +154,14 @@ def draw(logits: Tensor, u: Tensor, temperature: float) -> Tensor:  # [R, n], [R
 
 @torch.no_grad()
 def rollout(model: GPT, text: Tensor, P: int, S: int, rules: Rules, u: Tensor, temperature: float = 1.0,
-            think_temperature: float | None = None, top_k: int = 0, offset: int = 0,
+            think_temperature: float | None = None, top_k: int = 0, offset: int = 0, siblings: int = 1,
             edit: Callable[[int, Tensor], Tensor] | None = None) -> Rollout:
     """Sample R rows of P + S text tokens and at most M thoughts each.
 
     text [R, given]: the given text, P <= given <= P + S; the prompt, text[:, :P], holds no thoughts.
     u [T - P, R, 2]: uniforms, drawn by the caller, so that a row's luck is its own and a run repeats to the bit.
-    offset: the position of the first token. edit(place, ids [R]) -> ids [R]: what thoughts are overwritten by once
+    offset: the position of the first token. siblings: so many neighbouring rows share their prompt, and its forward.
+    edit(place, ids [R]) -> ids [R]: what thoughts are overwritten by once
     they were sampled (for interventions). Raises ValueError past the model's context.
     """
     R, given = text.shape
@@ -179,10 +179,12 @@ def rollout(model: GPT, text: Tensor, P: int, S: int, rules: Rules, u: Tensor, t
     hs = []
     n_text, k, used = (torch.full((R,), v, device=dev) for v in (P, 0, 0))
     last_text, last_thought = text[:, P - 1], torch.full((R, 1), -1, device=dev)
-    seen = visible(is_think[:, :P], rules.window)
-    mask = torch.zeros(R if rules.window else 1, 1, P, T, dtype=torch.bool, device=dev)
-    mask[..., :P] = seen if seen is not None else torch.ones(P, P, dtype=torch.bool, device=dev).tril()
-    h = model(ids[:, :P], places[:P] + offset, mask, cache, places[:P])
+    prompt, first = text[::siblings, :P], model.new_cache(R // siblings, P)
+    seen = visible(prompt < 0, rules.window)  # no thoughts in it yet
+    mask = torch.ones(P, P, dtype=torch.bool, device=dev).tril() if seen is None else seen
+    h = model(prompt, places[:P] + offset, mask, first, places[:P]).repeat_interleave(siblings, 0)
+    for own, shared in zip(cache, first):
+        own[:, :, :, :P] = shared.repeat_interleave(siblings, 1)
     hs.append(h)
     for t in range(P, T):
         done = n_text >= P + S

@@ -33,7 +33,6 @@ from tokenizer import Tokenizer, html_page
 
 FLOOR_STD = 0.1  # keeps noise from being blown up once all siblings agree
 OTHER_TEXT = 0.2  # weight of text that does not pay: on cups all but the answers, learnt as plain language
-ENTROPY_WEIGHT, ENTROPY_GAIN = 0.05, 0.7  # weight at the target, and how hard it answers to a nat beside it
 
 
 class Parser(argparse.ArgumentParser):
@@ -309,19 +308,10 @@ def own_text(a: dict, model: GPT, data, batch: Batch, B: int, P: int, rules: Rul
     return Batch(text[chosen], (n[chosen] > 0) & (n[chosen] <= (stage or 99)), None, n[chosen])
 
 
-def entropy_weight(a: dict, state: dict, stage: int | None) -> float:
-    """Weight of the bonus on H(g): ENTROPY_WEIGHT at its target, exp(ENTROPY_GAIN) times that for each nat below.
-
-    The target is twice as broad in the first stage, and in one that stalls (60 steps is about twice what a stage takes
-    that goes well): two states that come to share a code rarely part again unless other codes are tried. In the last
-    quarter of a run the bonus fades, so that sampled thoughts get crisp.
-    """
-    if a["think_vocab"] < 2:
-        return 0.0
-    broad = stage is not None and (stage == 1 or state["in_stage"] > 60)
-    target = (2 if broad else 1) * a["entropy"] * math.log(a["think_vocab"])
-    fade = min(1.0, 4 * (1 - state["step"] / a["steps"]))
-    return fade * min(1.0, ENTROPY_WEIGHT * math.exp(ENTROPY_GAIN * (target - state["entropy"])))
+def entropy_scale(a: dict, step: int, stage: int | None) -> tuple[float, float]:
+    """(weight of the entropy bonus, its target in nats). The target is twice as broad in the first stage, where states
+    that come to share a code would rarely part again. In the last quarter of a run the bonus fades: crisp thoughts."""
+    return min(1.0, 4 * (1 - step / a["steps"])), (2 if stage == 1 else 1) * a["entropy"] * math.log(max(a["think_vocab"], 2))
 
 
 def advance(state: dict, right: torch.Tensor, last: int) -> None:
@@ -336,14 +326,14 @@ def advance(state: dict, right: torch.Tensor, last: int) -> None:
 
 
 def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | None, data, rules: Rules) -> None:
-    G = a["samples"]
+    G, thinking = a["samples"], a["thoughts"] == "tokens"
     dev, cups, stream = model.device, isinstance(data, Cups), a["approach"] == "stream"
     rows = [model.think, model.think_offset]
     body = [p for p in model.parameters() if all(p is not r for r in rows)]
     groups = [{"params": body, "peak": a["lr"]}] + ([{"params": rows, "peak": a["think_lr"]}] if a["think_vocab"] else [])
     optimizer = torch.optim.AdamW(groups, lr=a["lr"], betas=(0.9, 0.98), weight_decay=0.0, fused=dev.type == "cuda")
     # all that adapts while it runs, and so has to be in the checkpoint beside weights and optimizer
-    state = {"step": 0, "stage": 1, "accuracy": 0.0, "in_stage": 0, "entropy": 0.5 * math.log(max(a["think_vocab"], 2)), "dead": 0}
+    state = {"step": 0, "stage": 1, "accuracy": 0.0, "in_stage": 0, "dead": 0}
     if saved is not None:
         optimizer.load_state_dict(saved["optimizer"])
         state = saved["state"]
@@ -383,7 +373,8 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         # moves, and a rollout is just long enough for one of them
         stage = state["stage"] if cups and a["curriculum"] == "on" else None
         S = min(a["new_tokens"], 2 * stage + 6) if stage else a["new_tokens"]
-        P = a["prompt_tokens"] if step % 2 or not cups else 9  # half of the cups stories are at their very beginning
+        # cups: the first two stages, and half of the steps later on, start at a story's very beginning
+        P = 9 if cups and (step % 2 == 0 or (stage or 3) < 3) else a["prompt_tokens"]
         # longer rounds hold more thoughts to learn from, so fewer of them do: a step keeps its number of text tokens
         B = max(min(8, a["prompts"]), a["prompts"] * 8 // S) if stage else a["prompts"]
         R = B * G
@@ -403,7 +394,7 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
             now = replace(rules, budget=min(rules.budget, int(rules.table(model)[text[:, P - 1:-1]].sum(1).max())))
         u = uniforms(a["seed"], step, "rollout", S + now.budget, R, dev)
         with autocast:
-            ro = rollout(sampler, text, P, S, now, u, a["temperature"], offset=offset)
+            ro = rollout(sampler, text, P, S, now, u, a["temperature"], offset=offset, siblings=G)
 
         # 3. score: the teacher sees the text closed up, as if no thought had been there
         with autocast:
@@ -421,9 +412,13 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
 
         # 5. one forward with gradient, one step
         paying = pays.sum().item() if pays is not None else r.numel()
-        weight = entropy_weight(a, state, stage)
-        scale = {"policy": 1 / max(len(felt), 1), "text": (a["answer_grad"] == "on") / max(paying, 1),
-                 "other": OTHER_TEXT / max(r.numel() - paying, 1), "entropy": weight / max(int(ro.is_think.sum()), 1)}
+        weight = torch.full_like(r, OTHER_TEXT / max(r.numel() - paying, 1))
+        weight[... if pays is None else pays] = (a["answer_grad"] == "on") / max(paying, 1)
+        if n is not None and (stage or 1) > 1 and thinking:
+            # the longest rounds end in thoughts that say nothing yet: an answer learnt from them would unlearn to listen
+            weight[pays & (n == stage)] = 0
+        fade, target = entropy_scale(a, step, stage)
+        scale = {"policy": 1 / max(len(felt), 1), "entropy": fade / max(int(ro.is_think.sum()), 1), "target": target}
         warm = min(1.0, (step + 1) / 50) * min(1.0, 5 * (1 - step / a["steps"]) + 0.05)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * warm
@@ -431,26 +426,25 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         loss_sum, entropy = 0.0, 0.0
         for i in range(0, R, a["micro_batch"]):
             part = ro.rows(i, i + a["micro_batch"])
-            cut = [x[i:i + a["micro_batch"]] if x is not None else None for x in (adv, pays, t_states)]
+            cut = [x[i:i + a["micro_batch"]] if x is not None else None for x in (adv, weight, t_states)]
             with autocast:
                 positions = torch.arange(part.ids.shape[1], device=dev) + offset
                 h = model(part.ids, positions, visible(part.is_think, rules.window))
-                loss, stats = rollout_loss(model, h, part, cut[0], cut[1], scale, teacher, cut[2], a["beta"],
+                loss, H = rollout_loss(model, h, part, cut[0], cut[1], scale, teacher, cut[2], a["beta"],
                                            a["text_grad"] == "sampled")
             loss.backward()
-            loss_sum, entropy = loss_sum + loss.item(), entropy + stats["entropy"]
+            loss_sum, entropy = loss_sum + loss.item(), entropy + H
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
         optimizer.step()
 
         thoughts = int(ro.is_think.sum())
-        state["entropy"] = entropy / thoughts if thoughts else state["entropy"]
         spread = sibling_spread(returns, G).item() if G > 1 else 0.0
         if n is not None:
             advance(state, hit[pays & (n == state["stage"])], a["swaps"])
         state["step"] += 1
         line = {"kind": "step", "step": step, "seconds": time.time() - t0, "reward": (r.sum() / max(paying, 1)).item(),
-                "loss": loss_sum, "spread": spread, "entropy": state["entropy"] if thoughts else 0.0,
-                "entropy_weight": weight, "thoughts": thoughts / (R * S), "grad_norm": norm, "stage": state["stage"]}
+                "loss": loss_sum, "spread": spread, "entropy": entropy / max(thoughts, 1), "thoughts": thoughts / (R * S),
+                "grad_norm": norm, "stage": state["stage"]}
         write(line)
         state["dead"] = state["dead"] + 1 if thoughts and spread < 0.002 else 0
         if state["dead"] == 50:

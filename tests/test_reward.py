@@ -7,7 +7,7 @@ import torch
 
 import reward
 from conftest import one_line
-from reward import (advantage, floored, returns_to_go, rollout_loss, sibling_spread, slot_rewards, speaking_states,
+from reward import (advantage, entropy_price, floored, returns_to_go, rollout_loss, sibling_spread, slot_rewards, speaking_states,
                     teacher_states)
 from rollout import Rules, rollout, visible
 
@@ -131,12 +131,12 @@ def test_answers_never_use_the_joint_softmax(tiny, teacher, uniforms, by_teacher
     model = tiny()
     ro = rollout(model, texts(length=P + S), P, S, Rules("free", 1, 5), uniforms(S + 5, R))
     judge = (teacher, teacher_states(teacher, ro)) if by_teacher else (None, None)
-    scale = {"policy": 0.0, "text": 1.0, "other": 1.0, "entropy": 0.0}
+    scale = {"policy": 0.0, "entropy": 0.0, "target": 1.0}
 
     def measure():
         r, hit = slot_rewards(model, ro, *judge, None)
         model.zero_grad()
-        loss, _ = rollout_loss(model, states(model, ro), ro, noise(R, S), None, scale, *judge)
+        loss, _ = rollout_loss(model, states(model, ro), ro, noise(R, S), torch.ones(R, S), scale, *judge)
         loss.backward()
         return r, hit, loss.detach(), model.wte.weight.grad.clone(), model.think_offset.grad.clone()
 
@@ -205,9 +205,9 @@ def test_baselines_on_an_easy_context():
 
 # the loss
 
-def naive_loss(model, h, ro, adv, pays, scale, teacher, beta, sampled):
+def naive_loss(model, h, ro, adv, weight, scale, teacher, beta, sampled):
     """The formulas of the docstrings, token by token, by probabilities, with plain autograd on all V + N logits."""
-    loss, entropy, thoughts = 0.0, 0.0, 0
+    loss, entropy = 0.0, 0.0
     for row in range(len(ro.ids)):
         for i, s, is_think in places(ro, row):
             token, gated, a = ro.ids[row, i], bool(ro.gated[row, i]), adv[row, s]
@@ -218,19 +218,19 @@ def naive_loss(model, h, ro, adv, pays, scale, teacher, beta, sampled):
             if is_think:
                 g = p[V:] / p[V:].sum()
                 logpi = g[token - V].log() + (p[V:].sum().log() if gated else 0)
-                bonus = -(g * g.log()).sum()
-                loss, entropy, thoughts = loss - scale["entropy"] * bonus, entropy + bonus.item(), thoughts + 1
+                H = -(g * g.log()).sum()
+                price = min(1.0, 0.05 * math.exp(0.7 * (scale["target"] - H.item())))
+                loss, entropy = loss - scale["entropy"] * price * H, entropy + H.item()
             else:
                 logpi = logpi + (p_speak.log() if gated else 0)
-                weight = scale["text"] if pays is None or pays[row, s] else scale["other"]
                 if teacher is None:
-                    loss = loss - weight * p_text[token].log()
+                    loss = loss - weight[row, s] * p_text[token].log()
                 elif not sampled:
-                    loss = loss - weight * (p_text * (naive_log_q(teacher, ro, row, s) - beta * p_text.log())).sum()
+                    loss = loss - weight[row, s] * (p_text * (naive_log_q(teacher, ro, row, s) - beta * p_text.log())).sum()
                 elif not ro.given[row, i]:
                     logpi = logpi + p_text[token].log()
             loss = loss - scale["policy"] * a * logpi
-    return loss, {"entropy": entropy, "thoughts": thoughts}
+    return loss, entropy
 
 
 def gradients(model, loss):
@@ -238,7 +238,7 @@ def gradients(model, loss):
                     torch.autograd.grad(loss, list(model.parameters()), allow_unused=True, retain_graph=True)))
 
 
-SCALE = {"policy": 0.75, "text": 0.5, "other": 0.125, "entropy": 0.0625}  # all of them exact in float32 too
+SCALE = {"policy": 0.75, "entropy": 0.0625, "target": 1.5}  # the target: above the entropy of some thoughts, below others'
 
 
 @pytest.mark.parametrize("mode, given", [("data", P + S), ("teacher", P), ("teacher", P + 2), ("teacher", P + S),
@@ -253,14 +253,14 @@ def test_rollout_loss(tiny, teacher, uniforms, monkeypatch, mode, given, think, 
     model, M = tiny(offset=0.3), 5 * (think != "never")
     ro = rollout(model, texts(length=given), P, S, Rules(think, K, 5, window, after), uniforms(S + M, R))
     assert think == "never" or (ro.is_think.any() and ro.gated.any() == (think == "free"))
-    adv, pays, sampled = noise(R, S), noise(R, S, seed=3) > 0 if mode == "data" else None, mode == "sampled"
+    adv, weight, sampled = noise(R, S), noise(R, S, seed=3).abs(), mode == "sampled"
     judge = teacher if mode != "data" else None
     t_states = teacher_states(teacher, ro) if judge is not None else None
     h = states(model, ro, window)
-    loss, sums = rollout_loss(model, h, ro, adv, pays, SCALE, judge, t_states, 0.6, sampled)
-    wanted, wanted_sums = naive_loss(model, h, ro, adv, pays, SCALE, judge, 0.6, sampled)
+    loss, entropy = rollout_loss(model, h, ro, adv, weight, SCALE, judge, t_states, 0.6, sampled)
+    wanted, wanted_entropy = naive_loss(model, h, ro, adv, weight, SCALE, judge, 0.6, sampled)
     assert loss.item() == pytest.approx(wanted.item(), abs=1e-9) and abs(loss.item()) > 0.01
-    assert sums["thoughts"] == wanted_sums["thoughts"] and sums["entropy"] == pytest.approx(wanted_sums["entropy"])
+    assert entropy == pytest.approx(wanted_entropy)
     ours, theirs = gradients(model, 3.0 * loss), gradients(model, 3.0 * wanted)
     for name in ours:
         a, b = (torch.zeros(()) if g[name] is None else g[name] for g in (ours, theirs))
@@ -269,16 +269,23 @@ def test_rollout_loss(tiny, teacher, uniforms, monkeypatch, mode, given, think, 
         assert ours["think_offset"].abs() > 1e-4 < ours["think"].abs().max()
 
 
+def test_entropy_price():
+    """Guards the price of a nat: .05 at the target, 2.01 times as much a nat below, never over 1; and each choice is
+    paid for its own distance."""
+    H = torch.tensor([3.0, 2.0, 4.0, -9.0], dtype=torch.float64)
+    assert entropy_price(H, 3.0).tolist() == pytest.approx([0.05, 0.05 * math.exp(0.7), 0.05 * math.exp(-0.7), 1.0])
+
+
 def test_loss_in_micro_batches(tiny, teacher, uniforms):
     """Guards --micro_batch: the loss of all rows is the sum over pieces of rows, and so is its gradient."""
     model = tiny()
     ro = rollout(model, texts(), P, S, Rules("free", 2, 5), uniforms(S + 5, R))
-    adv, t_states = noise(R, S), teacher_states(teacher, ro)
-    whole, sums = rollout_loss(model, states(model, ro), ro, adv, None, SCALE, teacher, t_states)
-    parts = [rollout_loss(model, states(model, part), part, adv[a:b], None, SCALE, teacher, t_states[a:b])
+    adv, weight, t_states = noise(R, S), noise(R, S, seed=3), teacher_states(teacher, ro)
+    whole, entropy = rollout_loss(model, states(model, ro), ro, adv, weight, SCALE, teacher, t_states)
+    parts = [rollout_loss(model, states(model, part), part, adv[a:b], weight[a:b], SCALE, teacher, t_states[a:b])
              for a, b, part in ((a, b, ro.rows(a, b)) for a, b in ((0, 1), (1, R)))]
     assert sum(x.item() for x, _ in parts) == pytest.approx(whole.item(), abs=1e-9)
-    assert sum(x["thoughts"] for _, x in parts) == sums["thoughts"]
+    assert sum(x for _, x in parts) == pytest.approx(entropy)
     one, two = gradients(model, whole), gradients(model, parts[0][0] + parts[1][0])
     assert all((one[name] - two[name]).abs().max() < 1e-9 for name in one)
 
@@ -288,7 +295,7 @@ def test_bfloat16(tiny, uniforms, think):
     """Guards --dtype bfloat16, the default of a GPU: sampling, scores and loss run under autocast, and the gradient is
     that of float32 but for rounding."""
     model, teacher = tiny(dtype=torch.float32), tiny(N=0, L=1, C=8, seed=5, dtype=torch.float32)
-    scale, loss, grad = {"policy": 0.1, "text": 1.0, "other": 1.0, "entropy": 0.1}, {}, {}
+    scale, loss, grad = {"policy": 0.1, "entropy": 0.1, "target": 1.0}, {}, {}
     with torch.autocast("cpu", torch.bfloat16):
         ro = rollout(model, texts(), P, S, Rules(think, 2, 5, 4, AFTER), uniforms(S + 5, R).to(torch.float32))
         assert ro.is_think.any()
@@ -297,7 +304,7 @@ def test_bfloat16(tiny, uniforms, think):
             t_states = teacher_states(teacher, ro)
             r, _ = slot_rewards(model, ro, teacher, t_states, None)
             h = states(model, ro, 4)
-            loss[on], _ = rollout_loss(model, h, ro, returns_to_go(r, 1.0), None, scale, teacher, t_states)
+            loss[on], _ = rollout_loss(model, h, ro, returns_to_go(r, 1.0), torch.ones(R, S), scale, teacher, t_states)
         model.zero_grad()
         loss[on].backward()
         grad[on] = torch.cat([p.grad.flatten() for p in model.parameters()])
@@ -316,7 +323,7 @@ def test_idle_places_cost_nothing(tiny, teacher, uniforms):
     losses = []
     for word in (0, 7):
         ro.ids[idle] = word
-        losses.append(rollout_loss(model, states(model, ro), ro, adv, None, SCALE, teacher, t_states)[0].item())
+        losses.append(rollout_loss(model, states(model, ro), ro, adv, torch.ones(R, S), SCALE, teacher, t_states)[0].item())
     assert losses[0] == pytest.approx(losses[1], abs=1e-9)
 
 
@@ -324,11 +331,11 @@ def test_plain_language_loss(tiny, uniforms):
     """Guards the control without thinking rows: on given text the loss is cross-entropy, by torch's own function."""
     model, text = tiny(N=0), texts(length=P + S)
     ro = rollout(model, text, P, S, Rules("never"), uniforms(S, R))
-    scale = {"policy": 1.0, "text": 1.0, "other": 1.0, "entropy": 1.0}
-    loss, sums = rollout_loss(model, states(model, ro), ro, noise(R, S), None, scale)
+    scale = {"policy": 1.0, "entropy": 1.0, "target": 1.0}
+    loss, entropy = rollout_loss(model, states(model, ro), ro, noise(R, S), torch.ones(R, S), scale)
     logits = model.logits(model(text))[:, P - 1:-1]
     wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), text[:, P:].flatten(), reduction="sum")
-    assert loss.item() == pytest.approx(wanted.item(), abs=1e-9) and sums == {"entropy": 0.0, "thoughts": 0}
+    assert loss.item() == pytest.approx(wanted.item(), abs=1e-9) and entropy == 0
 
 
 @pytest.mark.parametrize("think", ["free", "forced"])
@@ -353,11 +360,11 @@ def test_expected_gradient_on_given_text(tiny, uniforms, think, baseline):
         pi = torch.cat([pi, p[:V].sum().view(1)])
     assert pi.sum().item() == pytest.approx(1)
     r, _ = slot_rewards(model, ro, None, None, None)
-    scale = {"policy": 1.0, "text": 1.0, "other": 1.0, "entropy": 0.0}
+    scale = {"policy": 1.0, "entropy": 0.0, "target": 1.0}
     mean = 0.0
     for z in range(rows):
         row = ro.rows(z, z + 1)
-        loss, _ = rollout_loss(model, states(model, row), row, r[z:z + 1] - baseline, None, scale)
+        loss, _ = rollout_loss(model, states(model, row), row, r[z:z + 1] - baseline, torch.ones(1, 1), scale)
         mean = mean + pi[z].detach() * loss
     wanted, ours = gradients(model, goal), gradients(model, -mean)
     assert all((wanted[name] - ours[name]).abs().max() < 1e-9 for name in wanted if wanted[name] is not None)
@@ -379,9 +386,9 @@ def test_expected_gradient_of_sampled_text(tiny, teacher, uniforms, beta):
     goal = (p * (log_q - beta * logp).sum(1)).sum()
     t_states = teacher_states(teacher, ro)
     r, _ = slot_rewards(model, ro, teacher, t_states, None, beta, sampled=True)
-    scale = {"policy": 1.0, "text": 0.0, "other": 0.0, "entropy": 0.0}
+    scale, none = {"policy": 1.0, "entropy": 0.0, "target": 1.0}, torch.zeros(V * V, 2)
     weighted = returns_to_go(r, 1.0) * p.detach().unsqueeze(1)  # each row's share of the mean
-    loss, _ = rollout_loss(model, states(model, ro), ro, weighted, None, scale, teacher, t_states, beta, sampled=True)
+    loss, _ = rollout_loss(model, states(model, ro), ro, weighted, none, scale, teacher, t_states, beta, sampled=True)
     wanted, ours = gradients(model, goal), gradients(model, -loss)
     for name in wanted:
         if name not in ("think", "think_offset"):

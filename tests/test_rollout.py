@@ -183,6 +183,17 @@ def test_siblings_draw_for_themselves(tiny, uniforms):
     assert torch.equal(again.ids, ro.ids) and torch.equal(again.h, ro.h)
 
 
+@pytest.mark.parametrize("window", [0, 5])
+def test_prompts_are_read_once(tiny, uniforms, window):
+    """Guards the shared prompt: siblings that get the keys and values of one forward over it are the rows that read it
+    themselves."""
+    model, rules = tiny(), Rules("free", 2, 5, window)
+    text, u = texts(3, P + 2).repeat_interleave(4, 0), uniforms(S + 5, 12)
+    once, each = (rollout(model, text, P, S, rules, u, siblings=n) for n in (4, 1))
+    assert torch.equal(once.ids, each.ids) and (once.h - each.h).abs().max() < 1e-9
+    assert len(set(map(tuple, once.ids[:4].tolist()))) > 1
+
+
 @pytest.mark.parametrize("think", ["free", "forced"])
 @pytest.mark.parametrize("window", [0, 5])
 def test_neighbours_do_not_matter(tiny, uniforms, think, window):
