@@ -152,6 +152,20 @@ def draw(logits: Tensor, u: Tensor, temperature: float) -> Tensor:  # [R, n], [R
     return inverse_cdf((logits - logits.amax(-1, keepdim=True)).exp_(), u)
 
 
+def read_prompt(model: GPT, prompt: Tensor, T: int, window: int, offset: int, siblings: int) -> tuple[Tensor, list[Tensor]]:
+    # [R, P] -> [R, P, C], cache of T places
+    """One forward over the prompts, which hold no thoughts yet; siblings share theirs."""
+    R, P = prompt.shape
+    prompt, places = prompt[::siblings], torch.arange(P, device=prompt.device)
+    cache, first = model.new_cache(R, T), model.new_cache(R // siblings, P)
+    seen = visible(prompt < 0, window)
+    mask = torch.ones(P, P, dtype=torch.bool, device=prompt.device).tril() if seen is None else seen
+    h = model(prompt, places + offset, mask, first, places)
+    for own, shared in zip(cache, first):
+        own[:, :, :, :P] = shared.repeat_interleave(siblings, 1)
+    return h.repeat_interleave(siblings, 0), cache
+
+
 @torch.no_grad()
 def rollout(model: GPT, text: Tensor, P: int, S: int, rules: Rules, u: Tensor, temperature: float = 1.0,
             think_temperature: float | None = None, top_k: int = 0, offset: int = 0, siblings: int = 1,
@@ -171,21 +185,17 @@ def rollout(model: GPT, text: Tensor, P: int, S: int, rules: Rules, u: Tensor, t
         raise ValueError(f"{P} prompt + {S} new text tokens + {M} thoughts do not fit the context of {model.config.n_ctx}")
     think_temperature = temperature if think_temperature is None else think_temperature
     free = rules.think == "free"
-    table, cache, places = rules.table(model), model.new_cache(R, T), torch.arange(T, device=dev)
+    if not free and given == P + S:
+        return rollout_planned(model, text, P, M, rules, u, think_temperature, offset, siblings, edit)
+    table, places = rules.table(model), torch.arange(T, device=dev)
     ids = torch.zeros(R, T, dtype=torch.long, device=dev)
     ids[:, :P] = text[:, :P]
     is_think, is_text, gated = (torch.zeros(R, T, dtype=torch.bool, device=dev) for _ in range(3))
     is_text[:, :P] = True
-    hs = []
     n_text, k, used = (torch.full((R,), v, device=dev) for v in (P, 0, 0))
     last_text, last_thought = text[:, P - 1], torch.full((R, 1), -1, device=dev)
-    prompt, first = text[::siblings, :P], model.new_cache(R // siblings, P)
-    seen = visible(prompt < 0, rules.window)  # no thoughts in it yet
-    mask = torch.ones(P, P, dtype=torch.bool, device=dev).tril() if seen is None else seen
-    h = model(prompt, places[:P] + offset, mask, first, places[:P]).repeat_interleave(siblings, 0)
-    for own, shared in zip(cache, first):
-        own[:, :, :, :P] = shared.repeat_interleave(siblings, 1)
-    hs.append(h)
+    h, cache = read_prompt(model, text[:, :P], T, rules.window, offset, siblings)
+    hs = [h]
     for t in range(P, T):
         done = n_text >= P + S
         may = table[last_text] & (k < rules.max_thoughts) & (used < M) & ~done
@@ -215,6 +225,40 @@ def rollout(model: GPT, text: Tensor, P: int, S: int, rules: Rules, u: Tensor, t
     slot = is_text.cumsum(1) - is_text.long() - 1
     return Rollout(ids, is_think, is_text, slot, gated, is_text & (slot + 1 < given),
                    torch.cat(hs, 1), ids.gather(1, place), place, P)
+
+
+def rollout_planned(model: GPT, text: Tensor, P: int, M: int, rules: Rules, u: Tensor, think_temperature: float, offset: int,
+                    siblings: int, edit: Callable[[int, Tensor], Tensor] | None) -> Rollout:
+    """`rollout` where nothing but the ids of thoughts is open: the text is all given, and thinking is forced (or never).
+
+    Where each token stands is known before the first one is sampled, so what lies between two places with thoughts
+    is one forward instead of one a token. On cups, a third of the forwards: PLANNED_SPEED.
+    """
+    (R, L), dev = text.shape, text.device
+    T, V, place = L + M, model.config.vocab_size, torch.arange(L, device=dev)
+    open_slot = rules.table(model)[text] & (place >= P - 1) & (place < L - 1)  # none in the prompt, none after the end
+    n = (open_slot * rules.max_thoughts).cumsum(1).clamp(max=M)  # [R, L]: thoughts up to the end of this token's slot
+    place = place + torch.nn.functional.pad(n[:, :-1], (1, 0))
+    ids = torch.zeros(R, T, dtype=torch.long, device=dev).scatter(1, place, text)
+    is_text = torch.zeros(R, T, dtype=torch.bool, device=dev).scatter(1, place, True)
+    places = torch.arange(T, device=dev)
+    is_think = ~is_text & (places < L + n[:, -1:])
+    mask = visible(is_think, rules.window)
+    mask = torch.ones(1, 1, T, T, dtype=torch.bool, device=dev).tril() if mask is None else mask
+    h, cache = read_prompt(model, text[:, :P], T, rules.window, offset, siblings)
+    hs, start = [h], P
+    for t in [*is_think.any(0).nonzero().squeeze(1).tolist(), T - 1]:
+        if t > start:
+            h = model(ids[:, start:t], places[start:t] + offset, mask[:, :, start:t], cache, places[start:t])
+            hs.append(h)
+        if t < T - 1:  # no thought stands at the last place, and nobody asks for its state
+            thought = V + draw(model.think_logits(h[:, -1]), u[t - P, :, 1], think_temperature)
+            thought = thought if edit is None else edit(t, torch.where(is_think[:, t], thought, ids[:, t]))
+            ids[:, t] = torch.where(is_think[:, t], thought, ids[:, t])
+        start = t
+    hs.append(torch.zeros_like(h[:, -1:]))
+    return Rollout(ids, is_think, is_text, is_text.cumsum(1) - is_text.long() - 1, torch.zeros_like(is_text), is_text.clone(),
+                   torch.cat(hs, 1), text, place, P)
 
 
 @torch.no_grad()
