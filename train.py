@@ -110,7 +110,7 @@ ON_TEXT = dict(think="free", window=0, lr=1e-5, think_lr=1e-3, samples=4, entrop
                prompts=8, prompt_tokens=64, new_tokens=64, budget=32, steps=1000, think_prior=0.1, eval_every=100)
 DEFAULTS = {
     ("teacher", "cups"): ON_CUPS | dict(new_tokens=48, budget=20, steps=700, eval_every=350),
-    ("stream", "cups"): ON_CUPS | dict(new_tokens=32, budget=16, steps=600, eval_every=200),
+    ("stream", "cups"): ON_CUPS | dict(new_tokens=32, budget=16, steps=1600, eval_every=800, prompts=16, gamma=1.0, lr=1e-3),
     ("teacher", "text"): ON_TEXT, ("stream", "text"): ON_TEXT,
 }
 
@@ -283,7 +283,7 @@ def take_text(a: dict, data, B: int, P: int, step: int, S: int, stage: int | Non
     """B contexts for this step: whole windows for stream, prompts for teacher (3 B where own_text has to choose)."""
     cups = {"prompt": P} if isinstance(data, Cups) else {}
     if a["approach"] == "stream":
-        return data.batch(B, P + S, a["seed"], step, "train", **cups, **({"n_max": stage, "peak": 0.5} if stage else {}))
+        return data.batch(B, P + S, a["seed"], step, "train", **cups, **({"n_max": stage} if stage else {}))
     return data.batch(3 * B if stage else B, P, a["seed"], step, "train", **cups)
 
 
