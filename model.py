@@ -26,7 +26,6 @@ SIZES = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36
 WEIGHTS = "https://huggingface.co/openai-community/{}/resolve/main/pytorch_model.bin"
 GPT2_SHA256 = "7c5d3f4b8b76583b422fcb9189ad6c89d5d97a094541ce8932dce3ecabde1421"
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-THINK_LOGIT_STD = 2.4  # spread of thinking logits at birth: rows that look alike never come to mean different things
 
 
 @dataclass(frozen=True)
@@ -158,12 +157,13 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def grow(self, N: int, ids: Tensor, prior: float, generator: torch.Generator, positions: Tensor | None = None,
-             mask: Tensor | None = None) -> dict[str, float]:
+             mask: Tensor | None = None, spread: float = 2.4) -> dict[str, float]:
         """Add N thinking rows such that the mean p_think over the text ids [R, T] is `prior`.
 
         A row is mean(wte) + noise. The mean matters: GPT-2's logits share a large part that depends on the
         context and lies along it, and rows without it would have p_think near 0 here and near 1 there.
-        The noise has wte's own shape and a size that spreads the logits by THINK_LOGIT_STD.
+        The noise has wte's own shape and a size that spreads the thinking logits by `spread` (a standard deviation):
+        rows that look alike never come to mean different things, but with more of it p_think varies more between contexts.
         Returns {"p05", "mean", "p95"} of p_think. Raises ValueError for N < 1 or a prior outside (0, 1).
         """
         if N < 1 or not 0 < prior < 1:
@@ -177,7 +177,11 @@ class GPT(nn.Module):
         # model has learnt to do with words reaches it from the start
         values, vectors = torch.linalg.eigh(torch.cov(w.float().T))
         noise = noise @ (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-        noise *= THINK_LOGIT_STD / (h.float() @ noise.T).std(1).mean() if N > 1 else 0.1 / noise.std()
+        # ... and it says nothing along the mean state: what all contexts share would make the same row likely everywhere,
+        # and a code in which all contexts have the same thought has to be unlearnt first
+        common = F.normalize(h.float().mean(0), dim=0)
+        noise -= torch.outer(noise @ common, common)
+        noise *= spread / (h.float() @ noise.T).std(1).mean() if N > 1 else 0.1 / noise.std()
         self.think = nn.Parameter((mean + noise).to(w.dtype))
         self.think_offset.zero_()
         gap = torch.cat([gate_logit(self.logits(piece), V) for piece in h.split(1024)])

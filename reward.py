@@ -30,10 +30,10 @@ def floored(teacher_logits: Tensor) -> Tensor:  # [..., V] -> [..., V]
 
 
 @torch.no_grad()
-def teacher_states(teacher: GPT, ro: Rollout) -> Tensor:  # -> [R, S, C of the teacher]
+def teacher_states(teacher: GPT, ro: Rollout, siblings: int = 1) -> Tensor:  # -> [R, S, C of the teacher]
     """The teacher's hidden states that predict the S new text tokens. It sees the text closed up from position 0:
-    where thoughts stood, and how many, leaves no trace."""
-    return teacher(ro.text[:, :-1])[:, ro.P - 1:]
+    where thoughts stood, and how many, leaves no trace. siblings: so many neighbours have one text, which is read once."""
+    return teacher(ro.text[::siblings, :-1])[:, ro.P - 1:].repeat_interleave(siblings, 0)
 
 
 def speaking_states(h: Tensor, ro: Rollout) -> Tensor:  # [R, T, C] -> [R, S, C]

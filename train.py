@@ -109,7 +109,7 @@ ON_CUPS = dict(think="forced", window=5, lr=2e-3, think_lr=2e-3, samples=8, entr
 ON_TEXT = dict(think="free", window=0, lr=1e-5, think_lr=1e-3, samples=4, entropy=0.5, gamma=0.95, think_cost=0.0,
                prompts=8, prompt_tokens=64, new_tokens=64, budget=32, steps=1000, think_prior=0.1, eval_every=100)
 DEFAULTS = {
-    ("teacher", "cups"): ON_CUPS | dict(new_tokens=48, budget=20, steps=700, eval_every=350),
+    ("teacher", "cups"): ON_CUPS | dict(new_tokens=48, budget=20, steps=1500, eval_every=750),
     ("stream", "cups"): ON_CUPS | dict(new_tokens=32, budget=16, steps=1600, eval_every=800, prompts=16, gamma=1.0, lr=1e-3),
     ("teacher", "text"): ON_TEXT, ("stream", "text"): ON_TEXT,
 }
@@ -196,8 +196,9 @@ def setup(a: dict, saved: dict | None):
         # not the plain seed: a base model that was itself initialised from it would share its numbers with the new rows,
         # and one row would then stick out of all others in every context
         luck = torch.Generator().manual_seed(int(seeded(a["seed"], 0, "birth").integers(2 ** 62)))
-        p = model.grow(a["think_vocab"], ids, a["think_prior"], luck,
-                       mask=visible(ids < 0, rules.window))
+        # forced thoughts have no gate that would have to stay even, and differ the sooner the more their logits do
+        p = model.grow(a["think_vocab"], ids, a["think_prior"], luck, mask=visible(ids < 0, rules.window),
+                       spread=3.2 if rules.think == "forced" else 2.4)
         print(f"{a['think_vocab']} thinking rows born: p_think {p['mean']:.3f} (5-95 %: {p['p05']:.3f} to {p['p95']:.3f})")
     return model, teacher, data, rules
 
@@ -398,7 +399,7 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
 
         # 3. score: the teacher sees the text closed up, as if no thought had been there
         with autocast:
-            t_states = teacher_states(teacher, ro) if teacher is not None else None
+            t_states = teacher_states(teacher, ro, G if a["siblings"] == "shared" else 1) if teacher is not None else None
             r, hit = slot_rewards(model, ro, teacher, t_states, pays, a["beta"], a["text_grad"] == "sampled")
 
         # 4. returns, siblings as baseline, advantage
@@ -419,7 +420,7 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
             weight[pays & (n == stage)] = 0
         fade, target = entropy_scale(a, step, stage)
         scale = {"policy": 1 / max(len(felt), 1), "entropy": fade / max(int(ro.is_think.sum()), 1), "target": target}
-        warm = min(1.0, (step + 1) / 50) * min(1.0, 5 * (1 - step / a["steps"]) + 0.05)
+        warm = min(1.0, (step + 1) / 15) * min(1.0, 5 * (1 - step / a["steps"]) + 0.05)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * warm
         optimizer.zero_grad(set_to_none=True)

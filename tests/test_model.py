@@ -179,7 +179,7 @@ def test_grow(V, prior, planted):
         apart = torch.cdist(m.think, m.think) + 1e9 * torch.eye(64)
         assert apart.min() > 0.1 * m.think.std()
         spread = after[..., V:].std(-1).mean().item()
-        assert spread == pytest.approx(model_py.THINK_LOGIT_STD, rel=0.05)
+        assert spread == pytest.approx(2.4, rel=0.05)
 
 
 @pytest.mark.parametrize("V", [27, 400])
