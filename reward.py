@@ -37,8 +37,8 @@ def teacher_states(teacher: GPT, ro: Rollout, siblings: int = 1) -> Tensor:  # -
 
 
 def speaking_states(h: Tensor, ro: Rollout) -> Tensor:  # [R, T, C] -> [R, S, C]
-    """The student's hidden states from which the S new text tokens were spoken: one place to their left."""
-    at = ro.place[:, ro.P:] - 1
+    """The student's hidden states from which the S new text tokens were spoken."""
+    at = ro.left.gather(1, ro.place[:, ro.P:])
     return h.gather(1, at.unsqueeze(-1).expand(-1, -1, h.shape[-1]))
 
 
@@ -141,8 +141,8 @@ def rollout_loss(model: GPT, h: Tensor, ro: Rollout, adv: Tensor, weight: Tensor
     row's own number of thoughts); "target": the entropy, in nats, that `entropy_price` pulls each choice up to.
     """
     V, P = model.config.vocab_size, ro.P
-    chosen = ro.ids[:, P:]  # [R, T - P]: what was chosen, from the hidden state one place to the left
-    left = h[:, P - 1:-1]
+    chosen = ro.ids[:, P:]  # [R, T - P]: what was chosen, from these states:
+    left = h.gather(1, ro.left[:, P:].unsqueeze(-1).expand(-1, -1, h.shape[-1]))
     is_think, is_text, gated = ro.is_think[:, P:], ro.is_text[:, P:], ro.gated[:, P:]
     slot = (ro.slot[:, P:] - (P - 1)).clamp(0, adv.shape[1] - 1)  # [R, T - P] in 0..S-1
     exact = not (sampled and teacher is not None)  # the text's own term; else text is a choice like any other

@@ -7,6 +7,8 @@ token while the row is inside its given text (all of it in `stream`, the prompt 
     text     The      ball           is
     ids      The      ball  <think7> is  <think3>      place 0 1 2 3 4
 
+`next_token` is the other engine, `branches`, at the end: thoughts that are forgotten once one token was predicted.
+
 Left out on purpose: gradients (reward.py runs one forward over what was sampled here), scores, stopping early
 (a finished row idles: a loop that looks whether all rows are done waits for the GPU at every step).
 Knows model.py only. Letters: R rows, P prompt tokens, S new text tokens, K thoughts a slot, M thoughts a row,
@@ -28,12 +30,18 @@ class Rules:
     think: "free" (the gate decides), "forced" (always K thoughts where `think_after` says so, none elsewhere),
     or "never". think_after: the text ids whose slot may hold thoughts; None: every slot.
     window: how many tokens back a query sees, beside the last thought; 0: everything.
+    persist: do thoughts stay in the context (`stream`, `teacher`), or does each prediction have its own (`next_token`)?
     """
     think: str = "free"
     max_thoughts: int = 1  # K
     budget: int = 0  # M
     window: int = 0
     think_after: list[int] | None = None
+    persist: bool = True
+
+    def draws(self, S: int) -> int:
+        """How many uniforms a row needs for S tokens of its own."""
+        return S + self.budget if self.persist else S * (self.max_thoughts + 1)
 
     def table(self, model: GPT) -> Tensor:  # -> [V] bool
         V = model.config.vocab_size
@@ -47,6 +55,7 @@ class Rules:
 class Rollout:
     """What happened. All [R, T]; what concerns the choice of the token at place t stands at place t.
 
+    left: the place from whose hidden state this place's token was chosen (its left neighbour, but for branches).
     ids, is_think, is_text (neither: idle, or the prompt's first token's left neighbour), slot (text tokens before
     this place, minus 1), gated (was thinking a free choice here?), given (is this text the data's?).
     h [R, T, C]: the hidden state *at* the place, from which the next place's token was chosen.
@@ -61,6 +70,7 @@ class Rollout:
     h: Tensor
     text: Tensor
     place: Tensor
+    left: Tensor
     P: int
 
     def rows(self, start: int, stop: int) -> "Rollout":
@@ -173,7 +183,8 @@ def rollout(model: GPT, text: Tensor, P: int, S: int, rules: Rules, u: Tensor, t
     """Sample R rows of P + S text tokens and at most M thoughts each.
 
     text [R, given]: the given text, P <= given <= P + S; the prompt, text[:, :P], holds no thoughts.
-    u [T - P, R, 2]: uniforms, drawn by the caller, so that a row's luck is its own and a run repeats to the bit.
+    u [T - P, R, 2]: uniforms, drawn by the caller, so that a row's luck is its own and a run repeats to the bit
+    (thoughts that do not persist, in a given text: [K, R * S, 2]; in own text: [S * (K + 1), R, 2]).
     offset: the position of the first token. siblings: so many neighbouring rows share their prompt, and its forward.
     edit(place, ids [R]) -> ids [R]: what thoughts are overwritten by once
     they were sampled (for interventions). Raises ValueError past the model's context.
@@ -185,6 +196,10 @@ def rollout(model: GPT, text: Tensor, P: int, S: int, rules: Rules, u: Tensor, t
         raise ValueError(f"{P} prompt + {S} new text tokens + {M} thoughts do not fit the context of {model.config.n_ctx}")
     think_temperature = temperature if think_temperature is None else think_temperature
     free = rules.think == "free"
+    if not rules.persist:
+        if given == P + S:
+            return branches(model, text, P, min(M, rules.max_thoughts), rules, u, think_temperature, offset, siblings, edit)
+        return speak_by_branches(model, text, P, S, M, rules, u, temperature, think_temperature, top_k, edit)
     if not free and given == P + S:
         return rollout_planned(model, text, P, M, rules, u, think_temperature, offset, siblings, edit)
     table, places = rules.table(model), torch.arange(T, device=dev)
@@ -224,7 +239,7 @@ def rollout(model: GPT, text: Tensor, P: int, S: int, rules: Rules, u: Tensor, t
     place = is_text.float().argsort(dim=1, descending=True, stable=True)[:, :P + S]  # text first, in order
     slot = is_text.cumsum(1) - is_text.long() - 1
     return Rollout(ids, is_think, is_text, slot, gated, is_text & (slot + 1 < given),
-                   torch.cat(hs, 1), ids.gather(1, place), place, P)
+                   torch.cat(hs, 1), ids.gather(1, place), place, (places - 1).clamp(min=0).expand(R, T), P)
 
 
 def rollout_planned(model: GPT, text: Tensor, P: int, M: int, rules: Rules, u: Tensor, think_temperature: float, offset: int,
@@ -258,7 +273,7 @@ def rollout_planned(model: GPT, text: Tensor, P: int, M: int, rules: Rules, u: T
         start = t
     hs.append(torch.zeros_like(h[:, -1:]))
     return Rollout(ids, is_think, is_text, is_text.cumsum(1) - is_text.long() - 1, torch.zeros_like(is_text), is_text.clone(),
-                   torch.cat(hs, 1), text, place, P)
+                   torch.cat(hs, 1), text, place, (places - 1).clamp(min=0).expand(R, T), P)
 
 
 @torch.no_grad()
@@ -279,3 +294,106 @@ def naive_rollout(model: GPT, text: Tensor, P: int, S: int, rules: Rules, u: Ten
             spoken, used, k = spoken + (not thinks), used + thinks, k + 1 if thinks else 0
         out.append(ids)
     return out
+
+
+def branch_layout(P: int, S: int, K: int, window: int, device) -> tuple[Tensor, Tensor]:  # -> [T] positions, [1, 1, T, T]
+    """Where everything stands in a packed row of `next_token`, T = P + S + K * S, and who sees whom. P = 2, S = 2, K = 2:
+
+                     a  b  c  d | z1 z1' | z2 z2'        z1 z2: the branch after b, which predicts c
+        text   b     x  x       |        |               z1' z2': the branch after c, which predicts d
+        text   c     x  x  x    |        |
+        z1  (after b) x x       | x      |               thoughts stand step by step, so that step k writes one block
+        z1' (after c) x x  x    |    x   |
+        z2            x x       | x      | x
+        z2'           x x  x    |    x   |    x
+
+    A branch goes on counting positions where its prefix ends, as if nothing else had been there.
+    """
+    s, k = torch.arange(S, device=device).repeat(K), torch.arange(K, device=device).repeat_interleave(S)  # [K * S]
+    text = torch.arange(P + S, device=device)
+    step, ends = torch.cat([text.new_zeros(P + S), k + 1]), torch.cat([text, P - 1 + s])  # [T]: 0 for text; prefix's end
+    branch = torch.cat([text.new_full((P + S,), -1), s])
+    positions = ends + step
+    is_text, own = step == 0, (branch[:, None] == branch) & (step[:, None] >= step)
+    back = positions[:, None] - text  # how far each query looks back to each text token
+    mask = own & ~is_text  # [T, T]: the own branch up to oneself; and of the text:
+    mask[:, :P + S] = (text <= ends[:, None]) & ((back < window) | torch.tensor(window == 0, device=device))
+    return positions, mask.view(1, 1, *mask.shape)
+
+
+def layout(ro: Rollout, rules: Rules, offset: int = 0) -> tuple[Tensor, Tensor | None]:  # -> [T], [R or 1, 1, T, T]
+    """Positions and mask with which one forward over a rollout's ids gives the states that the sampler saw."""
+    if rules.persist:
+        return torch.arange(ro.ids.shape[1], device=ro.ids.device) + offset, visible(ro.is_think, rules.window)
+    S = ro.text.shape[1] - ro.P
+    positions, mask = branch_layout(ro.P, S, (ro.ids.shape[1] - ro.P) // S - 1, rules.window, ro.ids.device)
+    return positions + offset, mask
+
+
+@torch.no_grad()
+def branches(model: GPT, text: Tensor, P: int, K: int, rules: Rules, u: Tensor, think_temperature: float, offset: int,
+             siblings: int, edit: Callable[[int, Tensor], Tensor] | None) -> Rollout:
+    """Approach B: after each of S text tokens a branch of at most K thoughts, which predicts the next token and is gone.
+
+    Exactly what S separate rollouts would do, in K forwards of S tokens over one cache of the text instead of S times K
+    of one: text [R, P + S] all given, u [K, R * S, 2]. A free branch ends when it would rather speak.
+    """
+    (R, L), dev, V = text.shape, text.device, model.config.vocab_size
+    S, free, places = L - P, rules.think == "free", torch.arange(L + K * (L - P), device=text.device)
+    positions, mask = branch_layout(P, S, K, rules.window, dev)
+    h, cache = read_prompt(model, text, len(places), rules.window, offset, siblings)
+    ids = torch.nn.functional.pad(text, (0, K * S))
+    is_think, gated = (torch.zeros(R, len(places), dtype=torch.bool, device=dev) for _ in range(2))
+    left = (places - S).expand(R, -1).clone()  # a later thought is chosen from the thought before it, one block back
+    left[:, :L] = places[:L].sub(1).clamp(min=0)  # text, so far: from the text
+    if K:
+        left[:, L:L + S] = places[P - 1:L - 1]
+    going, hs, now = rules.table(model)[text[:, P - 1:-1]], [h], h[:, P - 1:-1].flatten(0, 1)
+    for k in range(K):
+        at = places[L + k * S:L + (k + 1) * S]
+        think_logits = model.think_logits(now)
+        thinks = going
+        if free:
+            gap = think_logits.logsumexp(-1) - model.text_logits(now).logsumexp(-1)
+            yes = gap > 0 if think_temperature == 0 else u[k, :, 0] < torch.sigmoid(gap)
+            thinks = going & yes.view(R, S)
+            gated[:, at], gated[:, P:L] = thinks, gated[:, P:L] | (going & ~thinks)  # to speak is a choice as well
+        thought = (V + draw(think_logits, u[k, :, 1], think_temperature)).view(R, S)
+        thought = thought if edit is None else edit(k, thought)
+        ids[:, at], is_think[:, at] = thought.masked_fill(~thinks, 0), thinks
+        left[:, P:L] = torch.where(thinks, at, left[:, P:L])
+        hs.append(model(ids[:, at], positions[at] + offset, mask[:, :, at], cache, at))
+        going, now = thinks, hs[-1].flatten(0, 1)
+    is_text, slot = (places < L).expand(R, -1), torch.cat([places[:L] - 1, places[P - 1:L - 1].repeat(K)])
+    return Rollout(ids, is_think, is_text, slot.expand(R, -1), gated, is_text.clone(), torch.cat(hs, 1), text,
+                   places[:L].expand(R, -1), left, P)
+
+
+@torch.no_grad()
+def speak_by_branches(model: GPT, text: Tensor, P: int, S: int, M: int, rules: Rules, u: Tensor, temperature: float,
+                      think_temperature: float, top_k: int, edit: Callable[[int, Tensor], Tensor] | None) -> Rollout:
+    """Own text under `next_token`'s rules: a branch of thoughts, one token, the branch is dropped, and so on. Each token
+    reads its prefix anew: this is for looking at samples, training never comes here. Thoughts are shown where they were."""
+    R, K, V = len(text), min(rules.max_thoughts, M), model.config.vocab_size
+    T = P + S + K * S
+    rows = [[(i, False) for i in row] for row in text[:, :P].tolist()]
+    text = text[:, :P]
+    for s in range(S):
+        luck = u[s * (K + 1):(s + 1) * (K + 1)]  # [K + 1, R, 2]
+        prefix = torch.nn.functional.pad(text, (0, 1))  # the token to come stands for nothing yet
+        ro = branches(model, prefix, P + s, K, rules, luck, think_temperature, 0, 1, edit)
+        h = ro.h.gather(1, ro.left[:, P + s, None, None].expand(-1, 1, ro.h.shape[-1]))[:, 0]
+        logits = model.text_logits(h)
+        said, _ = choose(logits, None, slice(None), logits[:, 0] < 0, False, luck[K], temperature, think_temperature, top_k)
+        for r, row in enumerate(rows):
+            row += [(i, True) for i, thinks in zip(ro.ids[r, P + s + 1:].tolist(), ro.is_think[r, P + s + 1:].tolist()) if thinks]
+            row.append((said[r].item(), False))
+        text = torch.cat([text, said.unsqueeze(1)], 1)
+    ids = torch.tensor([[i for i, _ in row] + [0] * (T - len(row)) for row in rows], device=text.device)
+    places = torch.arange(T, device=text.device)
+    real = places < torch.tensor([len(row) for row in rows], device=text.device).unsqueeze(1)
+    is_think = real & (ids >= V)
+    is_text = real & ~is_think
+    return Rollout(ids, is_think, is_text, is_text.cumsum(1) - 1, is_think & False, is_text & False,
+                   text.new_zeros(R, T, 1).float(), text, is_text.float().argsort(dim=1, descending=True, stable=True)[:, :P + S],
+                   (places - 1).clamp(min=0).expand(R, T), P)

@@ -257,7 +257,7 @@ def test_rows(tiny, uniforms):
     """Guards the gradient pass in pieces: rows(a, b) takes the same rows of every field."""
     ro = rollout(tiny(), texts(), P, S, Rules("free", 1, 4), uniforms(S + 4, R))
     part = ro.rows(1, 3)
-    for name in ("ids", "is_think", "is_text", "slot", "gated", "given", "h", "text", "place"):
+    for name in ("ids", "is_think", "is_text", "slot", "gated", "given", "h", "text", "place", "left"):
         assert torch.equal(getattr(part, name), getattr(ro, name)[1:3])
     assert part.P == P
 
