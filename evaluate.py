@@ -3,11 +3,14 @@
 - given stories: thoughts greedy, the answer is the argmax over text rows; right by n = moves since the anchor;
 - the same with the thoughts of another story of the same shape: what is left is what the recipe alone teaches;
 - own free stories, checked by the rule, with counts (a story that stops asking answers nothing wrongly);
+- on given text, what own thoughts add to the log-prob of the data (`gain`);
 - reverse KL to the teacher on own text, where there is a teacher; p_think; and, on any data, nats a token on
   held-out text without thoughts: did RL hurt the language?
 
 Left out on purpose: anything that learns. Knows data.py, rollout.py and reward.py.
 """
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,6 +28,13 @@ def uniforms(seed: int, step: int, purpose: str, steps: int, R: int, device) -> 
     return torch.from_numpy(seeded(seed, step, purpose).random((steps, R, 2), dtype="float32")).to(device)
 
 
+def luck_on_text(seed: int, step: int, purpose: str, rules: Rules, R: int, S: int, device) -> Tensor:
+    """The luck of a rollout over given text: a row's, or each branch's own."""
+    if rules.persist:
+        return uniforms(seed, step, purpose, S + rules.budget, R, device)
+    return uniforms(seed, step, purpose, rules.max_thoughts, R * S, device)
+
+
 def by_n(n: Tensor, right: Tensor, n_max: int = N_MAX) -> tuple[list[float], list[int]]:
     """Flat n and right (both of the answers alone) -> share right and count for n = 1..n_max."""
     counts = torch.bincount(n.clamp(max=n_max + 1), minlength=n_max + 2)[1:n_max + 1]
@@ -37,10 +47,10 @@ def given_stories(model: GPT, cups: Cups, rules: Rules, each: int, seed: int = 0
     """accuracy_by_n and accuracy_shuffled_by_n (index 0 is n = 1, up to 30) over `each` stories whose first round
     has n moves; the rounds after it count for their own n."""
     dev, P, S = model.device, 9, 2 * N_MAX + 3
-    rules = Rules(rules.think, rules.max_thoughts, (S + 1) // 2 * rules.max_thoughts, rules.window, rules.think_after)
+    rules = replace(rules, budget=(S + 1) // 2 * rules.max_thoughts) if rules.persist else rules
     story = [cups.batch(each, P + S, seed, n, "eval", n_max=10, exact=n) for n in range(1, N_MAX + 1)]
     ids, n, pays = (torch.cat([torch.from_numpy(getattr(b, k)) for b in story]).to(dev) for k in ("ids", "n", "pays"))
-    u = uniforms(seed, 0, "eval_rollout", S + rules.budget, len(ids), dev)
+    u = luck_on_text(seed, 0, "eval_rollout", rules, len(ids), S, dev)
     ro = rollout(model, ids, P, S, rules, u, temperature=0.0)
     out = {}
     pairs = [("accuracy_by_n", ro)]
@@ -69,6 +79,16 @@ def plain_nats(model: GPT, ids: Tensor, window: int) -> tuple[float, float]:
 
 
 @torch.no_grad()
+def gain(model: GPT, ids: Tensor, P: int, rules: Rules, seed: int = 0) -> tuple[float, float]:
+    """Held-out ids [R, L] -> nats a token that own sampled thoughts add to p_text of the data, over the same model without
+    them, and the half width of its 95 % interval over rows."""
+    R, S = len(ids), ids.shape[1] - P
+    r = [slot_rewards(model, rollout(model, ids, P, S, rule, luck_on_text(seed, 2, "eval_rollout", rule, R, S, ids.device)),
+                      None, None, None)[0].mean(1) for rule in (rules, replace(rules, think="never", budget=0))]
+    return (r[0] - r[1]).mean().item(), 1.96 * (r[0] - r[1]).std().item() / R ** 0.5
+
+
+@torch.no_grad()
 def free_text(model: GPT, data: Cups | TextFile, rules: Rules, teacher: GPT | None, rows: int, P: int, S: int,
               seed: int = 0) -> tuple[dict, Rollout]:
     """Own text at temperature 1 with greedy thoughts (where thinking is free: sampled ones, since a gate below one half
@@ -76,8 +96,7 @@ def free_text(model: GPT, data: Cups | TextFile, rules: Rules, teacher: GPT | No
     on cups own answers by their own n."""
     kind = {"prompt": P} if isinstance(data, Cups) else {}
     prompts = torch.from_numpy(data.batch(rows, P, seed, 1000, "eval", **kind).ids).to(model.device)
-    M = rules.budget if rules.think != "never" else 0
-    u = uniforms(seed, 1, "eval_rollout", S + M, rows, model.device)
+    u = uniforms(seed, 1, "eval_rollout", rules.draws(S), rows, model.device)
     ro = rollout(model, prompts, P, S, rules, u, think_temperature=0.0 if rules.think == "forced" else 1.0)
     out = {"thoughts_per_token": ro.is_think.sum().item() / (rows * S)}
     if teacher is not None:
@@ -99,6 +118,8 @@ def evaluate(model: GPT, data: Cups | TextFile, rules: Rules, teacher: GPT | Non
     ids = torch.from_numpy(data.batch(rows, P + S, 0, 2000, "eval").ids).to(model.device)
     nats, p_think = plain_nats(model, ids, rules.window)
     out = {"p_think": p_think, "nats_without_thoughts": nats, **free}
+    if rules.think != "never":
+        out["gain"], out["gain_95"] = gain(model, ids, P, rules)
     if isinstance(data, Cups):
         out |= given_stories(model, data, rules, each)
         out["accuracy"] = sum(out["accuracy_by_n"][:10]) / 10

@@ -186,8 +186,8 @@ def rollout(model: GPT, text: Tensor, P: int, S: int, rules: Rules, u: Tensor, t
     u [T - P, R, 2]: uniforms, drawn by the caller, so that a row's luck is its own and a run repeats to the bit
     (thoughts that do not persist, in a given text: [K, R * S, 2]; in own text: [S * (K + 1), R, 2]).
     offset: the position of the first token. siblings: so many neighbouring rows share their prompt, and its forward.
-    edit(place, ids [R]) -> ids [R]: what thoughts are overwritten by once
-    they were sampled (for interventions). Raises ValueError past the model's context.
+    edit(place, ids [R]) -> ids [R]: what thoughts are overwritten by once they were sampled, for interventions (branches:
+    places [S], ids [R, S]). Raises ValueError past the model's context.
     """
     R, given = text.shape
     M = rules.budget if rules.think != "never" and len(model.think) else 0
@@ -351,15 +351,18 @@ def branches(model: GPT, text: Tensor, P: int, K: int, rules: Rules, u: Tensor, 
     going, hs, now = rules.table(model)[text[:, P - 1:-1]], [h], h[:, P - 1:-1].flatten(0, 1)
     for k in range(K):
         at = places[L + k * S:L + (k + 1) * S]
-        think_logits = model.think_logits(now)
+        # as in `rollout`: on a CPU only the branches that must think get the N logits (on cups one in eight)
+        who = going.flatten().nonzero().squeeze(1) if not free and dev.type == "cpu" else slice(None)
+        think_logits = model.think_logits(now[who])
         thinks = going
         if free:
             gap = think_logits.logsumexp(-1) - model.text_logits(now).logsumexp(-1)
             yes = gap > 0 if think_temperature == 0 else u[k, :, 0] < torch.sigmoid(gap)
             thinks = going & yes.view(R, S)
             gated[:, at], gated[:, P:L] = thinks, gated[:, P:L] | (going & ~thinks)  # to speak is a choice as well
-        thought = (V + draw(think_logits, u[k, :, 1], think_temperature)).view(R, S)
-        thought = thought if edit is None else edit(k, thought)
+        thought = torch.full_like(ids[:, at], V)
+        thought.view(-1)[who] += draw(think_logits, u[k, who, 1], think_temperature)
+        thought = thought if edit is None else edit(at, thought)
         ids[:, at], is_think[:, at] = thought.masked_fill(~thinks, 0), thinks
         left[:, P:L] = torch.where(thinks, at, left[:, P:L])
         hs.append(model(ids[:, at], positions[at] + offset, mask[:, :, at], cache, at))

@@ -68,9 +68,10 @@ def main() -> None:
                 raise ValueError(f"--{flag} must be at least {least}, not {getattr(args, flag)}")
         ids = tokenizer.encode(args.prompt)
         P, S = len(ids), args.new_tokens
-        rules.budget = min(S * rules.max_thoughts, model.config.n_ctx - P - S) if rules.budget else 0
+        if rules.persist:
+            rules.budget = min(S * rules.max_thoughts, model.config.n_ctx - P - S) if rules.budget else 0
         table = overwritten(args.replace, tokenizer.V, tokenizer.N)
-        u = uniforms(args.seed, 0, "rollout", max(S + rules.budget, 1), args.samples, "cpu")
+        u = uniforms(args.seed, 0, "rollout", max(rules.draws(S), 1), args.samples, "cpu")
         ro = rollout(model, torch.tensor([ids] * args.samples), P, S, rules, u, args.temperature, top_k=args.top_k,
                      edit=lambda _, ids: table[ids])
     except (ValueError, OSError) as e:

@@ -2,6 +2,7 @@
 
     python train.py --think_vocab 2048                       # approach A, `teacher`: free rollouts, judged
     python train.py --approach stream --think_vocab 2048     # thoughts between the tokens of a given text
+    python train.py --approach next_token --think_vocab 2048 # before each token thoughts of its own, then forgotten
 
 One step: 1 take text, 2 roll out siblings, 3 score, 4 advantage, 5 one gradient step. With a GPU this is GPT-2
 on WebText, without one the shipped `pico` on the built-in game `cups`; every default is printed with its reason.
@@ -25,10 +26,10 @@ import torch
 from tqdm import tqdm
 
 from data import Batch, Cups, check_path, open_data, seeded
-from evaluate import evaluate, uniforms
+from evaluate import evaluate, luck_on_text, uniforms
 from model import GPT, PICO, SIZES, Config, as_checkpoint, load, read_weights
 from reward import advantage, returns_to_go, rollout_loss, sibling_spread, slot_rewards, teacher_states
-from rollout import Rules, rollout, visible
+from rollout import Rules, layout, rollout, visible
 from tokenizer import Tokenizer, html_page
 
 FLOOR_STD = 0.1  # keeps noise from being blown up once all siblings agree
@@ -50,7 +51,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     whole, real = int, float
     # what is learnt, from what
-    p.add_argument("--approach", choices=["teacher", "stream"], default="teacher", help="who pays for a thought")
+    p.add_argument("--approach", choices=["teacher", "stream", "next_token"], default="teacher", help="who pays for a thought")
     p.add_argument("--thoughts", choices=["tokens", "filler", "none"], default="tokens", help="filler: one learnt row; none: no slot")
     p.add_argument("--model", help=f"scratch, {', '.join([*PICO, *SIZES])} or a path")
     p.add_argument("--teacher", help="as --model; only --approach teacher has one")
@@ -100,8 +101,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 ONLY = {  # flags that mean something in one setting alone; anywhere else they are refused
-    "teacher": "approach teacher", "beta": "approach teacher", "text_grad": "approach teacher", "siblings": "approach teacher",
-    "answer_grad": "approach stream", "curriculum": "data cups",
+    "teacher": "approach teacher", "beta": "approach teacher", "text_grad": "approach teacher", "siblings": "approach teacher", "gamma": "thoughts that stay", "budget": "thoughts that stay",
+    "answer_grad": "a given text", "curriculum": "data cups",
     "layers": "model scratch", "width": "model scratch", "cups": "data cups", "swaps": "data cups",
 }
 ON_CUPS = dict(think="forced", window=5, lr=2e-3, think_lr=2e-3, samples=8, entropy=0.25, gamma=0.9, think_cost=0.0,
@@ -111,7 +112,9 @@ ON_TEXT = dict(think="free", window=0, lr=1e-5, think_lr=1e-3, samples=4, entrop
 DEFAULTS = {
     ("teacher", "cups"): ON_CUPS | dict(new_tokens=48, budget=20, steps=1500, eval_every=750),
     ("stream", "cups"): ON_CUPS | dict(new_tokens=32, budget=16, steps=1600, eval_every=800, prompts=16, gamma=1.0, lr=1e-3),
-    ("teacher", "text"): ON_TEXT, ("stream", "text"): ON_TEXT,
+    ("next_token", "cups"): ON_CUPS | dict(new_tokens=32, max_thoughts=3, swaps=3, steps=1500, eval_every=750, prompts=16, lr=1e-3,
+                                           window=0),
+    ("teacher", "text"): ON_TEXT, ("stream", "text"): ON_TEXT, ("next_token", "text"): ON_TEXT | dict(max_thoughts=4),
 }
 
 
@@ -130,11 +133,11 @@ def resolve(args: argparse.Namespace) -> dict:
     cups = a["data"] == "cups"
     if a["data"] not in ("cups", "webtext"):
         check_path(a["data"])  # before a model is downloaded for it
-    small = "scratch" if a["approach"] == "stream" else "pico"
+    small = "pico" if a["approach"] == "teacher" else "scratch"
     a["model"] = a["model"] or (small if cups else "gpt2")
     a["teacher"] = (a["teacher"] or ("pico" if cups else "gpt2")) if a["approach"] == "teacher" else None
-    settings = {f"approach {a['approach']}", f"data {'cups' if cups else 'text'}", f"model {a['model']}"}
-    settings |= {f"approach {a['approach']} on cups"} if cups else set()
+    settings = {f"approach {a['approach']}", "a given text" if a["teacher"] is None else "a teacher", f"data {'cups' if cups else 'text'}", f"model {a['model']}"}
+    settings |= {"thoughts that stay"} if a["approach"] != "next_token" else set()
     for flag, setting in ONLY.items():
         if flag in said and setting not in settings:
             raise ValueError(f"--{flag} means nothing here: it belongs to {setting}")
@@ -144,6 +147,8 @@ def resolve(args: argparse.Namespace) -> dict:
     a |= {k: v for k, v in dict(think_vocab=2048, max_thoughts=1, temperature=1.0, baseline="loo", beta=1.0, cups=3, swaps=10,
                                 text_grad="exact", answer_grad="on", curriculum="on", layers=1, width=64,
                                 micro_batch=a["prompts"] * a["samples"]).items() if a[k] is None}
+    if a["approach"] == "next_token":  # a thought serves one prediction, and has its branch to itself
+        a |= dict(gamma=0.0, budget=a["max_thoughts"])
     a["siblings"] = a["siblings"] or ("shared" if a["text_grad"] == "exact" else "free")
     if a["siblings"] == "shared" and a["text_grad"] == "sampled":
         raise ValueError("--text_grad sampled treats own text as a choice, so each sibling needs its own: --siblings free")
@@ -185,7 +190,9 @@ def setup(a: dict, saved: dict | None):
             raise ValueError(f"--teacher {a['teacher']} has another vocabulary than --model {a['model']}: it cannot judge its text")
     model = model.to(a["device"])
     rules = Rules(a["think"] if a["think_vocab"] else "never", a["max_thoughts"], a["budget"] if a["think_vocab"] else 0,
-                  a["window"], data.think_after if cups else None)
+                  a["window"], data.think_after if cups else None, a["approach"] != "next_token")
+    if cups and not rules.persist:  # nothing that is thought after a move would be there at the question
+        rules.think_after = [data.id["?"]] if rules.think == "forced" else None
     longest = a["prompt_tokens"] + a["new_tokens"] + rules.budget
     if longest > min(m.config.n_ctx for m in (model, teacher) if m is not None):
         raise ValueError(f"--prompt_tokens, --new_tokens and --budget make {longest} places: more than the model's context")
@@ -248,6 +255,8 @@ def report(before: dict, after: dict) -> None:
     line("p_think on held-out text", "p_think")
     line("thoughts a text token in own stories", "thoughts_per_token")
     line("nats a held-out token, without thoughts", "nats_without_thoughts")
+    if "gain" in after:
+        line("nats a held-out token that thoughts add", "gain")
     if "accuracy_by_n" in after:
         for n in (1, 2, 3, 6, 10, 20, 30):
             own, shuffled = after["accuracy_by_n"][n - 1], after.get("accuracy_shuffled_by_n")
@@ -283,7 +292,7 @@ def main() -> None:
 def take_text(a: dict, data, B: int, P: int, step: int, S: int, stage: int | None) -> Batch:
     """B contexts for this step: whole windows for stream, prompts for teacher (3 B where own_text has to choose)."""
     cups = {"prompt": P} if isinstance(data, Cups) else {}
-    if a["approach"] == "stream":
+    if a["approach"] != "teacher":
         return data.batch(B, P + S, a["seed"], step, "train", **cups, **({"n_max": stage} if stage else {}))
     return data.batch(3 * B if stage else B, P, a["seed"], step, "train", **cups)
 
@@ -328,7 +337,7 @@ def advance(state: dict, right: torch.Tensor, last: int) -> None:
 
 def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | None, data, rules: Rules) -> None:
     G, thinking = a["samples"], a["thoughts"] == "tokens"
-    dev, cups, stream = model.device, isinstance(data, Cups), a["approach"] == "stream"
+    dev, cups = model.device, isinstance(data, Cups)
     rows = [model.think, model.think_offset]
     body = [p for p in model.parameters() if all(p is not r for r in rows)]
     groups = [{"params": body, "peak": a["lr"]}] + ([{"params": rows, "peak": a["think_lr"]}] if a["think_vocab"] else [])
@@ -381,7 +390,7 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         R = B * G
         batch = take_text(a, data, B, P, step, S, stage)
         offset = int(seeded(a["seed"], step, "offset").integers(65)) if cups else 0  # never for OpenAI's weights
-        if a["siblings"] == "shared" and not stream:
+        if teacher is not None and a["siblings"] == "shared":
             # one sibling writes the text, then all G think anew between its tokens: they differ in thoughts alone
             with autocast:
                 batch = own_text(a, sampler, data, batch, B, P, rules, S, step, stage, offset)
@@ -391,9 +400,9 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
 
         # 2. G rollouts each, no gradient, cached, static shapes
         now = rules
-        if text.shape[1] == P + S and rules.think == "forced":  # all text is known, so the number of thoughts is too
+        if text.shape[1] == P + S and rules.think == "forced" and rules.persist:  # all text is known, so the number of thoughts is too
             now = replace(rules, budget=min(rules.budget, int(rules.table(model)[text[:, P - 1:-1]].sum(1).max())))
-        u = uniforms(a["seed"], step, "rollout", S + now.budget, R, dev)
+        u = luck_on_text(a["seed"], step, "rollout", now, R, S, dev)
         with autocast:
             ro = rollout(sampler, text, P, S, now, u, a["temperature"], offset=offset, siblings=G)
 
@@ -415,7 +424,7 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         paying = pays.sum().item() if pays is not None else r.numel()
         weight = torch.full_like(r, OTHER_TEXT / max(r.numel() - paying, 1))
         weight[... if pays is None else pays] = (a["answer_grad"] == "on") / max(paying, 1)
-        if n is not None and (stage or 1) > 1 and thinking:
+        if n is not None and (stage or 1) > 1 and thinking and rules.persist:
             # the longest rounds end in thoughts that say nothing yet: an answer learnt from them would unlearn to listen
             weight[pays & (n == stage)] = 0
         fade, target = entropy_scale(a, step, stage)
@@ -429,10 +438,9 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
             part = ro.rows(i, i + a["micro_batch"])
             cut = [x[i:i + a["micro_batch"]] if x is not None else None for x in (adv, weight, t_states)]
             with autocast:
-                positions = torch.arange(part.ids.shape[1], device=dev) + offset
-                h = model(part.ids, positions, visible(part.is_think, rules.window))
+                h = model(part.ids, *layout(part, rules, offset))
                 loss, H = rollout_loss(model, h, part, cut[0], cut[1], scale, teacher, cut[2], a["beta"],
-                                           a["text_grad"] == "sampled")
+                                       a["text_grad"] == "sampled")
             loss.backward()
             loss_sum, entropy = loss_sum + loss.item(), entropy + H
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
