@@ -79,6 +79,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--steps", type=whole)
     p.add_argument("--lr", type=real, help="learning rate of GPT-2's own parameters")
     p.add_argument("--think_lr", type=real, help="learning rate of the thinking rows")
+    p.add_argument("--warmup", type=whole, help="steps in which the learning rates rise (15; 50 from scratch)")
     p.add_argument("--entropy", type=real, help="target entropy of g, as a share of log N")
     p.add_argument("--gamma", type=real, help="discount per text token")
     p.add_argument("--siblings", choices=["shared", "free"], help="teacher: G thoughts over one own text, or G own texts")
@@ -146,14 +147,14 @@ def resolve(args: argparse.Namespace) -> dict:
     a |= {k: v for k, v in DEFAULTS[a["approach"], "cups" if cups else "text"].items() if a[k] is None}
     a |= {k: v for k, v in dict(think_vocab=2048, max_thoughts=1, temperature=1.0, baseline="loo", beta=1.0, cups=3, swaps=10,
                                 text_grad="exact", answer_grad="on", curriculum="on", layers=1, width=64,
-                                micro_batch=a["prompts"] * a["samples"]).items() if a[k] is None}
+                                warmup=50 if a["model"] == "scratch" else 15, micro_batch=a["prompts"] * a["samples"]).items() if a[k] is None}
     if a["approach"] == "next_token":  # a thought serves one prediction, and has its branch to itself
         a |= dict(gamma=0.0, budget=a["max_thoughts"])
     a["siblings"] = a["siblings"] or ("shared" if a["text_grad"] == "exact" else "free")
     if a["siblings"] == "shared" and a["text_grad"] == "sampled":
         raise ValueError("--text_grad sampled treats own text as a choice, so each sibling needs its own: --siblings free")
     a["think_vocab"] = {"tokens": a["think_vocab"], "filler": 1, "none": 0}[a["thoughts"]]
-    for k, least in dict(prompts=1, samples=1, prompt_tokens=1, new_tokens=1, steps=1, micro_batch=1, eval_every=1, swaps=1,
+    for k, least in dict(prompts=1, samples=1, prompt_tokens=1, new_tokens=1, steps=1, micro_batch=1, eval_every=1, warmup=1, swaps=1,
                          layers=1, width=8, max_thoughts=1, budget=0, window=0, seed=0, lr=0, think_lr=0, temperature=0.01).items():
         if a[k] < least:
             raise ValueError(f"--{k} must be at least {least}, not {a[k]}")
@@ -203,9 +204,10 @@ def setup(a: dict, saved: dict | None):
         # not the plain seed: a base model that was itself initialised from it would share its numbers with the new rows,
         # and one row would then stick out of all others in every context
         luck = torch.Generator().manual_seed(int(seeded(a["seed"], 0, "birth").integers(2 ** 62)))
-        # forced thoughts have no gate that would have to stay even, and differ the sooner the more their logits do
+        # forced thoughts have no gate that would have to stay even; a base that can do without them starts to listen sooner
+        # where their logits differ more
         p = model.grow(a["think_vocab"], ids, a["think_prior"], luck, mask=visible(ids < 0, rules.window),
-                       spread=3.2 if rules.think == "forced" else 2.4)
+                       spread=3.2 if rules.think == "forced" and a["model"] != "scratch" else 2.4)
         print(f"{a['think_vocab']} thinking rows born: p_think {p['mean']:.3f} (5-95 %: {p['p05']:.3f} to {p['p95']:.3f})")
     return model, teacher, data, rules
 
@@ -429,7 +431,7 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
             weight[pays & (n == stage)] = 0
         fade, target = entropy_scale(a, step, stage)
         scale = {"policy": 1 / max(len(felt), 1), "entropy": fade / max(int(ro.is_think.sum()), 1), "target": target}
-        warm = min(1.0, (step + 1) / 15) * min(1.0, 5 * (1 - step / a["steps"]) + 0.05)
+        warm = min(1.0, (step + 1) / a["warmup"]) * min(1.0, 5 * (1 - step / a["steps"]) + 0.05)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * warm
         optimizer.zero_grad(set_to_none=True)
