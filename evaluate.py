@@ -54,7 +54,7 @@ def given_stories(model: GPT, cups: Cups, rules: Rules, each: int, seed: int = 0
     ro = rollout(model, ids, P, S, rules, u, temperature=0.0)
     out = {}
     pairs = [("accuracy_by_n", ro)]
-    if ro.is_think.any():
+    if ro.is_think.any() and model.config.think_vocab > 1:  # one row alone says nothing that could be shuffled
         # thoughts of the neighbour with the same n, wherever it had one at this place, all along the story
         other = torch.where(ro.is_think, ro.ids, -1).view(N_MAX, each, -1).roll(1, 1).flatten(0, 1)
         swap = rollout(model, ids, P, S, rules, u, temperature=0.0, edit=lambda t, z: torch.where(other[:, t] >= 0, other[:, t], z))

@@ -45,11 +45,14 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: Tensor | None, at: Tensor | None) -> Tensor:
-        # [R, T, C], None or [R or 1, 1, T, keys], None or [2, R, H, T_max, D], None or [T] -> [R, T, C]
+    def forward(self, x: Tensor, mask: Tensor | None, cache: Tensor | list[Tensor] | None, at: Tensor | None) -> Tensor:
+        # [R, T, C], None or [R or 1, 1, T, keys], None or [2, R, H, T_max, D] or [k, v], None or [T] -> [R, T, C]
         R, T, C = x.shape
         q, k, v = (y.view(R, T, self.n_head, -1).transpose(1, 2) for y in self.c_attn(x).split(C, dim=2))
-        if cache is not None:
+        if isinstance(cache, list):  # grows, since autograd can't follow writes in place: continuous thoughts learn this way
+            cache[:] = torch.cat([cache[0], k], 2), torch.cat([cache[1], v], 2)
+            k, v = cache
+        elif cache is not None:
             # `at` is a device tensor, so that one compiled graph serves every step of a rollout
             cache[0].index_copy_(2, at, k)
             cache[1].index_copy_(2, at, v)
@@ -109,28 +112,32 @@ class GPT(nn.Module):
     def device(self) -> torch.device:
         return self.wte.weight.device
 
-    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:  # [R, T], [T] or [R, T] -> [R, T, C]
+    def embed(self, ids: Tensor, positions: Tensor, fed: Tensor | None = None) -> Tensor:
+        # [R, T], [T] or [R, T], None or [R, T, C] -> [R, T, C]
         V = self.config.vocab_size
         x = F.embedding(ids.clamp(max=V - 1), self.wte.weight)
         if len(self.think):
             # two gathers and a choice; cat(wte, think) would copy 150 MB a step at GPT-2's size
-            thoughts = F.embedding((ids - V).clamp(min=0), self.think)
+            thoughts = F.embedding((ids - V).clamp(min=0), self.think) if fed is None else fed
             x = torch.where((ids >= V).unsqueeze(-1), thoughts, x)
         return x + self.wpe(positions)
 
     def forward(self, ids: Tensor, positions: Tensor | None = None, mask: Tensor | None = None,
-                cache: list[Tensor] | None = None, at: Tensor | None = None) -> Tensor:
+                cache: list | None = None, at: Tensor | None = None, fed: Tensor | None = None) -> Tensor:
         """ids [R, T] -> hidden states after ln_f [R, T, C].
 
         positions [T] or [R, T]: default 0..T-1. mask: True where a query may look; None is plain causal.
-        cache (from `new_cache`) with at [T]: these ids stand at those places of it, and mask is [R, 1, T, T_max].
+        cache (from `new_cache`) with at [T]: these ids stand at those places of it, and mask is [R, 1, T, T_max]. Where a
+        gradient must pass through it: lists [k, v], one a layer, which grow.
+        fed [R, T, C]: continuous thoughts (Coconut, arXiv 2412.06769): where ids are thinking ids, hidden states of
+        earlier places come in, instead of embedding rows.
         Raises ValueError where the positions would run past the context.
         """
         if positions is None:
             if ids.shape[1] > self.config.n_ctx:
                 raise ValueError(f"{ids.shape[1]} tokens do not fit this model's context of {self.config.n_ctx}")
             positions = torch.arange(ids.shape[1], device=ids.device)
-        x = self.embed(ids, positions)
+        x = self.embed(ids, positions, fed)
         for i, block in enumerate(self.h):
             x = block(x, mask, cache[i] if cache is not None else None, at)
         return self.ln_f(x)

@@ -30,6 +30,8 @@ class Rules:
     think: "free" (the gate decides), "forced" (always K thoughts where `think_after` says so, none elsewhere),
     or "never". think_after: the text ids whose slot may hold thoughts; None: every slot.
     window: how many tokens back a query sees, beside the last thought; 0: everything.
+    continuous: is the last hidden state fed back as a thought, instead of a sampled row? (There is one row then, for
+    the gate.)
     persist: do thoughts stay in the context (`stream`, `teacher`), or does each prediction have its own (`next_token`)?
     """
     think: str = "free"
@@ -38,6 +40,7 @@ class Rules:
     window: int = 0
     think_after: list[int] | None = None
     persist: bool = True
+    continuous: bool = False
 
     def draws(self, S: int) -> int:
         """How many uniforms a row needs for S tokens of its own."""
@@ -233,7 +236,8 @@ def rollout(model: GPT, text: Tensor, P: int, S: int, rules: Rules, u: Tensor, t
             see = places <= t
             if rules.window:
                 see = (see & (t - places < rules.window)) | (places == last_thought)  # [R, T]
-            h = model(ids[:, t:t + 1], places[t:t + 1] + offset, see.view(-1, 1, 1, T), cache, places[t:t + 1])
+            h = model(ids[:, t:t + 1], places[t:t + 1] + offset, see.view(-1, 1, 1, T), cache, places[t:t + 1],
+                      h[:, -1:] if rules.continuous else None)
             hs.append(h)
     hs.append(torch.zeros_like(h[:, -1:]))  # nothing follows the last place, so nobody asked for its state
     place = is_text.float().argsort(dim=1, descending=True, stable=True)[:, :P + S]  # text first, in order
@@ -264,7 +268,8 @@ def rollout_planned(model: GPT, text: Tensor, P: int, M: int, rules: Rules, u: T
     hs, start = [h], P
     for t in [*is_think.any(0).nonzero().squeeze(1).tolist(), T - 1]:
         if t > start:
-            h = model(ids[:, start:t], places[start:t] + offset, mask[:, :, start:t], cache, places[start:t])
+            fed = h[:, -1:].expand(-1, t - start, -1) if rules.continuous else None  # a thought stands at `start` alone
+            h = model(ids[:, start:t], places[start:t] + offset, mask[:, :, start:t], cache, places[start:t], fed)
             hs.append(h)
         if t < T - 1:  # no thought stands at the last place, and nobody asks for its state
             thought = V + draw(model.think_logits(h[:, -1]), u[t - P, :, 1], think_temperature)
@@ -330,6 +335,29 @@ def layout(ro: Rollout, rules: Rules, offset: int = 0) -> tuple[Tensor, Tensor |
     return positions + offset, mask
 
 
+def states(model: GPT, ro: Rollout, rules: Rules, offset: int = 0) -> Tensor:  # -> [R, T, C]
+    """The hidden states of a rollout, with gradient: one forward over its ids.
+
+    Continuous thoughts are no ids, and each needs the state before it: one forward for each place with thoughts (for each
+    step of all branches), over a cache that autograd follows back through every thought.
+    """
+    positions, mask = layout(ro, rules, offset)
+    if not rules.continuous:
+        return model(ro.ids, positions, mask)
+    R, T = ro.ids.shape
+    mask = torch.ones(1, 1, T, T, dtype=torch.bool, device=ro.ids.device).tril() if mask is None else mask
+    L, S = ro.text.shape[1], ro.text.shape[1] - ro.P
+    cuts = ro.is_think.any(0).nonzero().squeeze(1).tolist() if rules.persist else list(range(L, T, S))
+    cache, hs = [list(layer) for layer in model.new_cache(R, 0)], []
+    for start, stop in zip([0, *cuts], [*cuts, T]):
+        fed = None
+        if start:
+            left = ro.left[:, start:stop].clamp(max=start - 1)  # (what is not a thought takes nothing from here)
+            fed = torch.cat(hs, 1).gather(1, left.unsqueeze(-1).expand(-1, -1, hs[0].shape[-1]))
+        hs.append(model(ro.ids[:, start:stop], positions[start:stop], mask[:, :, start:stop, :stop], cache, None, fed))
+    return torch.cat(hs, 1)
+
+
 @torch.no_grad()
 def branches(model: GPT, text: Tensor, P: int, K: int, rules: Rules, u: Tensor, think_temperature: float, offset: int,
              siblings: int, edit: Callable[[int, Tensor], Tensor] | None) -> Rollout:
@@ -365,7 +393,8 @@ def branches(model: GPT, text: Tensor, P: int, K: int, rules: Rules, u: Tensor, 
         thought = thought if edit is None else edit(at, thought)
         ids[:, at], is_think[:, at] = thought.masked_fill(~thinks, 0), thinks
         left[:, P:L] = torch.where(thinks, at, left[:, P:L])
-        hs.append(model(ids[:, at], positions[at] + offset, mask[:, :, at], cache, at))
+        hs.append(model(ids[:, at], positions[at] + offset, mask[:, :, at], cache, at,
+                        now.view(R, S, -1) if rules.continuous else None))
         going, now = thinks, hs[-1].flatten(0, 1)
     is_text, slot = (places < L).expand(R, -1), torch.cat([places[:L] - 1, places[P - 1:L - 1].repeat(K)])
     return Rollout(ids, is_think, is_text, slot.expand(R, -1), gated, is_text.clone(), torch.cat(hs, 1), text,

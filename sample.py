@@ -60,7 +60,7 @@ def main() -> None:
         saved = read_weights(args.checkpoint)
         model = load(args.checkpoint)
         rules = Rules(**saved.get("rules", {"think": "never"}))
-        tokenizer = Tokenizer(model.text_ids, model.config.think_vocab)
+        tokenizer = Tokenizer(model.text_ids, model.config.think_vocab, rules.continuous)
         if not args.prompt:
             raise ValueError("--prompt is empty: GPT-2 needs at least one token to continue")
         for flag, least in (("new_tokens", 1), ("samples", 1), ("temperature", 0), ("top_k", 0), ("seed", 0)):

@@ -55,14 +55,14 @@ class Tokenizer:
     """Text <-> ids for V text rows and N thinking rows.
 
     text_ids: the GPT-2 ids that this model's language uses, renumbered 0..V-1 in that order; None: all 50,257.
-    think_vocab: N, so that decoding can tell a thought from a mistake.
+    think_vocab: N, so that decoding can tell a thought from a mistake. continuous: thoughts are hidden states and have no names.
     """
 
-    def __init__(self, text_ids: list[int] | None = None, think_vocab: int = 0):
+    def __init__(self, text_ids: list[int] | None = None, think_vocab: int = 0, continuous: bool = False):
         self.gpt2 = gpt2_encoding()
         self.text_ids = list(text_ids) if text_ids is not None else None
         self.V = len(self.text_ids) if self.text_ids is not None else self.gpt2.n_vocab
-        self.N = think_vocab
+        self.N, self.continuous = think_vocab, continuous
         self._row = {g: i for i, g in enumerate(self.text_ids)} if self.text_ids is not None else None
 
     def encode(self, text: str) -> list[int]:
@@ -90,10 +90,10 @@ class Tokenizer:
         return self.gpt2.decode_single_token_bytes(self.text_ids[i] if self.text_ids is not None else i)
 
     def name(self, i: int) -> str:
-        """`<think17>` for a thinking id. Raises ValueError for an id outside V..V+N-1."""
+        """`<think17>` for a thinking id, a block for a continuous thought, which no row stands for. Raises ValueError for an id outside V..V+N-1."""
         if not self.V <= i < self.V + self.N:
             raise ValueError(f"id {i} is not one of the {self.N} thinking rows {self.V}..{self.V + self.N - 1}")
-        return f"<think{i - self.V}>"
+        return "█" if self.continuous else f"<think{i - self.V}>"
 
     def pieces(self, ids: list[int]) -> list[tuple[bool, str]]:
         """ids -> (is it a thought?, string) pairs; neighbouring text ids are joined before they become

@@ -29,7 +29,7 @@ from data import Batch, Cups, check_path, open_data, seeded
 from evaluate import evaluate, luck_on_text, uniforms
 from model import GPT, PICO, SIZES, Config, as_checkpoint, load, read_weights
 from reward import advantage, returns_to_go, rollout_loss, sibling_spread, slot_rewards, teacher_states
-from rollout import Rules, layout, rollout, visible
+from rollout import Rules, rollout, states, visible
 from tokenizer import Tokenizer, html_page
 
 FLOOR_STD = 0.1  # keeps noise from being blown up once all siblings agree
@@ -52,7 +52,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     whole, real = int, float
     # what is learnt, from what
     p.add_argument("--approach", choices=["teacher", "stream", "next_token"], default="teacher", help="who pays for a thought")
-    p.add_argument("--thoughts", choices=["tokens", "filler", "none"], default="tokens", help="filler: one learnt row; none: no slot")
+    p.add_argument("--thoughts", choices=["tokens", "continuous", "filler", "none"], default="tokens",
+                   help="continuous: the hidden state is fed back; filler: one learnt row; none: no slot")
     p.add_argument("--model", help=f"scratch, {', '.join([*PICO, *SIZES])} or a path")
     p.add_argument("--teacher", help="as --model; only --approach teacher has one")
     p.add_argument("--layers", type=whole, help="of --model scratch (1)")
@@ -153,7 +154,10 @@ def resolve(args: argparse.Namespace) -> dict:
     a["siblings"] = a["siblings"] or ("shared" if a["text_grad"] == "exact" else "free")
     if a["siblings"] == "shared" and a["text_grad"] == "sampled":
         raise ValueError("--text_grad sampled treats own text as a choice, so each sibling needs its own: --siblings free")
-    a["think_vocab"] = {"tokens": a["think_vocab"], "filler": 1, "none": 0}[a["thoughts"]]
+    a["think_vocab"] = {"tokens": a["think_vocab"], "continuous": 1, "filler": 1, "none": 0}[a["thoughts"]]
+    if a["thoughts"] != "tokens" and (a["think"] == "forced" or a["thoughts"] == "none") and not {"prompts", "samples"} & said:
+        # nothing is sampled, so siblings would be copies: as many contexts instead
+        a |= dict(prompts=a["prompts"] * a["samples"], samples=1, baseline="none")
     for k, least in dict(prompts=1, samples=1, prompt_tokens=1, new_tokens=1, steps=1, micro_batch=1, eval_every=1, warmup=1, swaps=1,
                          layers=1, width=8, max_thoughts=1, budget=0, window=0, seed=0, lr=0, think_lr=0, temperature=0.01).items():
         if a[k] < least:
@@ -191,7 +195,8 @@ def setup(a: dict, saved: dict | None):
             raise ValueError(f"--teacher {a['teacher']} has another vocabulary than --model {a['model']}: it cannot judge its text")
     model = model.to(a["device"])
     rules = Rules(a["think"] if a["think_vocab"] else "never", a["max_thoughts"], a["budget"] if a["think_vocab"] else 0,
-                  a["window"], data.think_after if cups else None, a["approach"] != "next_token")
+                  a["window"], data.think_after if cups else None, a["approach"] != "next_token",
+                  a["thoughts"] == "continuous")
     if cups and not rules.persist:  # nothing that is thought after a move would be there at the question
         rules.think_after = [data.id["?"]] if rules.think == "forced" else None
     longest = a["prompt_tokens"] + a["new_tokens"] + rules.budget
@@ -351,7 +356,7 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         state = saved["state"]
     sampler = torch.compile(model) if a["compile"] == "on" else model
     autocast = torch.autocast(dev.type, torch.bfloat16) if a["dtype"] == "bfloat16" else nullcontext()
-    tokenizer = Tokenizer(model.text_ids, model.config.think_vocab)
+    tokenizer = Tokenizer(model.text_ids, model.config.think_vocab, rules.continuous)
     log = out / "metrics.jsonl"
     done = {"step": state["step"], "eval": state["step"] + 1}  # an evaluation is logged before its checkpoint is written
     lines = [json.loads(x) for x in log.read_text().splitlines()] if saved and log.exists() else []
@@ -440,7 +445,7 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
             part = ro.rows(i, i + a["micro_batch"])
             cut = [x[i:i + a["micro_batch"]] if x is not None else None for x in (adv, weight, t_states)]
             with autocast:
-                h = model(part.ids, *layout(part, rules, offset))
+                h = states(model, part, rules, offset)
                 loss, H = rollout_loss(model, h, part, cut[0], cut[1], scale, teacher, cut[2], a["beta"],
                                        a["text_grad"] == "sampled")
             loss.backward()
@@ -457,7 +462,7 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
                 "loss": loss_sum, "spread": spread, "entropy": entropy / max(thoughts, 1), "thoughts": thoughts / (R * S),
                 "grad_norm": norm, "stage": state["stage"]}
         write(line)
-        state["dead"] = state["dead"] + 1 if thoughts and spread < 0.002 else 0
+        state["dead"] = state["dead"] + 1 if thoughts and thinking and spread < 0.002 else 0
         if state["dead"] == 50:
             tqdm.write("hint: for 50 steps siblings have not differed (spread < 0.002), so thoughts learn nothing. Does the "
                        "text need them? Try a narrower --window, another --seed, or a base that can't do without")
