@@ -45,7 +45,6 @@ class Batch:
 
 class Cups:
     """m cups; a round ends after each move with probability `hazard`, or has 1..n_max moves, equally likely."""
-    opening = "The ball is under cup"
 
     def __init__(self, m: int = 3, hazard: float = 1 / 3):
         if not 2 <= m <= 5:
@@ -81,13 +80,14 @@ class Cups:
         return n_max if peak > 0 and rng.random() < peak else int(rng.integers(1, n_max + 1))
 
     def story(self, rng: np.random.Generator, S: int, n_max: int | None = None, exact: int | None = None,
-              prompt: int = 0, lies: float = 0.0, peak: float = 0.0, again: float = 0.0) -> tuple[list[int], list[int], list[int], list[bool]]:
+              prompt: int = 0, lies: float = 0.0, peak: float = 0.0,
+              again: float = 0.0) -> tuple[list[int], list[int], list[int], list[bool]]:
         """S tokens of one story: ids, state, n, pays, each of length S.
 
         prompt: so many tokens, at the start, are whole rounds of the plain language, the last one the ":" of a new
-        round (9, or 9 + a sum of 2n + 6). exact: the first round after them has just that many moves. lies: the
-        share of answers that name any cup,
-        pay nothing, and anchor the story all the same.
+        round (9, or 9 + a sum of 2n + 6). exact: the first round after them has just that many moves. lies: the share
+        of answers that name any cup, pay nothing, and anchor the story all the same. peak: see _length. again: how
+        often an answered question is asked once more.
         """
         ball = int(rng.integers(self.m))
         ids, state, n = [*self.prefix, self.cup_ids[ball], self.id["."]], [-1] * 5 + [ball] * 2, [0] * 7

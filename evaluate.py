@@ -20,7 +20,7 @@ from model import GPT, gate_logit
 from reward import slot_rewards, teacher_states
 from rollout import Rollout, Rules, rollout, visible
 
-N_MAX = 30  # the longest round that is asked for; training sees 10 at the most
+N_MAX = 30  # the longest round that is asked for; training sees --swaps at the most
 
 
 def uniforms(seed: int, step: int, purpose: str, steps: int, R: int, device) -> Tensor:  # -> [steps, R, 2]
@@ -38,7 +38,7 @@ def luck_on_text(seed: int, step: int, purpose: str, rules: Rules, R: int, S: in
 def by_n(n: Tensor, right: Tensor, n_max: int = N_MAX) -> tuple[list[float], list[int]]:
     """Flat n and right (both of the answers alone) -> share right and count for n = 1..n_max."""
     counts = torch.bincount(n.clamp(max=n_max + 1), minlength=n_max + 2)[1:n_max + 1]
-    hits = torch.bincount(n.clamp(max=n_max + 1), weights=right.double(), minlength=n_max + 2)[1:n_max + 1]
+    hits = torch.bincount(n.clamp(max=n_max + 1), weights=right.float(), minlength=n_max + 2)[1:n_max + 1]
     return (hits / counts.clamp(min=1)).tolist(), counts.tolist()
 
 
@@ -57,7 +57,8 @@ def given_stories(model: GPT, cups: Cups, rules: Rules, each: int, seed: int = 0
     if ro.is_think.any() and model.config.think_vocab > 1:  # one row alone says nothing that could be shuffled
         # thoughts of the neighbour with the same n, wherever it had one at this place, all along the story
         other = torch.where(ro.is_think, ro.ids, -1).view(N_MAX, each, -1).roll(1, 1).flatten(0, 1)
-        swap = rollout(model, ids, P, S, rules, u, temperature=0.0, edit=lambda t, z: torch.where(other[:, t] >= 0, other[:, t], z))
+        swap = rollout(model, ids, P, S, rules, u, temperature=0.0,
+                       edit=lambda t, z: torch.where(other[:, t] >= 0, other[:, t], z))
         pairs.append(("accuracy_shuffled_by_n", swap))
     for name, r in pairs:
         _, hit = slot_rewards(model, r, None, None, None)
@@ -80,8 +81,8 @@ def plain_nats(model: GPT, ids: Tensor, window: int) -> tuple[float, float]:
 
 @torch.no_grad()
 def gain(model: GPT, ids: Tensor, P: int, rules: Rules, seed: int = 0) -> tuple[float, float]:
-    """Held-out ids [R, L] -> nats a token that own sampled thoughts add to p_text of the data, over the same model without
-    them, and the half width of its 95 % interval over rows."""
+    """Held-out ids [R, L] -> nats a token that own sampled thoughts add to log p_text of the data, over the same model
+    without them, and the half width of its 95 % interval over rows."""
     R, S = len(ids), ids.shape[1] - P
     r = [slot_rewards(model, rollout(model, ids, P, S, rule, luck_on_text(seed, 2, "eval_rollout", rule, R, S, ids.device)),
                       None, None, None)[0].mean(1) for rule in (rules, replace(rules, think="never", budget=0))]
@@ -92,8 +93,7 @@ def gain(model: GPT, ids: Tensor, P: int, rules: Rules, seed: int = 0) -> tuple[
 def free_text(model: GPT, data: Cups | TextFile, rules: Rules, teacher: GPT | None, rows: int, P: int, S: int,
               seed: int = 0) -> tuple[dict, Rollout]:
     """Own text at temperature 1 with greedy thoughts (where thinking is free: sampled ones, since a gate below one half
-    would never open): reverse_kl (nats a text token), thoughts a text token, and
-    on cups own answers by their own n."""
+    would never open): reverse_kl (nats a text token), thoughts a text token, and on cups own answers by their own n."""
     kind = {"prompt": P} if isinstance(data, Cups) else {}
     prompts = torch.from_numpy(data.batch(rows, P, seed, 1000, "eval", **kind).ids).to(model.device)
     u = uniforms(seed, 1, "eval_rollout", rules.draws(S), rows, model.device)
@@ -119,6 +119,8 @@ def evaluate(model: GPT, data: Cups | TextFile, rules: Rules, teacher: GPT | Non
     nats, p_think = plain_nats(model, ids, rules.window)
     out = {"p_think": p_think, "nats_without_thoughts": nats, **free}
     if rules.think != "never":
+        kind = {"prompt": P} if isinstance(data, Cups) else {}  # no round that began before there could be thoughts
+        ids = torch.from_numpy(data.batch(rows, P + S, 0, 3000, "eval", **kind).ids).to(model.device)
         out["gain"], out["gain_95"] = gain(model, ids, P, rules)
     if isinstance(data, Cups):
         out |= given_stories(model, data, rules, each)

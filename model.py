@@ -131,7 +131,7 @@ class GPT(nn.Module):
         gradient must pass through it: lists [k, v], one a layer, which grow.
         fed [R, T, C]: continuous thoughts (Coconut, arXiv 2412.06769): where ids are thinking ids, hidden states of
         earlier places come in, instead of embedding rows.
-        Raises ValueError where the positions would run past the context.
+        Raises ValueError for more ids than the context holds (given no positions).
         """
         if positions is None:
             if ids.shape[1] > self.config.n_ctx:
@@ -191,11 +191,11 @@ class GPT(nn.Module):
         noise *= spread / (h.float() @ noise.T).std(1).mean() if N > 1 else 0.1 / noise.std()
         self.think = nn.Parameter((mean + noise).to(w.dtype))
         self.think_offset.zero_()
-        gap = torch.cat([gate_logit(self.logits(piece), V) for piece in h.split(1024)])
+        gap = torch.cat([gate_logit(self.logits(piece), V) for piece in h.split(1024)]).cpu().double()
         low, high = -1e4, 1e4
         for _ in range(100):  # bisection: mean p_think rises with the offset
             middle = (low + high) / 2
-            low, high = (middle, high) if torch.sigmoid(gap.double() + middle).mean() < prior else (low, middle)
+            low, high = (middle, high) if torch.sigmoid(gap + middle).mean() < prior else (low, middle)
         self.think_offset.fill_(low)
         self.config = Config(**{**asdict(self.config), "think_vocab": N})
         p = torch.sigmoid(gap + self.think_offset)

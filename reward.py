@@ -3,6 +3,7 @@
     text slot i:   r_i = log p_text(y_i)                                  (the data's next token: stream)
                    r_i = sum_y p_text(y) (log p_teacher(y) - beta log p_text(y))   (-KL: teacher)
     thought in i:  R_i = r_i + gamma r_(i+1) + ...          A_i = R_i - mean over the other siblings, slot by slot
+                                                            (train.py divides it by its std + 0.1)
     loss        = - sum A log pi(thought, gate)  - sum r_i  - entropy bonus
 
 `p_text` is always the softmax over text rows alone. With the joint softmax every data token would push
@@ -110,7 +111,7 @@ class _Pieces(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h, wte, think, offset, loss, columns):  # [n, C], [V, C], [N, C], [], callable, tensors [n, ...]
         V = wte.shape[0]
-        g_h, g_wte, g_think, g_offset = torch.empty_like(h), torch.zeros_like(wte), torch.zeros_like(think), torch.zeros_like(offset)
+        g_h, g_wte, g_think, g_offset = (torch.zeros_like(x) for x in (h, wte, think, offset))
         total, stats = 0.0, 0.0
         for i in range(0, len(h), PIECE):
             x = h[i:i + PIECE]
@@ -164,7 +165,7 @@ def rollout_loss(model: GPT, h: Tensor, ro: Rollout, adv: Tensor, weight: Tensor
     if teacher is not None and exact:
         columns.append(t_states.gather(1, slot.unsqueeze(-1).expand(-1, -1, t_states.shape[-1])))
     # each place gets the logits that play a part in it: V at text, N at thoughts that were forced, both where the gate
-    # was open. On cups that is 2 of 3 places without the N; at GPT-2's size a thought without the 50,257
+    # was open. On cups that is 2 of 3 places without the N
     text, think = model.wte.weight, model.think
     total, entropy = h.new_zeros(()), h.new_zeros(())
     for where, wte, rows in ((is_think & ~gated, text[:0], think), (gated, text, think), (is_text & ~gated, text, think[:0])):

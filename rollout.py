@@ -1,4 +1,4 @@
-"""Sampling: text and thoughts interspersed, with a cache, in shapes that never change.
+"""Sampling: text and thoughts interspersed, with a cache.
 
 One engine serves two approaches. At each step a row thinks, or it speaks; what it speaks is the data's next
 token while the row is inside its given text (all of it in `stream`, the prompt in `teacher`), and its own after.
@@ -10,9 +10,9 @@ token while the row is inside its given text (all of it in `stream`, the prompt 
 `next_token` is the other engine, `branches`, at the end: thoughts that are forgotten once one token was predicted.
 
 Left out on purpose: gradients (reward.py runs one forward over what was sampled here), scores, stopping early
-(a finished row idles: a loop that looks whether all rows are done waits for the GPU at every step).
+(a finished row idles in shapes that never change: a loop that looks whether all are done waits for the GPU at each step).
 Knows model.py only. Letters: R rows, P prompt tokens, S new text tokens, K thoughts a slot, M thoughts a row,
-T = P + S + M places, V text rows, N thinking rows, C width.
+T = P + S + M places (branches: P + S + K * S), V text rows, N thinking rows, C width.
 """
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -20,18 +20,17 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from model import GPT
+from model import GPT, gate_logit
 
 
 @dataclass
 class Rules:
     """Who may think, and who sees what. Stored in the checkpoint: a model only makes sense under its rules.
 
-    think: "free" (the gate decides), "forced" (always K thoughts where `think_after` says so, none elsewhere),
-    or "never". think_after: the text ids whose slot may hold thoughts; None: every slot.
+    think: "free" (the gate decides), "forced" (always K thoughts where `think_after` says so, until the budget is out,
+    and none elsewhere), or "never". think_after: the text ids whose slot may hold thoughts; None: every slot.
     window: how many tokens back a query sees, beside the last thought; 0: everything.
-    continuous: is the last hidden state fed back as a thought, instead of a sampled row? (There is one row then, for
-    the gate.)
+    continuous: is the last hidden state fed back as a thought? (One thinking row is left then, for the gate.)
     persist: do thoughts stay in the context (`stream`, `teacher`), or does each prediction have its own (`next_token`)?
     """
     think: str = "free"
@@ -59,9 +58,8 @@ class Rollout:
     """What happened. All [R, T]; what concerns the choice of the token at place t stands at place t.
 
     left: the place from whose hidden state this place's token was chosen (its left neighbour, but for branches).
-    ids, is_think, is_text (neither: idle, or the prompt's first token's left neighbour), slot (text tokens before
-    this place, minus 1), gated (was thinking a free choice here?), given (is this text the data's?).
-    h [R, T, C]: the hidden state *at* the place, from which the next place's token was chosen.
+    ids, is_think, is_text (neither: idle), slot (text tokens before this place, minus 1), gated (was thinking a free choice here?), given (is this text the data's?).
+    h [R, T, C]: the hidden state *at* the place (see `left` for what is chosen from it).
     text [R, P + S]: the text closed up; place [R, P + S]: where each text token stands.
     """
     ids: Tensor
@@ -82,7 +80,7 @@ class Rollout:
 
 
 def visible(is_think: Tensor, window: int) -> Tensor | None:  # [R, T] bool -> [R, 1, T, T] bool, or None for causal
-    """Who sees whom: the last `window` tokens and the last thought. The one mask of prefill, decode and gradient.
+    """Who sees whom: the last `window` tokens and the last thought. The one rule of prefill, decode and gradient.
 
     With a window the state of a long story fits through the last thought only: while thoughts are learnt they
     have to be needed, or no two samples differ in reward and there is nothing to learn from.
@@ -123,7 +121,7 @@ def action_logp(logits: Tensor, V: int, ids: Tensor, gated: Tensor, given: Tenso
     own text:      log(1 - p_think) + log p_text   ... without the first term where it could not have thought
     given text:    log(1 - p_think)                ... and 0 where it could not have thought: nothing was chosen
     """
-    is_think = ids >= V  # V = 0 or N = 0: logits of one group alone, where no gate was open
+    is_think = ids >= V  # `rollout_loss` hands over one group alone where no gate was open
     groups = [group.logsumexp(-1) for group in (logits[..., :V], logits[..., V:]) if group.shape[-1]]
     speak, think = groups if len(groups) == 2 else groups * 2
     chosen = logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - torch.where(is_think, think, speak)
@@ -143,14 +141,15 @@ def choose(text_logits: Tensor, think_logits: Tensor | None, who: Tensor | slice
     is spread over N rows. Both groups are drawn from and one is taken, which costs less than masking with -inf.
     """
     V = text_logits.shape[1]
-    if top_k:  # a sampling aid for people; training never uses it
+    speak = text_logits.logsumexp(-1) if free and think_logits is not None else None
+    if top_k:  # a sampling aid for people, of text alone: how readily it thinks stays as it is
         text_logits = text_logits.masked_fill(text_logits < text_logits.topk(min(top_k, V)).values[:, -1:], -torch.inf)
     ids = draw(text_logits, u[:, 1], temperature)
     if think_logits is None:
         return ids, torch.zeros_like(may)
     is_think = may
     if free:
-        gap = think_logits.logsumexp(-1) - text_logits.logsumexp(-1)
+        gap = think_logits.logsumexp(-1) - speak
         is_think = may & (gap > 0 if think_temperature == 0 else u[:, 0] < torch.sigmoid(gap))
     thought = ids.clone()
     thought[who] = V + draw(think_logits, u[who, 1], think_temperature)
@@ -165,7 +164,8 @@ def draw(logits: Tensor, u: Tensor, temperature: float) -> Tensor:  # [R, n], [R
     return inverse_cdf((logits - logits.amax(-1, keepdim=True)).exp_(), u)
 
 
-def read_prompt(model: GPT, prompt: Tensor, T: int, window: int, offset: int, siblings: int) -> tuple[Tensor, list[Tensor]]:
+def read_prompt(model: GPT, prompt: Tensor, T: int, window: int, offset: int,
+                siblings: int) -> tuple[Tensor, list[Tensor]]:
     # [R, P] -> [R, P, C], cache of T places
     """One forward over the prompts, which hold no thoughts yet; siblings share theirs."""
     R, P = prompt.shape
@@ -186,8 +186,8 @@ def rollout(model: GPT, text: Tensor, P: int, S: int, rules: Rules, u: Tensor, t
     """Sample R rows of P + S text tokens and at most M thoughts each.
 
     text [R, given]: the given text, P <= given <= P + S; the prompt, text[:, :P], holds no thoughts.
-    u [T - P, R, 2]: uniforms, drawn by the caller, so that a row's luck is its own and a run repeats to the bit
-    (thoughts that do not persist, in a given text: [K, R * S, 2]; in own text: [S * (K + 1), R, 2]).
+    u [T - P, R, 2]: uniforms, drawn by the caller, so that a row's luck is its own and a run repeats to the bit; the first
+    of each pair decides whether to think, the second which id (thoughts that do not persist, in a given text: [K, R * S, 2]; in own text: [S * (K + 1), R, 2]).
     offset: the position of the first token. siblings: so many neighbouring rows share their prompt, and its forward.
     edit(place, ids [R]) -> ids [R]: what thoughts are overwritten by once they were sampled, for interventions (branches:
     places [S], ids [R, S]). Raises ValueError past the model's context.
@@ -200,6 +200,8 @@ def rollout(model: GPT, text: Tensor, P: int, S: int, rules: Rules, u: Tensor, t
     think_temperature = temperature if think_temperature is None else think_temperature
     free = rules.think == "free"
     if not rules.persist:
+        if P < given < P + S:
+            raise ValueError("thoughts that do not persist: the text is all given, or the prompt alone")
         if given == P + S:
             return branches(model, text, P, min(M, rules.max_thoughts), rules, u, think_temperature, offset, siblings, edit)
         return speak_by_branches(model, text, P, S, M, rules, u, temperature, think_temperature, top_k, edit)
@@ -251,7 +253,7 @@ def rollout_planned(model: GPT, text: Tensor, P: int, M: int, rules: Rules, u: T
     """`rollout` where nothing but the ids of thoughts is open: the text is all given, and thinking is forced (or never).
 
     Where each token stands is known before the first one is sampled, so what lies between two places with thoughts
-    is one forward instead of one a token. On cups, a third of the forwards: PLANNED_SPEED.
+    is one forward instead of one a token. On cups a rollout of 128 rows takes 10 ms instead of 20, of ten moves 31, not 54.
     """
     (R, L), dev = text.shape, text.device
     T, V, place = L + M, model.config.vocab_size, torch.arange(L, device=dev)
@@ -277,8 +279,8 @@ def rollout_planned(model: GPT, text: Tensor, P: int, M: int, rules: Rules, u: T
             ids[:, t] = torch.where(is_think[:, t], thought, ids[:, t])
         start = t
     hs.append(torch.zeros_like(h[:, -1:]))
-    return Rollout(ids, is_think, is_text, is_text.cumsum(1) - is_text.long() - 1, torch.zeros_like(is_text), is_text.clone(),
-                   torch.cat(hs, 1), text, place, (places - 1).clamp(min=0).expand(R, T), P)
+    return Rollout(ids, is_think, is_text, is_text.cumsum(1) - is_text.long() - 1, torch.zeros_like(is_text),
+                   is_text.clone(), torch.cat(hs, 1), text, place, (places - 1).clamp(min=0).expand(R, T), P)
 
 
 @torch.no_grad()
@@ -304,6 +306,7 @@ def naive_rollout(model: GPT, text: Tensor, P: int, S: int, rules: Rules, u: Ten
 def branch_layout(P: int, S: int, K: int, window: int, device) -> tuple[Tensor, Tensor]:  # -> [T] positions, [1, 1, T, T]
     """Where everything stands in a packed row of `next_token`, T = P + S + K * S, and who sees whom. P = 2, S = 2, K = 2:
 
+    (rows look at columns; rows a and d left out)
                      a  b  c  d | z1 z1' | z2 z2'        z1 z2: the branch after b, which predicts c
         text   b     x  x       |        |               z1' z2': the branch after c, which predicts d
         text   c     x  x  x    |        |
@@ -361,7 +364,7 @@ def states(model: GPT, ro: Rollout, rules: Rules, offset: int = 0) -> Tensor:  #
 @torch.no_grad()
 def branches(model: GPT, text: Tensor, P: int, K: int, rules: Rules, u: Tensor, think_temperature: float, offset: int,
              siblings: int, edit: Callable[[int, Tensor], Tensor] | None) -> Rollout:
-    """Approach B: after each of S text tokens a branch of at most K thoughts, which predicts the next token and is gone.
+    """`next_token`: after each of S text tokens a branch of at most K thoughts, which predicts the next token and is gone.
 
     Exactly what S separate rollouts would do, in K forwards of S tokens over one cache of the text instead of S times K
     of one: text [R, P + S] all given, u [K, R * S, 2]. A free branch ends when it would rather speak.
@@ -384,7 +387,7 @@ def branches(model: GPT, text: Tensor, P: int, K: int, rules: Rules, u: Tensor, 
         think_logits = model.think_logits(now[who])
         thinks = going
         if free:
-            gap = think_logits.logsumexp(-1) - model.text_logits(now).logsumexp(-1)
+            gap = torch.cat([gate_logit(model.logits(piece), V) for piece in now.split(512)])  # at GPT-2's size 100 MB each
             yes = gap > 0 if think_temperature == 0 else u[k, :, 0] < torch.sigmoid(gap)
             thinks = going & yes.view(R, S)
             gated[:, at], gated[:, P:L] = thinks, gated[:, P:L] | (going & ~thinks)  # to speak is a choice as well
@@ -405,7 +408,8 @@ def branches(model: GPT, text: Tensor, P: int, K: int, rules: Rules, u: Tensor, 
 def speak_by_branches(model: GPT, text: Tensor, P: int, S: int, M: int, rules: Rules, u: Tensor, temperature: float,
                       think_temperature: float, top_k: int, edit: Callable[[int, Tensor], Tensor] | None) -> Rollout:
     """Own text under `next_token`'s rules: a branch of thoughts, one token, the branch is dropped, and so on. Each token
-    reads its prefix anew: this is for looking at samples, training never comes here. Thoughts are shown where they were."""
+    reads its prefix anew: this is for samples and evaluation. Of the fields only ids, is_think, is_text, text and place
+    are real; thoughts stand where they were."""
     R, K, V = len(text), min(rules.max_thoughts, M), model.config.vocab_size
     T = P + S + K * S
     rows = [[(i, False) for i in row] for row in text[:, :P].tolist()]
@@ -416,9 +420,9 @@ def speak_by_branches(model: GPT, text: Tensor, P: int, S: int, M: int, rules: R
         ro = branches(model, prefix, P + s, K, rules, luck, think_temperature, 0, 1, edit)
         h = ro.h.gather(1, ro.left[:, P + s, None, None].expand(-1, 1, ro.h.shape[-1]))[:, 0]
         logits = model.text_logits(h)
-        said, _ = choose(logits, None, slice(None), logits[:, 0] < 0, False, luck[K], temperature, think_temperature, top_k)
+        said, _ = choose(logits, None, slice(None), text[:, 0] < 0, False, luck[K], temperature, think_temperature, top_k)
         for r, row in enumerate(rows):
-            row += [(i, True) for i, thinks in zip(ro.ids[r, P + s + 1:].tolist(), ro.is_think[r, P + s + 1:].tolist()) if thinks]
+            row += [(i, True) for i in ro.ids[r][ro.is_think[r]].tolist()]
             row.append((said[r].item(), False))
         text = torch.cat([text, said.unsqueeze(1)], 1)
     ids = torch.tensor([[i for i, _ in row] + [0] * (T - len(row)) for row in rows], device=text.device)

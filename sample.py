@@ -69,7 +69,7 @@ def main() -> None:
         ids = tokenizer.encode(args.prompt)
         P, S = len(ids), args.new_tokens
         if rules.persist:
-            rules.budget = min(S * rules.max_thoughts, model.config.n_ctx - P - S) if rules.budget else 0
+            rules.budget = max(0, min(S * rules.max_thoughts, model.config.n_ctx - P - S)) if rules.budget else 0
         table = overwritten(args.replace, tokenizer.V, tokenizer.N)
         u = uniforms(args.seed, 0, "rollout", max(rules.draws(S), 1), args.samples, "cpu")
         ro = rollout(model, torch.tensor([ids] * args.samples), P, S, rules, u, args.temperature, top_k=args.top_k,

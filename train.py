@@ -1,11 +1,11 @@
 """Teach GPT-2 to think in tokens of its own, by reward alone.
 
-    python train.py --think_vocab 2048                       # approach A, `teacher`: free rollouts, judged
+    python train.py --think_vocab 2048                       # `teacher`: free rollouts, judged
     python train.py --approach stream --think_vocab 2048     # thoughts between the tokens of a given text
     python train.py --approach next_token --think_vocab 2048 # before each token thoughts of its own, then forgotten
 
 One step: 1 take text, 2 roll out siblings, 3 score, 4 advantage, 5 one gradient step. With a GPU this is GPT-2
-on WebText, without one the shipped `pico` on the built-in game `cups`; every default is printed with its reason.
+on WebText, without one the shipped `pico` on the built-in game `cups`; what depends on the machine is printed.
 
 What is left out of GRPO and PPO, and why: ratio and clip (one step per rollout: the ratio is 1), the old
 log-probs' forward (same reason), a reference model's KL (a teacher is in the reward; a pull to the base made
@@ -26,13 +26,14 @@ import torch
 from tqdm import tqdm
 
 from data import Batch, Cups, check_path, open_data, seeded
-from evaluate import evaluate, luck_on_text, uniforms
+from evaluate import N_MAX, evaluate, luck_on_text, uniforms
 from model import GPT, PICO, SIZES, Config, as_checkpoint, load, read_weights
 from reward import advantage, returns_to_go, rollout_loss, sibling_spread, slot_rewards, teacher_states
 from rollout import Rules, rollout, states, visible
 from tokenizer import Tokenizer, html_page
 
 FLOOR_STD = 0.1  # keeps noise from being blown up once all siblings agree
+OFFSETS = 65  # stories on cups start at any position below: no position may mean a place in a round
 OTHER_TEXT = 0.2  # weight of text that does not pay: on cups all but the answers, learnt as plain language
 
 
@@ -67,7 +68,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--think_prior", type=real, help="mean p_think at birth")
     p.add_argument("--max_thoughts", type=whole, help="K, thoughts in a row at one slot (1)")
     p.add_argument("--budget", type=whole, help="M, thoughts in a whole rollout")
-    p.add_argument("--think_cost", type=real, help="nats that a free thought costs")
+    p.add_argument("--think_cost", type=real, help="nats that a thought costs")
     p.add_argument("--window", type=whole, help="tokens back that are seen beside the last thought; 0: all")
     # rollouts
     p.add_argument("--prompts", type=whole, help="B, contexts a step")
@@ -87,8 +88,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--baseline", choices=["loo", "batch", "none"], help="what a return is compared with")
     p.add_argument("--beta", type=real, help="weight of the own log-prob in the teacher's reward (1: reverse KL)")
     p.add_argument("--text_grad", choices=["exact", "sampled"], help="teacher: gradient of text rows")
-    p.add_argument("--answer_grad", choices=["on", "off"], help="stream: train p_text of the paying tokens directly")
-    p.add_argument("--curriculum", choices=["on", "off"], help="stream on cups: rounds of 1 move first")
+    p.add_argument("--answer_grad", choices=["on", "off"], help="given text: train p_text of the paying tokens directly")
+    p.add_argument("--curriculum", choices=["on", "off"], help="cups: rounds of 1 move first")
     # the run
     p.add_argument("--seed", type=whole, default=0)
     p.add_argument("--eval_every", type=whole, help="steps between evaluations and checkpoints")
@@ -103,7 +104,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 ONLY = {  # flags that mean something in one setting alone; anywhere else they are refused
-    "teacher": "approach teacher", "beta": "approach teacher", "text_grad": "approach teacher", "siblings": "approach teacher", "gamma": "thoughts that stay", "budget": "thoughts that stay",
+    "teacher": "approach teacher", "beta": "approach teacher", "text_grad": "approach teacher",
+    "siblings": "approach teacher", "gamma": "thoughts that stay", "budget": "thoughts that stay",
     "answer_grad": "a given text", "curriculum": "data cups",
     "layers": "model scratch", "width": "model scratch", "cups": "data cups", "swaps": "data cups",
 }
@@ -114,8 +116,8 @@ ON_TEXT = dict(think="free", window=0, lr=1e-5, think_lr=1e-3, samples=4, entrop
 DEFAULTS = {
     ("teacher", "cups"): ON_CUPS | dict(new_tokens=48, budget=20, steps=1500, eval_every=750),
     ("stream", "cups"): ON_CUPS | dict(new_tokens=32, budget=16, steps=1600, eval_every=800, prompts=16, gamma=1.0, lr=1e-3),
-    ("next_token", "cups"): ON_CUPS | dict(new_tokens=32, max_thoughts=3, swaps=3, steps=1500, eval_every=750, prompts=16, lr=1e-3,
-                                           window=0),
+    ("next_token", "cups"): ON_CUPS | dict(new_tokens=32, budget=3, max_thoughts=3, swaps=3, steps=1500, eval_every=750,
+                                           prompts=16, lr=1e-3, window=0),
     ("teacher", "text"): ON_TEXT, ("stream", "text"): ON_TEXT, ("next_token", "text"): ON_TEXT | dict(max_thoughts=4),
 }
 
@@ -138,7 +140,8 @@ def resolve(args: argparse.Namespace) -> dict:
     small = "pico" if a["approach"] == "teacher" else "scratch"
     a["model"] = a["model"] or (small if cups else "gpt2")
     a["teacher"] = (a["teacher"] or ("pico" if cups else "gpt2")) if a["approach"] == "teacher" else None
-    settings = {f"approach {a['approach']}", "a given text" if a["teacher"] is None else "a teacher", f"data {'cups' if cups else 'text'}", f"model {a['model']}"}
+    settings = {f"approach {a['approach']}", f"data {'cups' if cups else 'text'}", f"model {a['model']}",
+                "a given text" if a["teacher"] is None else "own text"}
     settings |= {"thoughts that stay"} if a["approach"] != "next_token" else set()
     for flag, setting in ONLY.items():
         if flag in said and setting not in settings:
@@ -148,7 +151,10 @@ def resolve(args: argparse.Namespace) -> dict:
     a |= {k: v for k, v in DEFAULTS[a["approach"], "cups" if cups else "text"].items() if a[k] is None}
     a |= {k: v for k, v in dict(think_vocab=2048, max_thoughts=1, temperature=1.0, baseline="loo", beta=1.0, cups=3, swaps=10,
                                 text_grad="exact", answer_grad="on", curriculum="on", layers=1, width=64,
-                                warmup=50 if a["model"] == "scratch" else 15, micro_batch=a["prompts"] * a["samples"]).items() if a[k] is None}
+                                warmup=50 if a["model"] == "scratch" else 15,
+                                micro_batch=a["prompts"] * a["samples"]).items() if a[k] is None}
+    if cups and "budget" not in said:
+        a["budget"] *= a["max_thoughts"]
     if a["approach"] == "next_token":  # a thought serves one prediction, and has its branch to itself
         a |= dict(gamma=0.0, budget=a["max_thoughts"])
     a["siblings"] = a["siblings"] or ("shared" if a["text_grad"] == "exact" else "free")
@@ -157,11 +163,13 @@ def resolve(args: argparse.Namespace) -> dict:
     a["think_vocab"] = {"tokens": a["think_vocab"], "continuous": 1, "filler": 1, "none": 0}[a["thoughts"]]
     if a["thoughts"] != "tokens" and (a["think"] == "forced" or a["thoughts"] == "none") and not {"prompts", "samples"} & said:
         # nothing is sampled, so siblings would be copies: as many contexts instead
-        a |= dict(prompts=a["prompts"] * a["samples"], samples=1, baseline="none")
+        a |= dict(prompts=a["prompts"] * a["samples"], samples=1, baseline=args.baseline or "none")
     for k, least in dict(prompts=1, samples=1, prompt_tokens=1, new_tokens=1, steps=1, micro_batch=1, eval_every=1, warmup=1, swaps=1,
                          layers=1, width=8, max_thoughts=1, budget=0, window=0, seed=0, lr=0, think_lr=0, temperature=0.01).items():
         if a[k] < least:
             raise ValueError(f"--{k} must be at least {least}, not {a[k]}")
+    if a["width"] % 2:
+        raise ValueError(f"--width must be even, for two heads, not {a['width']}")
     if a["thoughts"] == "tokens" and a["think_vocab"] < 1:
         raise ValueError(f"--think_vocab must be at least 1, not {a['think_vocab']} (--thoughts none runs without thoughts)")
     if a["baseline"] == "loo" and a["samples"] < 2:
@@ -199,9 +207,12 @@ def setup(a: dict, saved: dict | None):
                   a["thoughts"] == "continuous")
     if cups and not rules.persist:  # nothing that is thought after a move would be there at the question
         rules.think_after = [data.id["?"]] if rules.think == "forced" else None
-    longest = a["prompt_tokens"] + a["new_tokens"] + rules.budget
+    longest = a["prompt_tokens"] + a["new_tokens"] + rules.budget + (OFFSETS - 1) * cups
+    if cups and rules.persist:  # and the longest stories of the evaluation
+        longest = max(longest, 9 + 2 * N_MAX + 3 + (N_MAX + 2) * rules.max_thoughts * (rules.think != "never"))
     if longest > min(m.config.n_ctx for m in (model, teacher) if m is not None):
-        raise ValueError(f"--prompt_tokens, --new_tokens and --budget make {longest} places: more than the model's context")
+        raise ValueError(f"prompt, new tokens and thoughts can make {longest} places, more than the model's context: lower "
+                         "--new_tokens, --budget or --max_thoughts")
     if saved is None and a["think_vocab"]:
         if model.config.think_vocab:
             raise ValueError(f"--model {a['model']} has thinking rows already: go on with --resume, or start from a base model")
@@ -226,7 +237,7 @@ def save(path: Path, state: dict) -> None:
 
 def draw_curves(out: Path) -> None:
     """curves.png from metrics.jsonl."""
-    import matplotlib  # a second of start-up, needed at evaluations only
+    import matplotlib  # a second of start-up
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -239,9 +250,9 @@ def draw_curves(out: Path) -> None:
         axis.set(title=title, xlabel="step")
     if "accuracy_by_n" in evals[-1]:
         for x in (evals[0], evals[-1]):
-            axes[1, 1].plot(range(1, 31), x["accuracy_by_n"], ".-", label=f"step {x['step']}")
+            axes[1, 1].plot(range(1, N_MAX + 1), x["accuracy_by_n"], ".-", label=f"step {x['step']}")
         if "accuracy_shuffled_by_n" in evals[-1]:
-            axes[1, 1].plot(range(1, 31), evals[-1]["accuracy_shuffled_by_n"], ".:", label="another story's thoughts")
+            axes[1, 1].plot(range(1, N_MAX + 1), evals[-1]["accuracy_shuffled_by_n"], ".:", label="another story's thoughts")
         axes[1, 1].set(title="answers right by moves since the anchor", ylim=(0, 1.03))
         axes[1, 1].legend()
     else:
@@ -262,8 +273,7 @@ def report(before: dict, after: dict) -> None:
     line("p_think on held-out text", "p_think")
     line("thoughts a text token in own stories", "thoughts_per_token")
     line("nats a held-out token, without thoughts", "nats_without_thoughts")
-    if "gain" in after:
-        line("nats a held-out token that thoughts add", "gain")
+    line("what thoughts gain on held-out text, nats a token", "gain")
     if "accuracy_by_n" in after:
         for n in (1, 2, 3, 6, 10, 20, 30):
             own, shuffled = after["accuracy_by_n"][n - 1], after.get("accuracy_shuffled_by_n")
@@ -285,7 +295,12 @@ def main() -> None:
             saved = read_weights(out / "ckpt.pt")
             if "args" not in saved:
                 raise ValueError(f"{out / 'ckpt.pt'} is a model, but not the checkpoint of a run that could go on")
+            said = [k for k, v in vars(args).items() if v != getattr(parse([]), k) and k not in ("steps", "out", "resume", "error")]
+            if said:
+                raise ValueError(f"--resume goes on with the settings of its run: leave out --{said[0]} (only --steps and --out)")
             a = saved["args"] | ({"steps": args.steps} if args.steps else {}) | {"out": str(out)}
+            if a["device"] == "cuda" and not torch.cuda.is_available():
+                raise ValueError(f"{out / 'ckpt.pt'} was made on a CUDA device, and torch sees none here")
         else:
             a = resolve(args) | {"out": str(out)}
         out.mkdir(parents=True, exist_ok=True)
@@ -297,11 +312,12 @@ def main() -> None:
 
 
 def take_text(a: dict, data, B: int, P: int, step: int, S: int, stage: int | None) -> Batch:
-    """B contexts for this step: whole windows for stream, prompts for teacher (3 B where own_text has to choose)."""
+    """B contexts for this step: whole windows of given text, prompts for teacher (3 B where own_text has to
+    choose)."""
     cups = {"prompt": P} if isinstance(data, Cups) else {}
     if a["approach"] != "teacher":
         return data.batch(B, P + S, a["seed"], step, "train", **cups, **({"n_max": stage} if stage else {}))
-    return data.batch(3 * B if stage else B, P, a["seed"], step, "train", **cups)
+    return data.batch(3 * B if stage and a["siblings"] == "shared" else B, P, a["seed"], step, "train", **cups)
 
 
 def own_text(a: dict, model: GPT, data, batch: Batch, B: int, P: int, rules: Rules, S: int, step: int, stage: int | None,
@@ -382,7 +398,11 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         save(out / "ckpt.pt", as_checkpoint(model) | {"args": a, "rules": asdict(rules), "state": state,
                                                       "optimizer": optimizer.state_dict()})
 
-    first = last = measure() if saved is None else json.loads(log.read_text().splitlines()[0])
+    if saved is None:
+        first = last = measure()
+    else:
+        evals = [x for x in map(json.loads, kept) if x["kind"] == "eval"]
+        first, last = (evals[0], evals[-1]) if evals else (measure(),) * 2
     bar = tqdm(total=a["steps"], initial=state["step"], desc=a["approach"])
     while state["step"] < a["steps"]:
         step = state["step"]
@@ -392,11 +412,11 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         S = min(a["new_tokens"], 2 * stage + 6) if stage else a["new_tokens"]
         # cups: the first two stages, and half of the steps later on, start at a story's very beginning
         P = 9 if cups and (step % 2 == 0 or (stage or 3) < 3) else a["prompt_tokens"]
-        # longer rounds hold more thoughts to learn from, so fewer of them do: a step keeps its number of text tokens
-        B = max(min(8, a["prompts"]), a["prompts"] * 8 // S) if stage else a["prompts"]
+        # longer rounds hold more thoughts to learn from, so a step takes fewer of them, but never less than 64 rows
+        B = max(min(max(1, 64 // G), a["prompts"]), a["prompts"] * 8 // S) if stage else a["prompts"]
         R = B * G
         batch = take_text(a, data, B, P, step, S, stage)
-        offset = int(seeded(a["seed"], step, "offset").integers(65)) if cups else 0  # never for OpenAI's weights
+        offset = int(seeded(a["seed"], step, "offset").integers(OFFSETS)) if cups else 0  # never for OpenAI's weights
         if teacher is not None and a["siblings"] == "shared":
             # one sibling writes the text, then all G think anew between its tokens: they differ in thoughts alone
             with autocast:
@@ -405,10 +425,10 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
                          for x in (batch.ids, batch.pays, batch.n))
         pays, n = (pays[:, P:], n[:, P:]) if pays is not None and text.shape[1] == P + S else (None, None)
 
-        # 2. G rollouts each, no gradient, cached, static shapes
+        # 2. G rollouts each, no gradient, cached
         now = rules
         if text.shape[1] == P + S and rules.think == "forced" and rules.persist:  # all text is known, so the number of thoughts is too
-            now = replace(rules, budget=min(rules.budget, int(rules.table(model)[text[:, P - 1:-1]].sum(1).max())))
+            now = replace(rules, budget=min(rules.budget, rules.max_thoughts * int(rules.table(model)[text[:, P - 1:-1]].sum(1).max())))
         u = luck_on_text(a["seed"], step, "rollout", now, R, S, dev)
         with autocast:
             ro = rollout(sampler, text, P, S, now, u, a["temperature"], offset=offset, siblings=G)
@@ -455,14 +475,14 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
 
         thoughts = int(ro.is_think.sum())
         spread = sibling_spread(returns, G).item() if G > 1 else 0.0
-        if n is not None:
+        if n is not None and stage:
             advance(state, hit[pays & (n == state["stage"])], a["swaps"])
         state["step"] += 1
         line = {"kind": "step", "step": step, "seconds": time.time() - t0, "reward": (r.sum() / max(paying, 1)).item(),
                 "loss": loss_sum, "spread": spread, "entropy": entropy / max(thoughts, 1), "thoughts": thoughts / (R * S),
                 "grad_norm": norm, "stage": state["stage"]}
         write(line)
-        state["dead"] = state["dead"] + 1 if thoughts and thinking and spread < 0.002 else 0
+        state["dead"] = state["dead"] + 1 if thoughts and thinking and G > 1 and spread < 0.002 else 0
         if state["dead"] == 50:
             tqdm.write("hint: for 50 steps siblings have not differed (spread < 0.002), so thoughts learn nothing. Does the "
                        "text need them? Try a narrower --window, another --seed, or a base that can't do without")

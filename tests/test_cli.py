@@ -10,6 +10,7 @@ import torch
 import sample
 import train
 from data import Cups
+from evaluate import evaluate as real
 from model import GPT, Config, as_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,6 +81,9 @@ BAD = [  # arguments of train.py, and words that the line must have
     (["--data", "{tmp}/foreign.txt", "--model", "pico", "--teacher", "pico"], "outside this model's language"),
     (["--out", "{tmp}/plain"], "plain"),
     (["--resume"], "nothing to resume"),
+    (["--resume", "--lr", "1"], "nothing to resume"),
+    (["--approach", "stream", "--max_thoughts", "6"], "lower"),
+    (["--approach", "stream", "--width", "9"], "even"),
     (["--device", "cuda"], "CUDA"),
 ]
 
@@ -154,6 +158,31 @@ def test_sample_shows_thoughts(finished, monkeypatch, capsys):
     every = [x for i in range(15) for x in ("--replace", f"{i}=15")]
     code, replaced, _ = run(sample.main, [*base, *every], monkeypatch, capsys)
     assert "<think15>" in replaced and not any(f"<think{i}>" in replaced for i in range(15))
+
+
+@pytest.mark.parametrize("argv", [
+    ["--siblings", "free"], ["--text_grad", "sampled", "--beta", "0"], ["--thoughts", "filler"],
+    ["--approach", "next_token"], ["--approach", "next_token", "--think", "free"],
+    ["--approach", "stream", "--max_thoughts", "2", "--micro_batch", "3"],
+    ["--approach", "stream", "--thoughts", "continuous"], ["--approach", "next_token", "--thoughts", "continuous"],
+], ids=" ".join)
+def test_two_steps_of_every_kind(argv, tmp_path, monkeypatch, capsys):
+    """Every approach and kind of thought trains, is evaluated, and can be sampled from its checkpoint; a run that is at
+    its end and resumed says what it had learnt."""
+    monkeypatch.setattr(train, "evaluate", lambda *a, **kind: real(*a, **{**kind, "rows": 8}, each=1) if len(a) < 7
+                        else real(*a[:6], 1, rows=8))
+    short = ["--steps", "2", "--eval_every", "2", "--new_tokens", "12", "--out", tmp_path]
+    short += ["--think_vocab", "16", "--prompts", "2", "--samples", "2"] if "--thoughts" not in argv else []
+    code, said, err = run(train.main, [*argv, *short], monkeypatch, capsys)
+    assert code == 0 and "what was learnt" in said, err
+    resumed = run(train.main, ["--resume", "--out", tmp_path], monkeypatch, capsys)
+    assert resumed[0] == 0 and resumed[1].split("what was learnt")[1].split(" s;")[0].rsplit("\n", 1)[0] in said
+    refused = run(train.main, ["--resume", "--lr", "1", "--out", tmp_path], monkeypatch, capsys)
+    assert refused[0] == 2 and "--lr" in refused[2]
+    code, shown, err = run(sample.main, ["--checkpoint", tmp_path / "ckpt.pt", "--new_tokens", "9", "--prompt",
+                                         "The ball is under cup B. Moves: AB. Where?"], monkeypatch, capsys)
+    assert code == 0 and "Where?" in shown, err
+    assert ("█" in shown) == ("continuous" in argv) and ("<think" in shown) == ("continuous" not in argv)
 
 
 def test_resume_equals_uninterrupted(tmp_path, monkeypatch, capsys):
