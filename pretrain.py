@@ -10,7 +10,8 @@ is sometimes asked again: without that its answers depend on nothing that it see
 The teacher needs help, since text alone teaches this very slowly: (1) throw-away heads, one a layer: after
 layer k the hidden state of a move must tell the product of the last 2^k moves, or the cup if the anchor is
 among them. So each layer doubles what it composes, and four layers reach 15 moves. (2) in half of the stories
-rounds are up to 12 moves long (more than half of them 12), and where a round ends is then no target, so that its idea of "." and "," stays that of the language; (3) in half of the stories some answers
+rounds are up to 12 moves long (more than half of them 12), and where a round ends is then no target, so that its
+idea of "." and "," stays that of the language; (3) in half of the stories some answers
 are replaced by any cup, which is then no target: the latest answer is what counts, right or wrong, because
 the texts that it will judge are written by a student that answers wrongly at first.
 

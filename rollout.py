@@ -58,7 +58,8 @@ class Rollout:
     """What happened. All [R, T]; what concerns the choice of the token at place t stands at place t.
 
     left: the place from whose hidden state this place's token was chosen (its left neighbour, but for branches).
-    ids, is_think, is_text (neither: idle), slot (text tokens before this place, minus 1), gated (was thinking a free choice here?), given (is this text the data's?).
+    ids, is_think, is_text (neither: idle), slot (text tokens before this place, minus 1), gated (was thinking a free
+    choice here?), given (is this text the data's?).
     h [R, T, C]: the hidden state *at* the place (see `left` for what is chosen from it).
     text [R, P + S]: the text closed up; place [R, P + S]: where each text token stands.
     """
@@ -187,7 +188,8 @@ def rollout(model: GPT, text: Tensor, P: int, S: int, rules: Rules, u: Tensor, t
 
     text [R, given]: the given text, P <= given <= P + S; the prompt, text[:, :P], holds no thoughts.
     u [T - P, R, 2]: uniforms, drawn by the caller, so that a row's luck is its own and a run repeats to the bit; the first
-    of each pair decides whether to think, the second which id (thoughts that do not persist, in a given text: [K, R * S, 2]; in own text: [S * (K + 1), R, 2]).
+    of each pair decides whether to think, the second which id. (Thoughts that do not persist: [K, R * S, 2] over a given
+    text, [S * (K + 1), R, 2] over an own one.)
     offset: the position of the first token. siblings: so many neighbouring rows share their prompt, and its forward.
     edit(place, ids [R]) -> ids [R]: what thoughts are overwritten by once they were sampled, for interventions (branches:
     places [S], ids [R, S]). Raises ValueError past the model's context.
@@ -284,7 +286,8 @@ def rollout_planned(model: GPT, text: Tensor, P: int, M: int, rules: Rules, u: T
 
 
 @torch.no_grad()
-def naive_rollout(model: GPT, text: Tensor, P: int, S: int, rules: Rules, u: Tensor, temperature: float = 1.0) -> list[list[int]]:
+def naive_rollout(model: GPT, text: Tensor, P: int, S: int, rules: Rules, u: Tensor,
+                  temperature: float = 1.0) -> list[list[int]]:
     """The same rows one by one, each step a forward over everything so far: what `rollout` must be equal to."""
     V, table, out = model.config.vocab_size, rules.table(model), []
     for r, given in enumerate(text.tolist()):
@@ -431,5 +434,6 @@ def speak_by_branches(model: GPT, text: Tensor, P: int, S: int, M: int, rules: R
     is_think = real & (ids >= V)
     is_text = real & ~is_think
     return Rollout(ids, is_think, is_text, is_text.cumsum(1) - 1, is_think & False, is_text & False,
-                   text.new_zeros(R, T, 1).float(), text, is_text.float().argsort(dim=1, descending=True, stable=True)[:, :P + S],
+                   text.new_zeros(R, T, 1).float(), text,
+                   is_text.float().argsort(dim=1, descending=True, stable=True)[:, :P + S],
                    (places - 1).clamp(min=0).expand(R, T), P)

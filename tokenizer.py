@@ -55,7 +55,8 @@ class Tokenizer:
     """Text <-> ids for V text rows and N thinking rows.
 
     text_ids: the GPT-2 ids that this model's language uses, renumbered 0..V-1 in that order; None: all 50,257.
-    think_vocab: N, so that decoding can tell a thought from a mistake. continuous: thoughts are hidden states and have no names.
+    think_vocab: N, so that decoding can tell a thought from a mistake. continuous: thoughts are hidden states
+    and have no names.
     """
 
     def __init__(self, text_ids: list[int] | None = None, think_vocab: int = 0, continuous: bool = False):
@@ -90,7 +91,8 @@ class Tokenizer:
         return self.gpt2.decode_single_token_bytes(self.text_ids[i] if self.text_ids is not None else i)
 
     def name(self, i: int) -> str:
-        """`<think17>` for a thinking id, a block for a continuous thought, which no row stands for. Raises ValueError for an id outside V..V+N-1."""
+        """`<think17>` for a thinking id, a block for a continuous thought, which no row stands for. Raises ValueError for
+        an id outside V..V+N-1."""
         if not self.V <= i < self.V + self.N:
             raise ValueError(f"id {i} is not one of the {self.N} thinking rows {self.V}..{self.V + self.N - 1}")
         return "█" if self.continuous else f"<think{i - self.V}>"

@@ -295,9 +295,10 @@ def main() -> None:
             saved = read_weights(out / "ckpt.pt")
             if "args" not in saved:
                 raise ValueError(f"{out / 'ckpt.pt'} is a model, but not the checkpoint of a run that could go on")
-            said = [k for k, v in vars(args).items() if v != getattr(parse([]), k) and k not in ("steps", "out", "resume", "error")]
+            silent = vars(parse([]))
+            said = [k for k, v in vars(args).items() if v != silent[k] and k not in ("steps", "out", "resume", "error")]
             if said:
-                raise ValueError(f"--resume goes on with the settings of its run: leave out --{said[0]} (only --steps and --out)")
+                raise ValueError(f"--resume goes on with the settings of its run, but for --steps: leave out --{said[0]}")
             a = saved["args"] | ({"steps": args.steps} if args.steps else {}) | {"out": str(out)}
             if a["device"] == "cuda" and not torch.cuda.is_available():
                 raise ValueError(f"{out / 'ckpt.pt'} was made on a CUDA device, and torch sees none here")
@@ -427,8 +428,9 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
 
         # 2. G rollouts each, no gradient, cached
         now = rules
-        if text.shape[1] == P + S and rules.think == "forced" and rules.persist:  # all text is known, so the number of thoughts is too
-            now = replace(rules, budget=min(rules.budget, rules.max_thoughts * int(rules.table(model)[text[:, P - 1:-1]].sum(1).max())))
+        if text.shape[1] == P + S and rules.think == "forced" and rules.persist:
+            slots = int(rules.table(model)[text[:, P - 1:-1]].sum(1).max())  # all text is known, and so the number of thoughts
+            now = replace(rules, budget=min(rules.budget, slots * rules.max_thoughts))
         u = luck_on_text(a["seed"], step, "rollout", now, R, S, dev)
         with autocast:
             ro = rollout(sampler, text, P, S, now, u, a["temperature"], offset=offset, siblings=G)
