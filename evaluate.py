@@ -114,7 +114,9 @@ def free_text(model: GPT, data: Cups | TextFile, rules: Rules, teacher: GPT | No
 def evaluate(model: GPT, data: Cups | TextFile, rules: Rules, teacher: GPT | None, P: int, S: int, each: int = 32,
              rows: int = 128) -> tuple[dict, Rollout]:
     """Everything above in one dictionary, ready for an `eval` line of metrics.jsonl, and the free rollouts."""
-    free, ro = free_text(model, data, rules, teacher, rows, P, S)
+    # without a cache for own text of branches, 8 rows of 64 tokens would take GPT-2 minutes: a look at it is enough there
+    few = not rules.persist and not isinstance(data, Cups)
+    free, ro = free_text(model, data, rules, teacher, min(rows, 2) if few else rows, P, min(S, 8) if few else S)
     ids = torch.from_numpy(data.batch(rows, P + S, 0, 2000, "eval").ids).to(model.device)
     nats, p_think = plain_nats(model, ids, rules.window)
     out = {"p_think": p_think, "nats_without_thoughts": nats, **free}
