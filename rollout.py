@@ -94,6 +94,11 @@ def visible(is_think: Tensor, window: int) -> Tensor | None:  # [R, T] bool -> [
     return (((back >= 0) & (back < window)) | (i == last.unsqueeze(-1))).unsqueeze(1)
 
 
+def explicit(mask: Tensor | None, T: int, device) -> Tensor:  # -> [R or 1, 1, T, T]
+    """`visible`'s mask, causal written out: a slice of it meets keys from a cache, where torch's is_causal can't know."""
+    return torch.ones(1, 1, T, T, dtype=torch.bool, device=device).tril() if mask is None else mask
+
+
 def inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:  # [R, n] >= 0, [R] in [0, 1) -> [R]
     """One exact draw a row from unnormalised weights with one uniform a row.
 
@@ -151,10 +156,15 @@ def choose(text_logits: Tensor, think_logits: Tensor | None, who: Tensor | slice
     is_think = may
     if free:
         gap = think_logits.logsumexp(-1) - speak
-        is_think = may & (gap > 0 if think_temperature == 0 else u[:, 0] < torch.sigmoid(gap))
+        is_think = may & opens(gap, u[:, 0], think_temperature)
     thought = ids.clone()
     thought[who] = V + draw(think_logits, u[who, 1], think_temperature)
     return torch.where(is_think, thought, ids), is_think
+
+
+def opens(gap: Tensor, u: Tensor, temperature: float) -> Tensor:  # [R] log(p_think / p_speak), [R] -> [R] bool
+    """The gate: think with probability p_think; temperature 0: where that is over one half."""
+    return gap > 0 if temperature == 0 else u < torch.sigmoid(gap)
 
 
 def draw(logits: Tensor, u: Tensor, temperature: float) -> Tensor:  # [R, n], [R] -> [R]
@@ -172,8 +182,7 @@ def read_prompt(model: GPT, prompt: Tensor, T: int, window: int, offset: int,
     R, P = prompt.shape
     prompt, places = prompt[::siblings], torch.arange(P, device=prompt.device)
     cache, first = model.new_cache(R, T), model.new_cache(R // siblings, P)
-    seen = visible(prompt < 0, window)
-    mask = torch.ones(P, P, dtype=torch.bool, device=prompt.device).tril() if seen is None else seen
+    mask = explicit(visible(prompt < 0, window), P, prompt.device)
     h = model(prompt, places + offset, mask, first, places)
     for own, shared in zip(cache, first):
         own[:, :, :, :P] = shared.repeat_interleave(siblings, 1)
@@ -194,21 +203,27 @@ def rollout(model: GPT, text: Tensor, P: int, S: int, rules: Rules, u: Tensor, t
     edit(place, ids [R]) -> ids [R]: what thoughts are overwritten by once they were sampled, for interventions (branches:
     places [S], ids [R, S]). Raises ValueError past the model's context.
     """
-    R, given = text.shape
+    given = text.shape[1]
     M = rules.budget if rules.think != "never" and len(model.think) else 0
-    T, dev = P + S + M, text.device
-    if offset + T > model.config.n_ctx:
+    if offset + P + S + M > model.config.n_ctx:
         raise ValueError(f"{P} prompt + {S} new text tokens + {M} thoughts do not fit the context of {model.config.n_ctx}")
     think_temperature = temperature if think_temperature is None else think_temperature
-    free = rules.think == "free"
     if not rules.persist:
         if P < given < P + S:
             raise ValueError("thoughts that do not persist: the text is all given, or the prompt alone")
         if given == P + S:
             return branches(model, text, P, min(M, rules.max_thoughts), rules, u, think_temperature, offset, siblings, edit)
         return speak_by_branches(model, text, P, S, M, rules, u, temperature, think_temperature, top_k, edit)
-    if not free and given == P + S:
+    if rules.think != "free" and given == P + S:
         return rollout_planned(model, text, P, M, rules, u, think_temperature, offset, siblings, edit)
+    return rollout_stepwise(model, text, P, S, M, rules, u, temperature, think_temperature, top_k, offset, siblings, edit)
+
+
+def rollout_stepwise(model: GPT, text: Tensor, P: int, S: int, M: int, rules: Rules, u: Tensor, temperature: float,
+                     think_temperature: float, top_k: int, offset: int, siblings: int,
+                     edit: Callable[[int, Tensor], Tensor] | None) -> Rollout:
+    """One place at a time, whatever is open: text of its own, or when to think."""
+    (R, given), dev, T, free = text.shape, text.device, P + S + M, rules.think == "free"
     table, places = rules.table(model), torch.arange(T, device=dev)
     ids = torch.zeros(R, T, dtype=torch.long, device=dev)
     ids[:, :P] = text[:, :P]
@@ -266,8 +281,7 @@ def rollout_planned(model: GPT, text: Tensor, P: int, M: int, rules: Rules, u: T
     is_text = torch.zeros(R, T, dtype=torch.bool, device=dev).scatter(1, place, True)
     places = torch.arange(T, device=dev)
     is_think = ~is_text & (places < L + n[:, -1:])
-    mask = visible(is_think, rules.window)
-    mask = torch.ones(1, 1, T, T, dtype=torch.bool, device=dev).tril() if mask is None else mask
+    mask = explicit(visible(is_think, rules.window), T, dev)
     h, cache = read_prompt(model, text[:, :P], T, rules.window, offset, siblings)
     hs, start = [h], P
     for t in [*is_think.any(0).nonzero().squeeze(1).tolist(), T - 1]:
@@ -351,7 +365,7 @@ def states(model: GPT, ro: Rollout, rules: Rules, offset: int = 0) -> Tensor:  #
     if not rules.continuous:
         return model(ro.ids, positions, mask)
     R, T = ro.ids.shape
-    mask = torch.ones(1, 1, T, T, dtype=torch.bool, device=ro.ids.device).tril() if mask is None else mask
+    mask = explicit(mask, T, ro.ids.device)
     L, S = ro.text.shape[1], ro.text.shape[1] - ro.P
     cuts = ro.is_think.any(0).nonzero().squeeze(1).tolist() if rules.persist else list(range(L, T, S))
     cache, hs = [list(layer) for layer in model.new_cache(R, 0)], []
@@ -391,8 +405,7 @@ def branches(model: GPT, text: Tensor, P: int, K: int, rules: Rules, u: Tensor, 
         thinks = going
         if free:
             gap = torch.cat([gate_logit(model.logits(piece), V) for piece in now.split(512)])  # at GPT-2's size 100 MB each
-            yes = gap > 0 if think_temperature == 0 else u[k, :, 0] < torch.sigmoid(gap)
-            thinks = going & yes.view(R, S)
+            thinks = going & opens(gap, u[k, :, 0], think_temperature).view(R, S)
             gated[:, at], gated[:, P:L] = thinks, gated[:, P:L] | (going & ~thinks)  # to speak is a choice as well
         thought = torch.full_like(ids[:, at], V)
         thought.view(-1)[who] += draw(think_logits, u[k, who, 1], think_temperature)

@@ -29,7 +29,7 @@ from data import Batch, Cups, check_path, open_data, seeded
 from evaluate import N_MAX, evaluate, luck_on_text, uniforms
 from model import GPT, PICO, SIZES, Config, as_checkpoint, load, read_weights
 from reward import advantage, returns_to_go, rollout_loss, sibling_spread, slot_rewards, teacher_states
-from rollout import Rules, rollout, states, visible
+from rollout import Rollout, Rules, rollout, states, visible
 from tokenizer import Tokenizer, html_page
 
 FLOOR_STD = 0.1  # keeps noise from being blown up once all siblings agree
@@ -359,13 +359,84 @@ def advance(state: dict, right: torch.Tensor, last: int) -> None:
         state |= {"stage": state["stage"] + 1, "accuracy": 0.5, "in_stage": 0}
 
 
-def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | None, data, rules: Rules) -> None:
-    G, thinking = a["samples"], a["thoughts"] == "tokens"
-    dev, cups = model.device, isinstance(data, Cups)
+def shape_of_step(a: dict, cups: bool, state: dict) -> tuple[int | None, int, int, int]:
+    """-> stage (None without a curriculum), S, P, B of this step. On cups a stage asks for rounds of at most `stage`
+    moves, and a rollout is just long enough for one of them."""
+    stage = state["stage"] if cups and a["curriculum"] == "on" else None
+    S = min(a["new_tokens"], 2 * stage + 6) if stage else a["new_tokens"]
+    # cups: the first two stages, and half of the steps later on, start at a story's very beginning
+    P = 9 if cups and (state["step"] % 2 == 0 or (stage or 3) < 3) else a["prompt_tokens"]
+    # longer rounds hold more thoughts to learn from, so a step takes fewer of them, but never less than 64 rows
+    B = max(min(max(1, 64 // a["samples"]), a["prompts"]), a["prompts"] * 8 // S) if stage else a["prompts"]
+    return stage, S, P, B
+
+
+def text_weights(a: dict, r: torch.Tensor, pays: torch.Tensor | None, frontier: torch.Tensor | None) -> torch.Tensor:
+    """[R, S]: what each text token's own r weighs in the loss: 1 over all that pay, OTHER_TEXT over all others.
+    frontier [R, S]: answers to the longest rounds of a stage. They end in thoughts that say nothing yet, and a reader that
+    learnt the answer from those would unlearn to listen."""
+    paying = pays.sum().item() if pays is not None else r.numel()
+    weight = torch.full_like(r, OTHER_TEXT / max(r.numel() - paying, 1))
+    weight[... if pays is None else pays] = (a["answer_grad"] == "on") / max(paying, 1)
+    return weight if frontier is None else weight.masked_fill(frontier, 0)
+
+
+def gradient_pass(a: dict, model: GPT, teacher: GPT | None, ro: Rollout, adv: torch.Tensor, weight: torch.Tensor,
+                  t_states: torch.Tensor | None, scale: dict, rules: Rules, offset: int, autocast) -> tuple[float, float]:
+    """Backward through one forward over all rows, in pieces of micro_batch rows -> loss, sum of thoughts' entropies."""
+    loss_sum, entropy = 0.0, 0.0
+    for i in range(0, len(ro.ids), a["micro_batch"]):
+        part = ro.rows(i, i + a["micro_batch"])
+        adv_i, weight_i, t_i = (x[i:i + a["micro_batch"]] if x is not None else None for x in (adv, weight, t_states))
+        with autocast:
+            loss, H = rollout_loss(model, states(model, part, rules, offset), part, adv_i, weight_i, scale, teacher, t_i,
+                                   a["beta"], a["text_grad"] == "sampled")
+        loss.backward()
+        loss_sum, entropy = loss_sum + loss.item(), entropy + H
+    return loss_sum, entropy
+
+
+def make_optimizer(a: dict, model: GPT) -> torch.optim.Optimizer:
+    """AdamW with two groups, as thinking rows have a learning rate of their own, and no weight decay."""
     rows = [model.think, model.think_offset]
     body = [p for p in model.parameters() if all(p is not r for r in rows)]
     groups = [{"params": body, "peak": a["lr"]}] + ([{"params": rows, "peak": a["think_lr"]}] if a["think_vocab"] else [])
-    optimizer = torch.optim.AdamW(groups, lr=a["lr"], betas=(0.9, 0.98), weight_decay=0.0, fused=dev.type == "cuda")
+    return torch.optim.AdamW(groups, lr=a["lr"], betas=(0.9, 0.98), weight_decay=0.0, fused=model.device.type == "cuda")
+
+
+class Journal:
+    """What a run leaves in its folder: metrics.jsonl, a line a step and an evaluation, and samples.html."""
+
+    def __init__(self, out: Path, step: int, resumed: bool):
+        self.out, self.log, self.t0 = out, out / "metrics.jsonl", time.time()
+        done = {"step": step, "eval": step + 1}  # an evaluation is logged before its checkpoint is written
+        lines = [json.loads(x) for x in self.log.read_text().splitlines()] if resumed and self.log.exists() else []
+        kept = [x for x in lines if x["step"] < done[x["kind"]]]
+        self.log.write_text("".join(json.dumps(x) + "\n" for x in kept))
+        self.evals = [x for x in kept if x["kind"] == "eval"]
+
+    def write(self, kind: str, step: int, values: dict) -> None:
+        line = {"kind": kind, "step": step, "seconds": time.time() - self.t0, **values}
+        with open(self.log, "a") as f:
+            f.write(json.dumps(line) + "\n")
+        self.evals += [line] if kind == "eval" else []
+
+    def measure(self, a: dict, step: int, model: GPT, teacher: GPT | None, data, rules: Rules) -> None:
+        each = 32 if step in (0, a["steps"]) else 8  # stories for every n
+        result, ro = evaluate(model, data, rules, teacher, a["prompt_tokens"], a["new_tokens"], each,
+                              rows=128 if isinstance(data, Cups) else a["prompts"] * a["samples"])  # a step's worth
+        self.write("eval", step, result)
+        tokenizer = Tokenizer(model.text_ids, model.config.think_vocab, rules.continuous)
+        html = [tokenizer.show([int(i) for i, real in zip(ids, kept) if real], ro.P, "html")
+                for ids, kept in zip(ro.ids[:8], (ro.is_text | ro.is_think)[:8])]
+        (self.out / "samples.html").write_text(html_page(html, f"step {step}"), encoding="utf-8")
+
+
+def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | None, data, rules: Rules) -> None:
+    """The algorithm."""
+    G, thinking = a["samples"], a["thoughts"] == "tokens"
+    dev, cups = model.device, isinstance(data, Cups)
+    optimizer = make_optimizer(a, model)
     # all that adapts while it runs, and so has to be in the checkpoint beside weights and optimizer
     state = {"step": 0, "stage": 1, "accuracy": 0.0, "in_stage": 0, "dead": 0}
     if saved is not None:
@@ -373,48 +444,14 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         state = saved["state"]
     sampler = torch.compile(model) if a["compile"] == "on" else model
     autocast = torch.autocast(dev.type, torch.bfloat16) if a["dtype"] == "bfloat16" else nullcontext()
-    tokenizer = Tokenizer(model.text_ids, model.config.think_vocab, rules.continuous)
-    log = out / "metrics.jsonl"
-    done = {"step": state["step"], "eval": state["step"] + 1}  # an evaluation is logged before its checkpoint is written
-    lines = [json.loads(x) for x in log.read_text().splitlines()] if saved and log.exists() else []
-    kept = [json.dumps(x) for x in lines if x["step"] < done[x["kind"]]]
-    log.write_text("".join(x + "\n" for x in kept))
-    t0 = time.time()
-
-    def write(line: dict) -> None:
-        with open(log, "a") as f:
-            f.write(json.dumps(line) + "\n")
-
-    def measure() -> dict:
-        each = 32 if state["step"] in (0, a["steps"]) else 8  # stories for every n
-        result, ro = evaluate(model, data, rules, teacher, a["prompt_tokens"], a["new_tokens"], each,
-                              rows=128 if cups else a["prompts"] * a["samples"])  # a step's worth, where rows are dear
-        write({"kind": "eval", "step": state["step"], "seconds": time.time() - t0, **result})
-        html = [tokenizer.show([int(i) for i, real in zip(ids, kept) if real], ro.P, "html")
-                for ids, kept in zip(ro.ids[:8], (ro.is_text | ro.is_think)[:8])]
-        (out / "samples.html").write_text(html_page(html, f"step {state['step']}"), encoding="utf-8")
-        return result
-
-    def checkpoint() -> None:
-        save(out / "ckpt.pt", as_checkpoint(model) | {"args": a, "rules": asdict(rules), "state": state,
-                                                      "optimizer": optimizer.state_dict()})
-
-    if saved is None:
-        first = last = measure()
-    else:
-        evals = [x for x in map(json.loads, kept) if x["kind"] == "eval"]
-        first, last = (evals[0], evals[-1]) if evals else (measure(),) * 2
+    journal = Journal(out, state["step"], saved is not None)
+    if not journal.evals:
+        journal.measure(a, state["step"], model, teacher, data, rules)
     bar = tqdm(total=a["steps"], initial=state["step"], desc=a["approach"])
     while state["step"] < a["steps"]:
         step = state["step"]
-        # 1. B windows of text, each repeated for its G siblings. On cups a stage asks for rounds of at most `stage`
-        # moves, and a rollout is just long enough for one of them
-        stage = state["stage"] if cups and a["curriculum"] == "on" else None
-        S = min(a["new_tokens"], 2 * stage + 6) if stage else a["new_tokens"]
-        # cups: the first two stages, and half of the steps later on, start at a story's very beginning
-        P = 9 if cups and (step % 2 == 0 or (stage or 3) < 3) else a["prompt_tokens"]
-        # longer rounds hold more thoughts to learn from, so a step takes fewer of them, but never less than 64 rows
-        B = max(min(max(1, 64 // G), a["prompts"]), a["prompts"] * 8 // S) if stage else a["prompts"]
+        # 1. B contexts of text, each repeated for its G siblings
+        stage, S, P, B = shape_of_step(a, cups, state)
         R = B * G
         batch = take_text(a, data, B, P, step, S, stage)
         offset = int(seeded(a["seed"], step, "offset").integers(OFFSETS)) if cups else 0  # never for OpenAI's weights
@@ -450,55 +487,42 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         adv = adv / (felt.std(correction=0) + FLOOR_STD) if len(felt) else adv
 
         # 5. one forward with gradient, one step
-        paying = pays.sum().item() if pays is not None else r.numel()
-        weight = torch.full_like(r, OTHER_TEXT / max(r.numel() - paying, 1))
-        weight[... if pays is None else pays] = (a["answer_grad"] == "on") / max(paying, 1)
-        if n is not None and (stage or 1) > 1 and thinking and rules.persist:
-            # the longest rounds end in thoughts that say nothing yet: an answer learnt from them would unlearn to listen
-            weight[pays & (n == stage)] = 0
-        fade, target = entropy_scale(a, step, stage)
-        scale = {"policy": 1 / max(len(felt), 1), "entropy": fade / max(int(ro.is_think.sum()), 1), "target": target}
+        thoughts, (fade, target) = int(ro.is_think.sum()), entropy_scale(a, step, stage)
+        frontier = pays & (n == stage) if n is not None and (stage or 1) > 1 and thinking and rules.persist else None
+        scale = {"policy": 1 / max(len(felt), 1), "entropy": fade / max(thoughts, 1), "target": target}
         warm = min(1.0, (step + 1) / a["warmup"]) * min(1.0, 5 * (1 - step / a["steps"]) + 0.05)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * warm
         optimizer.zero_grad(set_to_none=True)
-        loss_sum, entropy = 0.0, 0.0
-        for i in range(0, R, a["micro_batch"]):
-            part = ro.rows(i, i + a["micro_batch"])
-            cut = [x[i:i + a["micro_batch"]] if x is not None else None for x in (adv, weight, t_states)]
-            with autocast:
-                h = states(model, part, rules, offset)
-                loss, H = rollout_loss(model, h, part, cut[0], cut[1], scale, teacher, cut[2], a["beta"],
-                                       a["text_grad"] == "sampled")
-            loss.backward()
-            loss_sum, entropy = loss_sum + loss.item(), entropy + H
+        loss, entropy = gradient_pass(a, model, teacher, ro, adv, text_weights(a, r, pays, frontier), t_states, scale, rules,
+                                      offset, autocast)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
         optimizer.step()
 
-        thoughts = int(ro.is_think.sum())
-        spread = sibling_spread(returns, G).item() if G > 1 else 0.0
         if n is not None and stage:
-            advance(state, hit[pays & (n == state["stage"])], a["swaps"])
+            advance(state, hit[pays & (n == stage)], a["swaps"])
         state["step"] += 1
-        line = {"kind": "step", "step": step, "seconds": time.time() - t0, "reward": (r.sum() / max(paying, 1)).item(),
-                "loss": loss_sum, "spread": spread, "entropy": entropy / max(thoughts, 1), "thoughts": thoughts / (R * S),
-                "grad_norm": norm, "stage": state["stage"]}
-        write(line)
+        spread = sibling_spread(returns, G).item() if G > 1 else 0.0
+        paying = pays.sum().item() if pays is not None else r.numel()
+        line = {"reward": (r.sum() / max(paying, 1)).item(), "loss": loss, "spread": spread,
+                "entropy": entropy / max(thoughts, 1), "thoughts": thoughts / (R * S), "grad_norm": norm, "stage": state["stage"]}
+        journal.write("step", step, line)
         state["dead"] = state["dead"] + 1 if thoughts and thinking and G > 1 and spread < 0.002 else 0
         if state["dead"] == 50:
             tqdm.write("hint: for 50 steps siblings have not differed (spread < 0.002), so thoughts learn nothing. Does the "
                        "text need them? Try a narrower --window, another --seed, or a base that can't do without")
         bar.update()
-        bar.set_postfix(reward=f"{line['reward']:.3f}", spread=f"{spread:.3f}", entropy=f"{line['entropy']:.2f}",
-                        stage=state["stage"])
+        bar.set_postfix({k: f"{line[k]:.3f}" for k in ("reward", "spread", "entropy")} | {"stage": state["stage"]})
         if state["step"] % a["eval_every"] == 0 or state["step"] == a["steps"]:
-            last = measure()
-            checkpoint()
-            tqdm.write(f"step {state['step']}: " + ", ".join(f"{k} {v:.3f}" for k, v in last.items() if isinstance(v, float)))
+            journal.measure(a, state["step"], model, teacher, data, rules)
+            save(out / "ckpt.pt", as_checkpoint(model) | {"args": a, "rules": asdict(rules), "state": state,
+                                                          "optimizer": optimizer.state_dict()})
+            tqdm.write(f"step {state['step']}: "
+                       + ", ".join(f"{k} {v:.3f}" for k, v in journal.evals[-1].items() if isinstance(v, float) and k != "seconds"))
     bar.close()
     draw_curves(out)
-    report(first, last)
-    print(f"{time.time() - t0:.0f} s; {out}/ holds ckpt.pt, metrics.jsonl, curves.png, samples.html; now try\n"
+    report(journal.evals[0], journal.evals[-1])
+    print(f"{time.time() - journal.t0:.0f} s; {out}/ holds ckpt.pt, metrics.jsonl, curves.png, samples.html; now try\n"
           f"  python sample.py --checkpoint {out}/ckpt.pt")
 
 
