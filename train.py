@@ -371,6 +371,29 @@ def shape_of_step(a: dict, cups: bool, state: dict) -> tuple[int | None, int, in
     return stage, S, P, B
 
 
+def contexts(a: dict, model: GPT, data, rules: Rules, B: int, P: int, S: int, step: int, stage: int | None,
+             offset: int) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """-> text [R, P + S], or [R, P] where each sibling writes its own; on cups, where the text is all there, also which
+    slots pay and moves before each answer, [R, S]."""
+    batch = take_text(a, data, B, P, step, S, stage)
+    if a["teacher"] is not None and a["siblings"] == "shared":
+        # one sibling writes the text, then all G think anew between its tokens: they differ in thoughts alone
+        batch = own_text(a, model, data, batch, B, P, rules, S, step, stage, offset)
+    text, pays, n = (torch.from_numpy(x).to(model.device).repeat_interleave(a["samples"], 0) if x is not None else None
+                     for x in (batch.ids, batch.pays, batch.n))
+    return (text, pays[:, P:], n[:, P:]) if pays is not None and text.shape[1] == P + S else (text, None, None)
+
+
+def advantages(a: dict, ro: Rollout, r: torch.Tensor) -> tuple[torch.Tensor, int, torch.Tensor]:
+    """r [R, S] -> A [R, S], divided by its spread over what was chosen; the number of choices; returns [R, S]."""
+    slot = (ro.slot[:, ro.P:] - (ro.P - 1)).clamp(0, r.shape[1] - 1)
+    cost = torch.zeros_like(r).scatter_add(1, slot, ro.is_think[:, ro.P:].to(r.dtype)) * a["think_cost"]
+    returns = returns_to_go(r - cost, a["gamma"])
+    adv = advantage(returns, a["samples"], a["baseline"])
+    felt = adv.gather(1, slot)[(ro.is_think | ro.gated)[:, ro.P:]]
+    return adv / (felt.std(correction=0) + FLOOR_STD) if len(felt) else adv, len(felt), returns
+
+
 def text_weights(a: dict, r: torch.Tensor, pays: torch.Tensor | None, frontier: torch.Tensor | None) -> torch.Tensor:
     """[R, S]: what each text token's own r weighs in the loss: 1 over all that pay, OTHER_TEXT over all others.
     frontier [R, S]: answers to the longest rounds of a stage. They end in thoughts that say nothing yet, and a reader that
@@ -452,16 +475,9 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         step = state["step"]
         # 1. B contexts of text, each repeated for its G siblings
         stage, S, P, B = shape_of_step(a, cups, state)
-        R = B * G
-        batch = take_text(a, data, B, P, step, S, stage)
-        offset = int(seeded(a["seed"], step, "offset").integers(OFFSETS)) if cups else 0  # never for OpenAI's weights
-        if teacher is not None and a["siblings"] == "shared":
-            # one sibling writes the text, then all G think anew between its tokens: they differ in thoughts alone
-            with autocast:
-                batch = own_text(a, sampler, data, batch, B, P, rules, S, step, stage, offset)
-        text, pays, n = (torch.from_numpy(x).to(dev).repeat_interleave(G, 0) if x is not None else None
-                         for x in (batch.ids, batch.pays, batch.n))
-        pays, n = (pays[:, P:], n[:, P:]) if pays is not None and text.shape[1] == P + S else (None, None)
+        R, offset = B * G, int(seeded(a["seed"], step, "offset").integers(OFFSETS)) if cups else 0  # 0 for OpenAI's weights
+        with autocast:
+            text, pays, n = contexts(a, sampler, data, rules, B, P, S, step, stage, offset)
 
         # 2. G rollouts each, no gradient, cached
         now = rules
@@ -478,18 +494,12 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
             r, hit = slot_rewards(model, ro, teacher, t_states, pays, a["beta"], a["text_grad"] == "sampled")
 
         # 4. returns, siblings as baseline, advantage
-        chose = (ro.is_think | ro.gated)[:, P:]
-        slot = (ro.slot[:, P:] - (P - 1)).clamp(0, S - 1)
-        cost = torch.zeros_like(r).scatter_add(1, slot, ro.is_think[:, P:].to(r.dtype)) * a["think_cost"]
-        returns = returns_to_go(r - cost, a["gamma"])
-        adv = advantage(returns, G, a["baseline"])
-        felt = adv.gather(1, slot)[chose]
-        adv = adv / (felt.std(correction=0) + FLOOR_STD) if len(felt) else adv
+        adv, felt, returns = advantages(a, ro, r)
 
         # 5. one forward with gradient, one step
         thoughts, (fade, target) = int(ro.is_think.sum()), entropy_scale(a, step, stage)
         frontier = pays & (n == stage) if n is not None and (stage or 1) > 1 and thinking and rules.persist else None
-        scale = {"policy": 1 / max(len(felt), 1), "entropy": fade / max(thoughts, 1), "target": target}
+        scale = {"policy": 1 / max(felt, 1), "entropy": fade / max(thoughts, 1), "target": target}
         warm = min(1.0, (step + 1) / a["warmup"]) * min(1.0, 5 * (1 - step / a["steps"]) + 0.05)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * warm
