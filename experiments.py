@@ -25,6 +25,7 @@ from tqdm import tqdm
 from train import Parser
 
 ROOT = Path(__file__).resolve().parent
+OUT = ROOT  # where runs/ and figures/ are
 SHOWN = (1, 2, 3, 6, 10, 20, 30)  # n of the table
 T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t for 1, 2, ... degrees of freedom
 
@@ -89,7 +90,7 @@ def folder(experiment: Experiment, arm: str, seed: int) -> Path:
     """Where a run lives: a name made of all that it depends on, its base's flags included."""
     flags, after = experiment.arms[arm].flags, experiment.arms[arm].after
     base = experiment.arms[after].flags if after else ""
-    return ROOT / "runs" / f"{hashlib.sha256(f'{base}|{flags}'.encode()).hexdigest()[:12]}_{seed}"
+    return OUT / "runs" / f"{hashlib.sha256(f'{base}|{flags}'.encode()).hexdigest()[:12]}_{seed}"
 
 
 def last_line(out: Path) -> dict | None:
@@ -202,9 +203,9 @@ def main() -> None:
     try:
         run_all(EXPERIMENTS[args.name], args.seeds)
         result = collect(args.name, args.seeds)
-        (ROOT / "figures").mkdir(exist_ok=True)
-        (ROOT / "figures" / f"{args.name}.json").write_text(json.dumps(result, indent=1))
-        draw(result, ROOT / "figures" / f"{args.name}.png")
+        (OUT / "figures").mkdir(exist_ok=True)
+        (OUT / "figures" / f"{args.name}.json").write_text(json.dumps(result, indent=1))
+        draw(result, OUT / "figures" / f"{args.name}.png")
     except (ValueError, OSError) as e:
         p.error(str(e))
     print(f"{result['question']}\nprediction: {result['prediction']}\n\n{table(result)}\n\n"
