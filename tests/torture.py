@@ -2,7 +2,7 @@
 
     python tests/torture.py                              # everything, about 25 minutes on one core
     python tests/torture.py --only kills --count 50      # so many kills of each approach
-    python tests/torture.py --only data --megabytes 100
+    python tests/torture.py --only files --count 100     # the longest line in MB
 
 Linux alone (forks, /proc, resource limits). Left out on purpose: GPUs, power cuts, files changed by others while a run goes on.
 """
@@ -39,7 +39,7 @@ from test_nothing_lost import APPROACHES, child, ended, is_complete, left, limit
 def undisturbed(approach: str, folder: Path) -> tuple[tuple, float]:
     """-> what a run leaves that nothing disturbs, and its seconds."""
     t0 = time.time()
-    code, said = run(tiny(approach, folder / "whole"), folder / "said")
+    code, said = run(tiny(approach, folder / "whole"))
     assert code == 0, said
     return left(folder / "whole"), time.time() - t0
 
@@ -63,12 +63,14 @@ def kills(folder: Path, count: int, luck: random.Random) -> str:
             argv = ["--resume", "--out", out] if (out / "ckpt.pt").exists() else tiny(approach, out)
             resumed += "--resume" in argv
             by_clock, spare = luck.random() < 0.5, killed >= count
-            pid = child(argv, folder / "said", small_world if by_clock or spare else random_place(luck))
+            said = open(folder / "said", "w+")
+            pid = child(argv, said.fileno(), small_world if by_clock or spare else random_place(luck))
             if by_clock and not spare:
                 time.sleep(luck.uniform(0, 1.2 * seconds))
                 os.kill(pid, signal.SIGKILL)  # (a child that has ended waits for `ended`: the id is still its own)
             code = ended(pid)
             assert code in (0, -signal.SIGKILL), (folder / "said").read_text()
+            said.close()
             if fresh := code == 0:
                 got = left(out)
                 assert same(got, wanted) and is_complete(got[1]), f"{out} is not the undisturbed run"
@@ -92,7 +94,8 @@ def signals(folder: Path, count: int, luck: random.Random) -> str:
     for i in tqdm(range(count), desc="signals"):
         approach, wanted, seconds = whole[i % 3]
         out, number = folder / str(i), luck.choice([signal.SIGINT, signal.SIGTERM])
-        pid = child(tiny(approach, out), folder / "said")
+        said = open(folder / "said", "w+")
+        pid = child(tiny(approach, out), said.fileno())
         while not (out / "metrics.jsonl").exists():
             time.sleep(0.001)
         time.sleep(luck.uniform(0, 0.7 * seconds))
@@ -100,9 +103,10 @@ def signals(folder: Path, count: int, luck: random.Random) -> str:
         code = ended(pid)
         codes[code] = codes.get(code, 0) + 1
         assert code in (0, 128 + number), (folder / "said").read_text()
+        said.close()
         if code:
-            assert (folder / "said").read_text().splitlines()[-1].startswith("stopped after step")
-            assert run(["--resume", "--out", out], folder / "said")[0] == 0
+            assert "\nstopped after step" in (folder / "said").read_text()
+            assert run(["--resume", "--out", out])[0] == 0
         equal += same(left(out), wanted)
     assert equal == count
     return f"exit codes {codes}; {equal} of {count} equal to the undisturbed run once resumed"
@@ -121,13 +125,13 @@ def as_nobody(folder: Path):
 
 def disk(folder: Path, count: int, luck: random.Random) -> str:
     """Files that may not grow, a small file system that is full, a folder that is read-only or gone."""
-    out, said = folder / "out", folder / "said"
+    out = folder / "out"
     folder.chmod(0o755)
-    assert run(tiny("stream", out), said, quick.signalled(signal.SIGINT, at=2))[0] == 130
+    assert run(tiny("stream", out), quick.signalled(signal.SIGINT, at=2))[0] == 130
     before, figures = (out / "ckpt.pt").read_bytes(), []
 
     def breaks(argv: list, fault, ckpt: Path) -> None:
-        code, text = run(argv, said, fault)
+        code, text = run(argv, fault)
         assert code == 1 and "Traceback" not in text and ckpt.read_bytes() == before, text
         assert text.splitlines()[-1].startswith("train.py: "), text
     for _ in tqdm(range(count), desc="disk"):
@@ -135,11 +139,11 @@ def disk(folder: Path, count: int, luck: random.Random) -> str:
     figures.append(f"{count} sizes at which files may not grow on")
     small = folder / "small"
     small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=320k", "tmpfs", small], capture_output=True).returncode == 0:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={2 * len(before)}", "tmpfs", small], capture_output=True).returncode == 0:
         try:
             shutil.copytree(out, small / "out")
             with contextlib.suppress(OSError):
-                (small / "fill").write_bytes(b"x" * (320 << 10))
+                (small / "fill").write_bytes(b"x" * len(before))
             breaks(["--resume", "--out", small / "out"], small_world, small / "out" / "ckpt.pt")
             figures.append("a full tmpfs")
         finally:
@@ -147,7 +151,7 @@ def disk(folder: Path, count: int, luck: random.Random) -> str:
     else:
         figures.append("no tmpfs (mount needs root)")
     breaks(["--resume", "--out", out], as_nobody(out), out / "ckpt.pt")
-    code, text = run(tiny("stream", folder / "other"), said, quick.gone)
+    code, text = run(tiny("stream", folder / "other"), quick.gone)
     assert code == 1 and "Traceback" not in text and text.splitlines()[-1].startswith("train.py: "), text
     return "exit code 1, one line and the old checkpoint whole: " + ", ".join(figures) + ", read-only; gone: exit code 1, one line"
 
@@ -155,7 +159,7 @@ def disk(folder: Path, count: int, luck: random.Random) -> str:
 def checkpoints(folder: Path, count: int, luck: random.Random) -> str:
     """A real checkpoint, cut and flipped at random, for sample.py (`load`) and for --resume."""
     out, reasons = folder / "out", {}
-    assert run(tiny("stream", out), folder / "said", quick.signalled(signal.SIGINT, at=2))[0] == 130
+    assert run(tiny("stream", out), quick.signalled(signal.SIGINT, at=2))[0] == 130
     good = (out / "ckpt.pt").rename(out / "good.pt")
     resume = train.parse(["--resume", "--out", str(out)])
     for kind in ("cut", "flipped"):
@@ -176,7 +180,7 @@ def checkpoints(folder: Path, count: int, luck: random.Random) -> str:
 def skipped(folder: Path, count: int, luck: random.Random) -> str:
     """Losses and gradients that are no numbers at random steps, never 10 in a row."""
     bad = [i for i in range(count) if luck.random() < 0.3 and i % 9]
-    code, said = run(tiny("stream", folder / "out", "--steps", str(count), "--eval_every", str(count)), folder / "said",
+    code, said = run(tiny("stream", folder / "out", "--steps", str(count), "--eval_every", str(count)),
                      quick.spoiling(loss_at=bad[::2], grad_at=bad[1::2]))
     saved, lines = left(folder / "out")
     assert code == 0 and is_complete(lines, count) and saved["state"]["skipped"] == len(bad)
@@ -266,7 +270,7 @@ def commands(folder: Path, count: int, luck: random.Random) -> str:
 def real_commands(folder: Path, count: int, luck: random.Random) -> str:
     """The same as a person types them. (What runs is cut short: a test of arguments needs no learning.)"""
     codes = {}
-    assert run(tiny("stream", folder / "out"), folder / "said")[0] == 0
+    assert run(tiny("stream", folder / "out"))[0] == 0
     for i in tqdm(range(count), desc="real commands"):
         program = ("train", "sample")[i % 2]
         argv = [x for x in command(luck, program) if "\0" not in x]
@@ -279,3 +283,138 @@ def real_commands(folder: Path, count: int, luck: random.Random) -> str:
         assert done.returncode != 2 or done.stderr.strip().count(b"\n") == 0, (argv, done.stderr.decode())
         codes[program, done.returncode] = codes.get((program, done.returncode), 0) + 1
     return f"{count} as real commands: " + ", ".join(f"{p} {c}: {n}" for (p, c), n in sorted(codes.items()))
+
+
+def comes_back(folder: Path, name: str, content: bytes, text: bytes) -> str:
+    """A file, read as training reads it, is that text, to the byte. -> what was said about it."""
+    (folder / name).write_bytes(content)
+    tok = tokenizer.Tokenizer()
+    pieces = [tok.bytes_of(i) for i in range(tok.V)]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        source = data.TextFile(folder / name, tok)
+    at = 0
+    for part in (source.train, source.eval):
+        for i in range(0, len(part), 1 << 20):
+            block = b"".join(pieces[j] for j in part[i:i + (1 << 20)].tolist())
+            assert block == text[at:at + len(block)], f"{name} differs near byte {at}"
+            at += len(block)
+    assert at == len(text), f"{name}: {len(text) - at} bytes are missing"
+    (folder / name).unlink()
+    return said.getvalue()
+
+
+def files(folder: Path, count: int, luck: random.Random) -> str:
+    """Files that are no clean text: NUL bytes, invalid UTF-8, broken lines, one line of `count` MB."""
+    data.CACHE = folder / "cache"
+    comes_back(folder, "nul.txt", b"a\0b\0\0c\n" * 9999, b"a\0b\0\0c\n" * 9999)
+    for i in range(20):
+        noise = luck.randbytes(luck.randrange(100, 3 << 20))
+        comes_back(folder, f"noise{i}.txt", noise, noise.decode("utf-8", "replace").encode())
+    broken = [b"{", b"[" * 99999, b'{"text": ', b"\xff\xfe", b'{"title": "x"}', b"null", b"7", b'"text"', b'{"text": 1e', b"\0\0"]
+    lines, text, n = [], b"", 0
+    for i in range(2000):
+        if luck.random() < 0.3:
+            lines, n = lines + [luck.choice(broken)], n + 1
+        else:
+            good = words_of(luck, 30)
+            lines.append(json.dumps({"text": good}).encode())
+            text += good.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode() + b"<|endoftext|>"
+    said = comes_back(folder, "docs.jsonl", b"\n".join(lines), text)
+    assert f"skipped {n} broken line" in said and said.count("\n") == 1
+    size, t0 = count << 20, time.time()
+    kinds = ["a", "日本語", " ", "some words, as ever "]
+    long = "".join((kind * size)[:size // 4 // len(kind[:1].encode())] for kind in kinds).encode()
+    comes_back(folder, "long.txt", long, long)
+    words = ("All in one line, " * (size // 17)).encode()
+    comes_back(folder, "long.jsonl", b'{"text": "' + words + b'"}', words + b"<|endoftext|>")
+    peak = int(next(x for x in open("/proc/self/status") if x.startswith("VmHWM")).split()[1]) >> 10
+    return (f"NUL bytes, 20 files of noise, {n} of 2000 jsonl lines broken (skipped, counted), one line of {len(long) >> 20} MB as .txt "
+            f"and of {len(words) >> 20} MB as .jsonl: all came back to the byte; {time.time() - t0:.0f} s, peak memory {peak} MB")
+
+
+def seeds(folder: Path, count: int, luck: random.Random) -> str:
+    """The same seed twice, and other ones."""
+    for approach in tqdm(APPROACHES, desc="seeds"):
+        seen = []
+        for seed in [0, *range(count)]:
+            out = folder / f"{approach}{len(seen)}"
+            assert run(tiny(approach, out, "--seed", str(seed)))[0] == 0
+            saved, lines = left(out)
+            seen.append((saved["model"], lines))
+        assert same(seen[0], seen[1])
+        pairs = [(a, b) for i, a in enumerate(seen[1:]) for b in seen[i + 2:]]
+        assert not any(torch.equal(a[0]["wte.weight"], b[0]["wte.weight"]) or a[1] == b[1] for a, b in pairs)
+    return f"seed 0 twice: equal weights and metrics, in each approach; {count} seeds: all different, pair by pair"
+
+
+def memory(folder: Path, count: int, luck: random.Random) -> str:
+    """Resident memory over `count` steps of each approach, after a tenth of them and at the end."""
+    figures = []
+    for approach in APPROACHES:
+        marks = folder / f"{approach}.rss"
+
+        def before():
+            small_world()
+            real = train.Journal.write
+
+            def write(self, kind, step, values):
+                real(self, kind, step, values)
+                if kind == "step" and step in (count // 10, count // 2, count - 1):
+                    pages = int(Path("/proc/self/statm").read_text().split()[1])
+                    with open(marks, "a") as f:
+                        f.write(f"{pages * os.sysconf('SC_PAGESIZE') / 2 ** 20}\n")
+            train.Journal.write = write
+        code, said = run(tiny(approach, folder / approach, "--steps", str(count), "--eval_every", str(count // 4)), before)
+        assert code == 0, said
+        early, middle, late = map(float, marks.read_text().split())
+        figures.append(f"{approach} {early:.1f}, {middle:.1f}, {late:.1f} MB ({100 * (late / early - 1):+.2f} %)")
+        assert late < 1.02 * early, figures[-1]
+    return f"after {count // 10}, {count // 2} and {count} steps: " + "; ".join(figures)
+
+
+def outside(folder: Path, count: int, luck: random.Random) -> str:
+    """All that a real command writes, by the system's own account (strace)."""
+    if not shutil.which("strace"):
+        return "not run: there is no strace"
+    home, out, log = folder / "home", folder / "out", folder / "strace"
+    home.mkdir()
+    calls = "trace=openat,open,creat,rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,symlink,symlinkat,link,linkat,truncate"
+    commands = [[ROOT / "train.py", *tiny("stream", out)], [ROOT / "train.py", "--resume", "--steps", "8", "--out", out],
+                [ROOT / "sample.py", "--checkpoint", out / "ckpt.pt", "--html", out / "page.html", "--prompt", "The ball is under cup B."]]
+    for argv in tqdm(commands, desc="outside"):
+        subprocess.run(["strace", "-f", "-A", "-y", "-e", calls, "-o", log, sys.executable, "-B", *argv], check=True, capture_output=True,
+                       cwd=folder, env=os.environ | {"HOME": str(home), "TMPDIR": str(home)})
+    written = set()
+    for line in log.read_text(errors="replace").splitlines():
+        changes = "open" not in line or "O_WRONLY" in line or "O_RDWR" in line or "O_CREAT" in line
+        if changes and '"' in line and not line.rstrip().endswith(")") and " = -1 " not in line:
+            written |= {Path(folder, name) for name in line.split('"')[1::2]}
+    foreign = [str(p) for p in written if not (p.is_relative_to(out) or p.is_relative_to(home) or p.is_relative_to("/dev"))]
+    assert not foreign, foreign
+    return (f"{sum(p.is_relative_to(out) for p in written)} paths in --out, {sum(p.is_relative_to(home) for p in written)} in HOME "
+            "(matplotlib's cache), none elsewhere")
+
+
+TESTS = {kills: 50, signals: 30, disk: 30, checkpoints: 200, skipped: 100, strings: 10_000, commands: 500, real_commands: 30, files: 100,
+         seeds: 3, memory: 2000, outside: 1}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=[f.__name__ for f in TESTS], help="one of them")
+    parser.add_argument("--count", type=int, help="how often (files: MB of the longest line); default: " + ", ".join(
+        f"{f.__name__} {n}" for f, n in TESTS.items()))
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments and inputs")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for test, count in TESTS.items():
+        if args.only in (None, test.__name__):
+            with tempfile.TemporaryDirectory() as folder:
+                t0 = time.time()
+                figures = test(Path(folder), args.count or count, random.Random(args.seed))
+                os.chdir(ROOT)
+                print(f"{test.__name__} ({time.time() - t0:.0f} s): {figures}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
