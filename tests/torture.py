@@ -105,7 +105,7 @@ def signals(folder: Path, count: int, luck: random.Random) -> str:
         assert code in (0, 128 + number), (folder / "said").read_text()
         said.close()
         if code:
-            assert "\nstopped after step" in (folder / "said").read_text()
+            assert "stopped after step" in (folder / "said").read_text()
             assert run(["--resume", "--out", out])[0] == 0
         equal += same(left(out), wanted)
     assert equal == count
