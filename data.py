@@ -11,6 +11,7 @@ moves are ` nothing`: is a thought needed after those?
 Left out on purpose: shuffled epochs (windows are drawn at random), padding (windows have equal length).
 Knows tokenizer.py only. Letters: B contexts, S text tokens, m cups, n moves since the last anchor.
 """
+import codecs
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ from tokenizer import END_OF_TEXT, Tokenizer
 
 CACHE = Path(__file__).resolve().parent / "cache"
 WEBTEXT = "https://openaipublic.blob.core.windows.net/gpt-2/output-dataset/v1/webtext.{}.jsonl"
+PIECE = 1 << 22  # characters that are encoded at once: the ids of a line of 100 MB would be a list of 3 GB
 PURPOSES = ("train", "eval", "rollout", "eval_rollout", "pretrain", "offset", "birth", "own_text", "hide")
 
 
@@ -179,10 +181,10 @@ class TextFile:
                 with open(path, "rb") as f, open(part, "wb") as out:
                     bar = tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=f"reading {path.name}", disable=None)
                     for text, size in _documents(f, path.suffix):
-                        ids = tokenizer.encode(text)
+                        for i in range(0, len(text), PIECE):
+                            np.array(tokenizer.encode(text[i:i + PIECE]), np.uint16).tofile(out)
                         if tokenizer.text_ids is None and path.suffix == ".jsonl":
-                            ids.append(END_OF_TEXT)
-                        np.array(ids, np.uint16).tofile(out)
+                            np.array([END_OF_TEXT], np.uint16).tofile(out)
                         bar.update(size)
                     bar.close()
                 part.rename(cached)
@@ -212,13 +214,15 @@ def _documents(f, suffix: str):
     skipped and counted in one closing line."""
     broken = 0
     if suffix == ".txt":
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a long line may be cut within a character
         while block := f.read(1 << 20) + f.readline(1 << 20):
-            yield block.decode("utf-8", "replace"), len(block)
+            yield decoder.decode(block), len(block)
+        yield decoder.decode(b"", True), 0
         return
     for line in f:
         try:
             yield str(json.loads(line)["text"]), len(line)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             broken += bool(line.strip())
     if broken:
         print(f"{f.name}: skipped {broken} broken line(s), which are no JSON with a field `text`")

@@ -8,10 +8,14 @@ anything that is not GPT-2. Knows nothing of the other files but download.py.
 
 Letters: R rows of a batch, T positions, C width, H heads, D = C / H, L layers, V text rows, N thinking rows.
 """
+import hashlib
 import json
 import math
+import os
+import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 import torch.nn as nn
@@ -25,6 +29,8 @@ PICO = {"pico": ASSETS / "pico" / "student.pt", "pico-teacher": ASSETS / "pico" 
 SIZES = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600)}
 WEIGHTS = "https://huggingface.co/openai-community/{}/resolve/main/pytorch_model.bin"
 GPT2_SHA256 = "7c5d3f4b8b76583b422fcb9189ad6c89d5d97a094541ce8932dce3ecabde1421"
+FORMAT = 2  # of checkpoints; 1 had no seal
+SEAL = b"\nsha256:"  # with the digest of all bytes before it, a checkpoint's last 72 bytes: torch.load reads past them
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
@@ -36,6 +42,10 @@ class Config:
     n_ctx: int = 1024
     vocab_size: int = 50257  # V
     think_vocab: int = 0  # N
+
+    def __post_init__(self):
+        if self.n_head < 1 or self.n_embd % self.n_head:
+            raise ValueError(f"a width of {self.n_embd} can't be shared by {self.n_head} heads")
 
 
 class Attention(nn.Module):
@@ -225,8 +235,6 @@ def from_openai(state: dict[str, Tensor], n_head: int | None = None) -> GPT:
     except (AttributeError, KeyError, ValueError) as e:
         raise ValueError(f"these are no GPT-2 weights in Hugging Face's layout ({e})") from e
     L, n_head = sum(k.endswith("ln_1.weight") for k in state), n_head or max(1, C // 64)
-    if C % n_head:
-        raise ValueError(f"a width of {C} can't be shared by {n_head} heads")
     model = GPT(Config(L, n_head, C, n_ctx, V))
     # OpenAI stored Linear weights as [in, out]; ours are torch's [out, in]
     state = {k: v.T.contiguous() if k.endswith(TRANSPOSED) else v for k, v in state.items()}
@@ -271,7 +279,7 @@ def load(name: str | Path) -> GPT:
 
 
 def read_weights(path: Path) -> dict:
-    """A file of weights, never one that runs code (weights_only)."""
+    """A file of weights, never one that runs code (weights_only). Raises ValueError (one line) for any other."""
     if path.suffix == ".safetensors":
         try:
             from safetensors import SafetensorError
@@ -282,17 +290,63 @@ def read_weights(path: Path) -> dict:
             return load_file(str(path))
         except (OSError, SafetensorError) as e:
             raise ValueError(f"{path} can't be read as weights, it is damaged ({type(e).__name__})") from e
+    sealed = is_sealed(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # damage can meet the reader of pickles anywhere: IndexError, RuntimeError, OSError, ...
-        raise ValueError(f"{path} can't be read as weights, it is damaged or holds something else "
-                         f"({type(e).__name__})") from e
+        what = "what would run code (weights_only)" if isinstance(e, pickle.UnpicklingError) else "something else"
+        raise ValueError(f"{path} can't be read as weights, it is damaged or holds {what} ({type(e).__name__})") from e
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a dictionary of weights")
+    if state.get("format", 1) not in (1, FORMAT):
+        raise ValueError(f"{path} is of a newer version: format {state['format']!r}, and this code reads 1 and {FORMAT}")
+    if state.get("format") == FORMAT and not sealed:
+        raise ValueError(f"{path} has lost its end, with the checksum: it is damaged")
     return state
+
+
+def digest(f: BinaryIO, size: int) -> bytes:
+    """The seal of a file's next `size` bytes."""
+    sha = hashlib.sha256()
+    while block := f.read(min(1 << 22, size)):
+        sha.update(block)
+        size -= len(block)
+    return SEAL + sha.hexdigest().encode()
+
+
+def is_sealed(path: Path) -> bool:
+    """Does it end in a checksum? (OpenAI's files and older ones have none.) Raises ValueError where that differs: a flipped bit
+    in a weight would be loaded in silence."""
+    with open(path, "rb") as f:
+        size = max(0, f.seek(0, os.SEEK_END) - len(SEAL) - 64)
+        f.seek(size)
+        end = f.read()
+        f.seek(0)
+        if end.startswith(SEAL) and digest(f, size) != end:
+            raise ValueError(f"{path} is damaged: its checksum differs")
+    return end.startswith(SEAL)
+
+
+def save(path: Path, state: dict) -> None:
+    """A checkpoint, whole or not at all: written beside, sealed, flushed to the disk, renamed. Whatever happens, what was at
+    `path` before stays whole. Raises OSError."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "w+b") as f:
+            torch.save({"format": FORMAT, **state}, f)
+            size = f.tell()
+            f.seek(0)
+            f.write(digest(f, size))
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    except RuntimeError as e:  # torch's word for a write that failed, without the system's reason
+        raise OSError(f"{part} can't be written whole: the disk is full, or files may not grow so large") from e
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def as_checkpoint(model: GPT) -> dict:
     """What `load` reads back; training adds its own keys beside these."""
-    return {"format": 1, "config": asdict(model.config), "text_ids": model.text_ids,
+    return {"config": asdict(model.config), "text_ids": model.text_ids,
             "model": {k: v.detach().cpu() for k, v in model.state_dict().items()}}

@@ -19,7 +19,6 @@ Left out on purpose: everything about thoughts.
 """
 import argparse
 import math
-import os
 from itertools import permutations
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import Batch, Cups, seeded
-from model import PICO, Config, GPT, as_checkpoint
+from model import PICO, Config, GPT, as_checkpoint, save
 from rollout import visible
 
 S, CONTEXT = 64, 256
@@ -151,8 +150,7 @@ def main() -> None:
                        f"answers right % by n: {' '.join(f'{100 * a:.0f}' for a in by_n)}")
             out = args.out or PICO[{"teacher": "pico-teacher", "student": "pico"}[args.role]]
             out.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(as_checkpoint(model), out.with_suffix(".part"))
-            os.replace(out.with_suffix(".part"), out)
+            save(out, as_checkpoint(model))
 
 
 if __name__ == "__main__":

@@ -64,10 +64,12 @@ def main() -> None:
         if not args.prompt:
             raise ValueError("--prompt is empty: GPT-2 needs at least one token to continue")
         for flag, least in (("new_tokens", 1), ("samples", 1), ("temperature", 0), ("top_k", 0), ("seed", 0)):
-            if getattr(args, flag) < least:
-                raise ValueError(f"--{flag} must be at least {least}, not {getattr(args, flag)}")
+            if not least <= getattr(args, flag) < 2 ** 31:  # nan is refused as well
+                raise ValueError(f"--{flag} must be at least {least}, and below 2^31, not {getattr(args, flag)}")
         ids = tokenizer.encode(args.prompt)
         P, S = len(ids), args.new_tokens
+        if P + S > model.config.n_ctx:
+            raise ValueError(f"{P} tokens of --prompt and {S} new ones do not fit the model's context of {model.config.n_ctx}")
         if rules.persist:
             rules.budget = max(0, min(S * rules.max_thoughts, model.config.n_ctx - P - S)) if rules.budget else 0
         table = overwritten(args.replace, tokenizer.V, tokenizer.N)

@@ -16,6 +16,8 @@ import difflib
 import json
 import math
 import os
+import signal
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -27,7 +29,7 @@ from tqdm import tqdm
 
 from data import Batch, Cups, check_path, open_data, seeded
 from evaluate import N_MAX, evaluate, luck_on_text, uniforms
-from model import GPT, PICO, SIZES, Config, as_checkpoint, load, read_weights
+from model import GPT, PICO, SIZES, Config, as_checkpoint, load, read_weights, save
 from reward import advantage, returns_to_go, rollout_loss, sibling_spread, slot_rewards, teacher_states
 from rollout import Rollout, Rules, rollout, states, visible
 from tokenizer import Tokenizer, html_page
@@ -126,7 +128,8 @@ DEFAULTS = {
 ALWAYS = dict(think_vocab=2048, max_thoughts=1, temperature=1.0, baseline="loo", beta=1.0, cups=3, swaps=10, idle=0.0, hide=1.0,
               reread=0, text_grad="exact", answer_grad="on", curriculum="on", layers=1, width=64)
 LEAST = dict(prompts=1, samples=1, prompt_tokens=1, new_tokens=1, steps=1, micro_batch=1, eval_every=1, warmup=1, swaps=1, layers=1,
-             width=8, max_thoughts=1, budget=0, window=0, reread=0, hide=0, seed=0, lr=0, think_lr=0, temperature=0.01)
+             width=8, max_thoughts=1, budget=0, window=0, reread=0, hide=0, seed=0, lr=0, think_lr=0, temperature=0.01, entropy=0,
+             gamma=0, think_cost=-1e3, think_prior=0, beta=0)
 
 
 def resolve(args: argparse.Namespace) -> dict:
@@ -175,11 +178,11 @@ def resolve(args: argparse.Namespace) -> dict:
         # nothing is sampled, so siblings would be copies: as many contexts instead
         a |= dict(prompts=a["prompts"] * a["samples"], samples=1, baseline=args.baseline or "none")
     for k, least in LEAST.items():
-        if a[k] < least:
-            raise ValueError(f"--{k} must be at least {least}, not {a[k]}")
+        if not least <= a[k] < 2 ** 31:  # nan is refused as well
+            raise ValueError(f"--{k} must be at least {least}, and below 2^31, not {a[k]}")
     if a["width"] % 2:
         raise ValueError(f"--width must be even, for two heads, not {a['width']}")
-    if a["thoughts"] == "tokens" and a["think_vocab"] < 1:
+    if a["thoughts"] == "tokens" and not 1 <= a["think_vocab"] < 2 ** 31:
         raise ValueError(f"--think_vocab must be at least 1, not {a['think_vocab']} (--thoughts none runs without thoughts)")
     if a["baseline"] == "loo" and a["samples"] < 2:
         raise ValueError("--samples 1 leaves no sibling to compare with: use at least 2, or --baseline batch")
@@ -248,13 +251,6 @@ def give_rows(a: dict, model: GPT, data, rules: Rules) -> dict[str, float]:
     return model.grow(a["think_vocab"], ids, a["think_prior"], luck, mask=mask, spread=spread)
 
 
-def save(path: Path, state: dict) -> None:
-    """Write beside, then rename: whatever happens, there is a whole checkpoint at `path`."""
-    part = path.with_name(path.name + ".part")
-    torch.save(state, part)
-    os.replace(part, path)
-
-
 def draw_curves(out: Path) -> None:
     """curves.png from metrics.jsonl."""
     import matplotlib  # a second of start-up
@@ -305,31 +301,66 @@ def report(before: dict, after: dict) -> None:
                                        for n in (1, 2, 3, 4, 6, 8, 10) if after["free_answers_by_n"][n - 1]))
 
 
+def pick_up(args: argparse.Namespace) -> tuple[dict, dict]:
+    """--resume: -> the settings to go on with, and the checkpoint. Raises ValueError, one line."""
+    path, silent = args.out / "ckpt.pt", vars(parse([]))
+    if not path.exists():
+        raise ValueError(f"nothing to resume: there is no {path}")
+    saved = read_weights(path)
+    if not {"args", "rules", "state", "optimizer"} <= saved.keys():
+        raise ValueError(f"{path} is a model, but not the checkpoint of a run that could go on")
+    said = [k for k, v in vars(args).items() if v != silent[k] and k not in ("steps", "out", "resume", "error")]
+    if said:
+        raise ValueError(f"--resume goes on with the settings of its run, but for --steps: leave out --{said[0]}")
+    unknown = silent.keys() - saved["args"].keys() - {"resume", "error"}
+    if unknown:
+        raise ValueError(f"{path} is of an older version, whose runs had no --{min(unknown)}: start anew")
+    if saved["args"]["device"] == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{path} was made on a CUDA device, and torch sees none here")
+    return saved["args"] | ({"steps": args.steps} if args.steps else {}) | {"out": str(args.out)}, saved
+
+
+def ask_to_stop() -> list[int]:
+    """-> a list that gets the number of a signal, Ctrl-C or SIGTERM. The run looks at it after each step, saves and ends; a
+    second signal finds no one who would wait, and ends the process at once."""
+    asked, signals = [], (signal.SIGINT, signal.SIGTERM)
+
+    def ask(number: int, _) -> None:
+        asked.append(number)
+        for s in signals:
+            signal.signal(s, signal.SIG_DFL)
+    for s in signals:
+        signal.signal(s, ask)
+    return asked
+
+
 def main() -> None:
+    """Exit codes: 0 done; 1 the run broke off, what was saved is whole; 2 refused before the first step; 130, 143 stopped by
+    Ctrl-C or SIGTERM, and saved."""
     args = parse()
     saved, out = None, args.out
     try:
         if args.resume:
-            if not (out / "ckpt.pt").exists():
-                raise ValueError(f"nothing to resume: there is no {out / 'ckpt.pt'}")
-            saved = read_weights(out / "ckpt.pt")
-            if "args" not in saved:
-                raise ValueError(f"{out / 'ckpt.pt'} is a model, but not the checkpoint of a run that could go on")
-            silent = vars(parse([]))
-            said = [k for k, v in vars(args).items() if v != silent[k] and k not in ("steps", "out", "resume", "error")]
-            if said:
-                raise ValueError(f"--resume goes on with the settings of its run, but for --steps: leave out --{said[0]}")
-            a = saved["args"] | ({"steps": args.steps} if args.steps else {}) | {"out": str(out)}
-            if a["device"] == "cuda" and not torch.cuda.is_available():
-                raise ValueError(f"{out / 'ckpt.pt'} was made on a CUDA device, and torch sees none here")
+            a, saved = pick_up(args)
         else:
             a = resolve(args) | {"out": str(out)}
         out.mkdir(parents=True, exist_ok=True)
         model, teacher, data, rules = setup(a, saved)
-        take_text(a, data, 1, a["prompt_tokens"], 0, a["new_tokens"], None)  # too short? better now than after an hour
+        make_optimizer(a, model, saved)  # moments of another model? text too short? better now than after an hour
+        take_text(a, data, 1, a["prompt_tokens"], 0, a["new_tokens"], None)
     except (ValueError, OSError) as e:
         args.error(str(e))
-    train(a, saved, out, model, teacher, data, rules)
+    except (RuntimeError, MemoryError) as e:
+        if "allocate" not in str(e):
+            raise
+        args.error(f"such a model or its data do not fit into memory ({str(e).splitlines()[0]})")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    try:
+        return train(a, saved, out, model, teacher, data, rules, ask_to_stop())
+    except (OSError, FloatingPointError) as e:
+        broken = str(e)
+    sys.exit(f"train.py: {broken}; --resume goes on from the last checkpoint")  # by now the bar is gone, and has ended its line
 
 
 def take_text(a: dict, data, B: int, P: int, step: int, S: int, stage: int | None) -> Batch:
@@ -463,23 +494,55 @@ def gradient_pass(a: dict, model: GPT, teacher: GPT | None, ro: Rollout, adv: to
     return loss_sum, entropy
 
 
-def make_optimizer(a: dict, model: GPT) -> torch.optim.Optimizer:
-    """AdamW with two groups, as thinking rows have a learning rate of their own, and no weight decay."""
+def make_optimizer(a: dict, model: GPT, saved: dict | None) -> torch.optim.Optimizer:
+    """AdamW with two groups, as thinking rows have a learning rate of their own, and no weight decay. Raises ValueError where
+    what was saved belongs to another model."""
     rows = [model.think, model.think_offset]
     body = [p for p in model.parameters() if all(p is not r for r in rows)]
     groups = [{"params": body, "peak": a["lr"]}] + ([{"params": rows, "peak": a["think_lr"]}] if a["think_vocab"] else [])
-    return torch.optim.AdamW(groups, lr=a["lr"], betas=(0.9, 0.98), weight_decay=0.0, fused=model.device.type == "cuda")
+    optimizer = torch.optim.AdamW(groups, lr=a["lr"], betas=(0.9, 0.98), weight_decay=0.0, fused=model.device.type == "cuda")
+    if saved is not None:
+        try:
+            optimizer.load_state_dict(saved["optimizer"])
+            fits = all(moments["exp_avg"].shape == p.shape for p, moments in optimizer.state.items())
+        except (AttributeError, KeyError, TypeError, ValueError):
+            fits = False
+        if not fits:  # torch itself looks at the number of parameters alone
+            raise ValueError("the checkpoint's optimizer does not fit its weights: they are of two runs")
+    return optimizer
+
+
+def step_or_skip(model: GPT, optimizer: torch.optim.Optimizer, loss: float, state: dict) -> float:
+    """One step of the optimizer -> the gradient's norm. One NaN would spoil all weights and Adam's moments for good, so a step
+    whose loss or gradient isn't finite is left out and counted. Raises FloatingPointError after 10 in a row."""
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
+    if math.isfinite(loss) and math.isfinite(norm):
+        optimizer.step()
+        state["in_a_row"] = 0
+        return norm
+    state |= {"skipped": state["skipped"] + 1, "in_a_row": state["in_a_row"] + 1}
+    if state["in_a_row"] == 10:
+        raise FloatingPointError(f"10 steps in a row, up to step {state['step']}, had no finite loss or gradient: try a lower "
+                                 "--lr and --think_lr, or --dtype float32")
+    return norm
 
 
 class Journal:
     """What a run leaves in its folder: metrics.jsonl, a line a step and an evaluation, and samples.html."""
 
-    def __init__(self, out: Path, step: int, resumed: bool):
+    def __init__(self, out: Path, step: int):
         self.out, self.log, self.t0 = out, out / "metrics.jsonl", time.time()
         done = {"step": step, "eval": step + 1}  # an evaluation is logged before its checkpoint is written
-        lines = [json.loads(x) for x in self.log.read_text().splitlines()] if resumed and self.log.exists() else []
-        kept = [x for x in lines if x["step"] < done[x["kind"]]]
-        self.log.write_text("".join(json.dumps(x) + "\n" for x in kept))
+        kept = []
+        for text in self.log.read_text().splitlines() if step and self.log.exists() else []:
+            try:
+                line = json.loads(text)
+            except ValueError:  # half a line is the last thing that a killed run wrote
+                break
+            kept += [line] if line["step"] < done[line["kind"]] else []
+        part = self.log.with_name("metrics.jsonl.part")  # as with checkpoints: at no moment is there less than before
+        part.write_text("".join(json.dumps(x) + "\n" for x in kept))
+        os.replace(part, self.log)
         self.evals = [x for x in kept if x["kind"] == "eval"]
 
     def write(self, kind: str, step: int, values: dict) -> None:
@@ -499,19 +562,33 @@ class Journal:
         (self.out / "samples.html").write_text(html_page(html, f"step {step}"), encoding="utf-8")
 
 
-def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | None, data, rules: Rules) -> None:
-    """The algorithm."""
+def notice_dead(state: dict, dead: bool) -> None:
+    """Say once that nothing is learnt."""
+    state["dead"] = state["dead"] + 1 if dead else 0
+    if state["dead"] == 50:
+        tqdm.write("hint: for 50 steps siblings have not differed (spread < 0.002), so thoughts learn nothing. Does the "
+                   "text need them? Try a narrower --window, another --seed, or a base that can't do without")
+
+
+def whole_run(a: dict, model: GPT, rules: Rules, state: dict, optimizer: torch.optim.Optimizer) -> dict:
+    """All that --resume needs."""
+    return as_checkpoint(model) | {"args": a, "rules": asdict(rules), "state": state, "optimizer": optimizer.state_dict()}
+
+
+def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | None, data, rules: Rules,
+          stop: list[int] | None = None) -> None:
+    """The algorithm. stop: see `ask_to_stop`."""
     G, thinking = a["samples"], a["thoughts"] == "tokens"
     dev, cups = model.device, isinstance(data, Cups)
-    optimizer = make_optimizer(a, model)
+    optimizer = make_optimizer(a, model, saved)
     # all that adapts while it runs, and so has to be in the checkpoint beside weights and optimizer
-    state = {"step": 0, "stage": 1, "accuracy": 0.0, "in_stage": 0, "dead": 0}
-    if saved is not None:
-        optimizer.load_state_dict(saved["optimizer"])
-        state = saved["state"]
+    state = {"step": 0, "stage": 1, "accuracy": 0.0, "in_stage": 0, "dead": 0, "skipped": 0, "in_a_row": 0}
+    state |= saved["state"] if saved is not None else {}
     sampler = torch.compile(model) if a["compile"] == "on" else model
     autocast = torch.autocast(dev.type, torch.bfloat16) if a["dtype"] == "bfloat16" else nullcontext()
-    journal = Journal(out, state["step"], saved is not None)
+    if saved is None:  # before the log begins anew: at any moment the two belong to one run
+        save(out / "ckpt.pt", whole_run(a, model, rules, state, optimizer))
+    journal = Journal(out, state["step"])
     if not journal.evals:
         journal.measure(a, state["step"], model, teacher, data, rules)
     bar = tqdm(total=a["steps"], initial=state["step"], desc=a["approach"])
@@ -549,8 +626,7 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         optimizer.zero_grad(set_to_none=True)
         loss, entropy = gradient_pass(a, model, teacher, ro, adv, text_weights(a, r, pays, frontier), t_states, scale, rules,
                                       offset, autocast)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
-        optimizer.step()
+        norm = step_or_skip(model, optimizer, loss, state)
 
         if n is not None and stage:
             advance(state, hit[pays & (n == stage)], a["swaps"])
@@ -558,21 +634,28 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         spread = sibling_spread(returns, G).item() if G > 1 else 0.0
         paying = pays.sum().item() if pays is not None else r.numel()
         line = {"reward": (r.sum() / max(paying, 1)).item(), "loss": loss, "spread": spread,
-                "entropy": entropy / max(thoughts, 1), "thoughts": thoughts / (R * S), "grad_norm": norm, "stage": state["stage"]}
+                "entropy": entropy / max(thoughts, 1), "thoughts": thoughts / (R * S), "grad_norm": norm, "stage": state["stage"],
+                "skipped": state["skipped"]}
         journal.write("step", step, line)
-        state["dead"] = state["dead"] + 1 if thoughts and thinking and G > 1 and spread < 0.002 else 0
-        if state["dead"] == 50:
-            tqdm.write("hint: for 50 steps siblings have not differed (spread < 0.002), so thoughts learn nothing. Does the "
-                       "text need them? Try a narrower --window, another --seed, or a base that can't do without")
+        notice_dead(state, bool(thoughts and thinking and G > 1 and spread < 0.002))
         bar.update()
-        bar.set_postfix({k: f"{line[k]:.3f}" for k in ("reward", "spread", "entropy")} | {"stage": state["stage"]})
-        if state["step"] % a["eval_every"] == 0 or state["step"] == a["steps"]:
+        bar.set_postfix({k: f"{line[k]:.3f}" for k in ("reward", "spread", "entropy")}
+                        | {k: state[k] for k in ("stage", "skipped") if state[k]})
+        due, stopping = state["step"] % a["eval_every"] == 0 or state["step"] == a["steps"], bool(stop)
+        sound = not state["in_a_row"]  # spoilt weights, which show in the next loss, must not replace a good checkpoint
+        if due:
             journal.measure(a, state["step"], model, teacher, data, rules)
-            save(out / "ckpt.pt", as_checkpoint(model) | {"args": a, "rules": asdict(rules), "state": state,
-                                                          "optimizer": optimizer.state_dict()})
+            sound = math.isfinite(journal.evals[-1]["nats_without_thoughts"])
             tqdm.write(f"step {state['step']}: "
                        + ", ".join(f"{k} {v:.3f}" for k, v in journal.evals[-1].items() if isinstance(v, float) and k != "seconds"))
+        if sound and (due or stopping):
+            save(out / "ckpt.pt", whole_run(a, model, rules, state, optimizer))
+        if stopping:
+            break
     bar.close()
+    if state["step"] < a["steps"]:
+        print(f"stopped after step {state['step']}; go on with: python train.py --resume --out {out}")
+        sys.exit(128 + stop[0])
     draw_curves(out)
     report(journal.evals[0], journal.evals[-1])
     print(f"{time.time() - journal.t0:.0f} s; {out}/ holds ckpt.pt, metrics.jsonl, curves.png, samples.html; now try\n"

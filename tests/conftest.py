@@ -4,6 +4,7 @@ The models of these tests are tiny and random, in float64: there, two ways to co
 and what is off by more is a bug and no rounding. All of it runs offline, on the CPU, and repeats to the bit.
 """
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -48,6 +49,15 @@ def keep_double(monkeypatch):
     """.float() stands in the code for the sake of bfloat16. Here it must not cut float64 down to float32."""
     cut = torch.Tensor.float
     monkeypatch.setattr(torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else cut(x))
+
+
+@pytest.fixture(autouse=True)
+def keep_signals():
+    """A run that is called as a function leaves its handlers behind; Ctrl-C must go on to end the tests."""
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for s, handler in before.items():
+        signal.signal(s, handler)
 
 
 def one_line(error: pytest.ExceptionInfo) -> str:

@@ -1,0 +1,479 @@
+"""Stops, faults and bad input: what was saved stays whole, a run goes on as if nothing had been, and a person reads one line.
+
+The quick half. torture.py does the same in bulk, with what takes minutes: random moments, full disks, fuzzing, memory.
+Runs that die are real processes, forks of this one (which saves each the seconds of importing torch), so not on Windows.
+"""
+import functools
+import json
+import os
+import pickle
+import random
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+import torch._dynamo  # an optimizer imports it when it is made, for three seconds: here once, not in every child
+
+import sample
+import tokenizer
+import train
+from conftest import one_line
+from evaluate import free_text, plain_nats
+from model import FORMAT, GPT, PICO, Config, as_checkpoint, load, read_weights, save
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+APPROACHES = ["teacher", "stream", "next_token"]
+STEPS = 6
+
+
+def tiny(approach: str, out: Path, *more: str) -> list[str]:
+    """A run of seconds: three checkpoints, the one at the start aside."""
+    return ["--approach", approach, "--steps", str(STEPS), "--eval_every", "2", "--prompts", "2", "--samples", "2",
+            "--new_tokens", "10", "--think_vocab", "16", "--out", str(out), *more]
+
+
+def small_world() -> None:
+    """In a child: evaluations are a short look, and there are no curves (a second each)."""
+    def look(model, game, rules, teacher, P, S, *_, **__):
+        out, ro = free_text(model, game, rules, teacher, 2, P, 6)
+        nats, p_think = plain_nats(model, torch.from_numpy(game.batch(2, 40, 0, 2000, "eval").ids), rules.window)
+        return {"nats_without_thoughts": nats, "p_think": p_think, **out}, ro
+    train.evaluate, train.draw_curves = look, lambda out: None
+
+
+tokenizer_once = functools.cache(tokenizer.gpt2_encoding)
+
+
+def child(argv: list, said: int, before=small_world, main=train.main) -> int:
+    """Start `main` in a fork of this process -> its id. What it prints goes to the open file `said`."""
+    sys.stdout.flush(), sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 70
+    try:
+        os.dup2(said, 1), os.dup2(said, 2)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+        tokenizer.gpt2_encoding = tokenizer_once
+        before()
+        sys.argv = ["train.py", *map(str, argv)]
+        main()
+        code = 0
+    except SystemExit as e:
+        if isinstance(e.code, str):
+            print(e.code, file=sys.stderr)
+        code = 1 if isinstance(e.code, str) else e.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+
+
+def ended(pid: int) -> int:
+    """Exit code of a child, or minus the signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def run(argv: list, before=small_world) -> tuple[int, str]:
+    """-> exit code, and all that was printed. (Through a pipe, which no limit on files concerns.)"""
+    read, write = os.pipe()
+    pid = child(argv, write, before)
+    os.close(write)
+    with open(read) as f:
+        said = f.read()
+    return ended(pid), said
+
+
+def left(out: Path) -> tuple[dict, list[dict]]:
+    """All that a run left: its checkpoint but for the folder's name, and its log but for the seconds."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    saved = read_weights(out / "ckpt.pt")
+    return saved | {"args": saved["args"] | {"out": None}}, [{k: v for k, v in x.items() if k != "seconds"} for x in lines]
+
+
+def same(a, b) -> bool:
+    """Bit for bit, whatever is nested in what."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def is_complete(lines: list[dict], steps: int = STEPS) -> bool:
+    """Every step once, in order."""
+    return [x["step"] for x in lines if x["kind"] == "step"] == list(range(steps))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of each approach that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    for approach in APPROACHES:
+        code, said = run(tiny(approach, folder / approach))
+        assert code == 0, said
+    return {approach: left(folder / approach) for approach in APPROACHES}
+
+
+# kill -9
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dies_in_save(at: int, share: float):
+    """The at-th checkpoint (0: the one before the first step) is cut after a share of its bytes."""
+    def before():
+        small_world()
+        write, calls = torch.save, iter(range(99))
+
+        def cut(state, f):
+            write(state, f)
+            if next(calls) == at:
+                f.truncate(int(f.tell() * share))
+                die()
+        torch.save = cut
+    return before
+
+
+def dies_in(module, name: str, at: int, after: bool):
+    """Just before or after the at-th call of a function."""
+    def before():
+        small_world()
+        real, calls = getattr(module, name), iter(range(999))
+
+        def call(*a):
+            i = next(calls)
+            if i == at and not after:
+                die()
+            out = real(*a)
+            if i == at:
+                die()
+            return out
+        setattr(module, name, call)
+    return before
+
+
+def dies_in_line(at: int):
+    """Half of the at-th line of the log is written."""
+    def before():
+        small_world()
+        real, calls = train.Journal.write, iter(range(999))
+
+        def write(self, kind, step, values):
+            real(self, kind, step, values)
+            if next(calls) == at:
+                size = self.log.stat().st_size
+                with open(self.log, "r+b") as f:
+                    f.truncate(size - len(f.read().splitlines()[-1]) // 2)
+                die()
+        train.Journal.write = write
+    return before
+
+
+PLACES = [dies_in_save(2, 0.9), dies_in_line(4), dies_in_save(0, 0.5), dies_in(os, "fsync", 1, False),
+          *(dies_in(os, "replace", at, after) for at, after in ((0, False), (1, False), (1, True), (2, False), (3, True)))]
+
+
+@pytest.mark.parametrize("approach, places", [("stream", PLACES), ("teacher", PLACES[:2]), ("next_token", PLACES[:2])])
+def test_killed_and_resumed(whole, tmp_path, approach, places):
+    """Guards --resume: a run is killed in the middle of a write, again and again; its checkpoint is whole each time, and
+    weights, moments, state and log are those of a run that nobody killed, to the bit."""
+    for i, place in enumerate(places):
+        out = tmp_path / str(i)
+        assert run(tiny(approach, out), place)[0] == -signal.SIGKILL
+        if i % 3 == 0 and (out / "ckpt.pt").exists():  # a second time, while it picks up the log
+            again = run(["--resume", "--out", str(out)], dies_in(os, "replace", 0, bool(i % 2)))
+            assert again[0] == -signal.SIGKILL
+        argv = ["--resume", "--out", str(out)] if (out / "ckpt.pt").exists() else tiny(approach, out)
+        code, said = run(argv)
+        assert code == 0, said
+        assert same(left(out), whole[approach]) and is_complete(left(out)[1])
+
+
+def test_another_run_in_the_same_folder(whole, tmp_path):
+    """Guards against a checkpoint of one run with the log of another: a new run replaces both, and one that is killed at its
+    start leaves the old two, or its own."""
+    out = tmp_path / "out"
+    assert run(tiny("stream", out, "--seed", "9"))[0] == 0
+    old = left(out)
+    assert run(tiny("stream", out), dies_in(os, "replace", 0, False))[0] == -signal.SIGKILL
+    assert same(left(out), old)
+    assert run(tiny("stream", out), dies_in(os, "replace", 0, True))[0] == -signal.SIGKILL
+    assert run(["--resume", "--out", out])[0] == 0
+    assert same(left(out), whole["stream"])
+
+
+# Ctrl-C and SIGTERM
+
+def signalled(number: int, at: int, times: int = 1):
+    """The signal comes in the middle of step `at`."""
+    def before():
+        small_world()
+        real = train.gradient_pass
+        calls = iter(range(999))
+
+        def disturbed(*a):
+            if next(calls) == at:
+                for _ in range(times):
+                    os.kill(os.getpid(), number)
+            return real(*a)
+        train.gradient_pass = disturbed
+    return before
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_and_resumed(whole, tmp_path, number, code):
+    """Guards Ctrl-C: the step ends, everything is saved, one line says how to go on, and going on is exact."""
+    out = tmp_path / "out"
+    stopped, text = run(tiny("stream", out), signalled(number, at=2))
+    assert stopped == code and f"\nstopped after step 3; go on with: python train.py --resume --out {out}\n" in text
+    assert read_weights(out / "ckpt.pt")["state"]["step"] == 3 and not (out / "ckpt.pt.part").exists()
+    assert run(["--resume", "--out", out])[0] == 0
+    assert same(left(out), whole["stream"])
+
+
+def test_a_second_signal_ends_at_once(tmp_path):
+    """Guards impatience: with the second Ctrl-C the process is gone, in the middle of its step, and the checkpoint is the
+    last one."""
+    out = tmp_path / "out"
+    assert run(tiny("stream", out), signalled(signal.SIGINT, at=3, times=2))[0] == -signal.SIGINT
+    assert read_weights(out / "ckpt.pt")["state"]["step"] == 2
+
+
+# faults of the disk
+
+def limited(size: int):
+    """No file may grow over `size` bytes: what a full disk looks like from inside."""
+    def before():
+        import resource
+        small_world()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    return before
+
+
+def gone():
+    """The folder disappears in the third step."""
+    import shutil
+    small_world()
+    real, calls = train.Journal.write, iter(range(999))
+
+    def write(self, *a):
+        if next(calls) == 3:
+            shutil.rmtree(self.out)
+        real(self, *a)
+    train.Journal.write = write
+
+
+def test_faults_of_the_disk(tmp_path):
+    """Guards the last good checkpoint: a file that can't grow and a folder that is gone end the run with exit code 1 and one
+    line, and what was saved is as it was."""
+    out = tmp_path / "out"
+    assert run(tiny("stream", out), signalled(signal.SIGINT, at=2))[0] == 130
+    before, small = (out / "ckpt.pt").read_bytes(), (out / "metrics.jsonl").stat().st_size // 2
+    for size in (len(before) // 2, len(before) - 30, small, 0):  # 30: within the seal
+        code, text = run(["--resume", "--out", out], limited(size))
+        last = text.splitlines()[-1]
+        assert code == 1 and last.startswith("train.py: ") and "--resume" in last and "Traceback" not in text, text
+        assert (out / "ckpt.pt").read_bytes() == before and not (out / "ckpt.pt.part").exists()
+    code, text = run(tiny("stream", tmp_path / "other"), gone)
+    assert code == 1 and "metrics.jsonl" in text.splitlines()[-1] and "Traceback" not in text
+    assert not (tmp_path / "other").exists()
+
+
+# checkpoints
+
+@pytest.fixture
+def sealed(tmp_path):
+    torch.manual_seed(0)
+    save(tmp_path / "good.pt", as_checkpoint(GPT(Config(1, 2, 16, 32, 19, 4))))
+    load(tmp_path / "good.pt")
+    return tmp_path / "good.pt"
+
+
+def refuses(path: Path, *words: str) -> None:
+    with pytest.raises(ValueError) as e:
+        load(path)
+    assert all(w in one_line(e) for w in words), e.value
+
+
+def spoil_randomly(path: Path, kind: str, luck: random.Random) -> Path:
+    """A copy that is cut somewhere, or in which some bytes are others."""
+    data = bytearray(path.read_bytes())
+    if kind == "cut":
+        del data[luck.choice([luck.randrange(len(data)), len(data) - luck.randint(1, 80)]):]
+    else:
+        for place in luck.sample(range(len(data)), luck.choice([1, 1, 1, 2, 8])):
+            data[place] ^= luck.randint(1, 255)
+    bad = path.with_name("bad.pt")
+    bad.write_bytes(data)
+    return bad
+
+
+@pytest.mark.parametrize("kind", ["cut", "flipped"])
+def test_damage_is_seen(sealed, kind):
+    """Guards against weights that are loaded with a bit flipped: the seal sees every change."""
+    luck = random.Random(0)
+    for _ in range(40):
+        refuses(spoil_randomly(sealed, kind, luck))
+    data = sealed.read_bytes()
+    (sealed.parent / "bad.pt").write_bytes(data[:2000] + bytes([data[2000] ^ 1]) + data[2001:])
+    refuses(sealed.parent / "bad.pt", "checksum")
+    (sealed.parent / "bad.pt").write_bytes(data[:-72])
+    refuses(sealed.parent / "bad.pt", "checksum")
+
+
+def test_shipped_models_are_sealed():
+    """Guards assets/ as a checkout may have changed them."""
+    for path in PICO.values():
+        assert read_weights(path)["format"] == FORMAT
+
+
+def test_older_and_newer(sealed, tmp_path):
+    """Guards both directions of time: checkpoints made before there were seals load, those of a later format are named."""
+    state = torch.load(sealed, weights_only=True)
+    torch.save(state | {"format": 1}, tmp_path / "old.pt")
+    assert same(load(tmp_path / "old.pt").state_dict(), load(sealed).state_dict())
+    for newer in (FORMAT + 1, "x"):
+        save(tmp_path / "new.pt", state | {"format": newer})
+        refuses(tmp_path / "new.pt", "newer", repr(newer))
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_sealed_code_is_not_run(tmp_path):
+    """Guards against trust in a checksum: it says that nothing changed, not that it is harmless."""
+    save(tmp_path / "x.pt", as_checkpoint(GPT(Config(1, 1, 8, 8, 4))) | {"rules": Bomb(tmp_path / "ran")})
+    refuses(tmp_path / "x.pt", "weights_only")
+    assert not (tmp_path / "ran").exists()
+    with open(tmp_path / "y.pt", "wb") as f:
+        pickle.dump({"config": Bomb(tmp_path / "ran")}, f, 2)
+    refuses(tmp_path / "y.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_resume_refuses_what_does_not_fit(tmp_path):
+    """Guards --resume against checkpoints that are sound and still not those of this run: parts missing, moments or weights of
+    another model, settings of an older version."""
+    out = tmp_path / "out"
+    assert run(tiny("stream", out), signalled(signal.SIGINT, at=1))[0] == 130
+    good = read_weights(out / "ckpt.pt")
+    assert run(tiny("stream", tmp_path / "wide", "--width", "32"), signalled(signal.SIGINT, at=1))[0] == 130
+    other = read_weights(tmp_path / "wide" / "ckpt.pt")
+    bad = [{k: v for k, v in good.items() if k != "optimizer"}, {k: v for k, v in good.items() if k != "state"},
+           good | {"optimizer": other["optimizer"]}, good | {"optimizer": {}}, good | {"config": other["config"]},
+           good | {"model": other["model"]}, good | {"config": good["config"] | {"n_head": 5}},
+           good | {"args": {k: v for k, v in good["args"].items() if k != "warmup"}}]
+    for state in bad:
+        save(out / "ckpt.pt", state)
+        code, text = run(["--resume", "--out", out])
+        assert code == 2 and text.count("\n") == 1 and text.startswith("train.py: "), text
+
+
+# a loss that is no number
+
+def spoiling(loss_at=(), grad_at=()):
+    def before():
+        small_world()
+        real = train.gradient_pass
+        calls = iter(range(999))
+
+        def spoilt(a, model, *more):
+            loss, H = real(a, model, *more)
+            i = next(calls)
+            if i in grad_at:
+                model.wpe.weight.grad[3, 3] = float("inf")
+            return (float("nan") if i in loss_at else loss), H
+        train.gradient_pass = spoilt
+    return before
+
+
+def test_steps_are_skipped(whole, tmp_path):
+    """Guards the weights against one bad batch: that step changes nothing, and is counted in the log and the checkpoint."""
+    out = tmp_path / "out"
+    code, text = run(tiny("stream", out), spoiling(loss_at=[1], grad_at=[3, 4]))
+    assert code == 0
+    saved, lines = left(out)
+    assert saved["state"]["skipped"] == 3 and saved["state"]["in_a_row"] == 0
+    assert [x["skipped"] for x in lines if x["kind"] == "step"] == [0, 1, 1, 2, 3, 3] and is_complete(lines)
+    assert all(v.isfinite().all() for v in saved["model"].values()) and "skipped=3" in text
+    steps = {int(m["step"]) for m in saved["optimizer"]["state"].values()}
+    assert steps == {3}  # of six
+
+
+def test_ten_in_a_row(tmp_path):
+    """Guards the last good state: after ten such steps the run gives up with a hint, and its checkpoint is one from before."""
+    out = tmp_path / "out"
+    argv = tiny("stream", out, "--steps", "30")
+    code, text = run(argv, spoiling(loss_at=range(5, 99)))
+    assert code == 1 and "--lr" in text.splitlines()[-1] and "up to step 14" in text and "Traceback" not in text
+    saved = read_weights(out / "ckpt.pt")
+    assert saved["state"]["step"] < 15 and all(v.isfinite().all() for v in saved["model"].values())
+    code, text = run(tiny("stream", out, "--steps", "30", "--lr", "2e9"))  # spoilt for real
+    assert code == 1 and "--lr" in text.splitlines()[-1] and "Traceback" not in text
+    assert all(v.isfinite().all() for v in read_weights(out / "ckpt.pt")["model"].values())
+
+
+# the same again
+
+def test_seeds(whole, tmp_path):
+    """Guards reproducibility: the same seed is the same run, another seed is another one."""
+    for name, seed in (("same", "0"), ("other", "1")):
+        assert run(tiny("stream", tmp_path / name, "--seed", seed))[0] == 0
+    assert same(left(tmp_path / "same"), whole["stream"])
+    mine, theirs = left(tmp_path / "other"), whole["stream"]
+    assert not any(torch.equal(mine[0]["model"][k], v) for k, v in theirs[0]["model"].items() if v.dim() == 2)
+    assert all(a["loss"] != b["loss"] for a, b in zip(mine[1], theirs[1]) if a["kind"] == "step")
+
+
+# input from outside
+
+def watch_writes(log: Path):
+    """In a child: note every file that Python opens for writing, makes, moves or removes."""
+    def before():
+        small_world()
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+        def hook(event, a):
+            if event == "open" and isinstance(a[0], (str, bytes, os.PathLike)) and (
+                    (a[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) or set(a[1] or "") & set("wax+")):
+                os.write(file, os.fsencode(os.path.abspath(a[0])) + b"\n")
+            elif event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.link"):
+                for path in a[:2 if event in ("os.rename", "os.symlink", "os.link") else 1]:
+                    os.write(file, os.fsencode(os.path.abspath(path)) + b"\n")
+        sys.addaudithook(hook)
+    return before
+
+
+def test_nothing_is_written_outside(tmp_path):
+    """Guards against a path that comes with a file: a checkpoint that names another folder is resumed in its own, and all
+    that a run writes lies in --out."""
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    assert run(tiny("stream", out), signalled(signal.SIGINT, at=1))[0] == 130
+    saved = read_weights(out / "ckpt.pt")
+    save(out / "ckpt.pt", saved | {"args": saved["args"] | {"out": str(elsewhere)}})
+    assert run(["--resume", "--out", out], watch_writes(tmp_path / "written"))[0] == 0
+    written = set((tmp_path / "written").read_text().splitlines()) - {os.devnull}
+    assert not elsewhere.exists() and len(written) > 4 and all(f"{w}{os.sep}".startswith(f"{out}{os.sep}") for w in written), written
+
+
+def test_a_prompt_is_shown_and_not_run(tmp_path, monkeypatch, capsys):
+    """Guards the page of sample.py from end to end: markup in a prompt is text there."""
+    save(tmp_path / "x.pt", as_checkpoint(GPT(Config(1, 1, 8, 64, 50257))))
+    monkeypatch.setattr(sys, "argv", ["sample.py", "--checkpoint", str(tmp_path / "x.pt"), "--prompt", "<script>alert(1)</script>",
+                                      "--new_tokens", "3", "--html", str(tmp_path / "page.html")])
+    sample.main()
+    page = (tmp_path / "page.html").read_text()
+    assert "<script" not in page and page.count("&lt;script&gt;alert(1)") == 6  # four samples, and twice the title

@@ -1,0 +1,127 @@
+"""train.py's own pieces, each against numbers made by hand: who stands beside whom, what a text token weighs, what a stage is."""
+import json
+import math
+
+import pytest
+import torch
+
+import train
+from data import Cups
+from evaluate import free_text
+from rollout import Rules, rollout, states
+from train import advance, advantages, contexts, entropy_scale, shape_of_step, text_weights
+
+R, P, S, V = 4, 3, 6, 11
+
+
+def texts(rows=R, length=P + S):
+    return torch.randint(V, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+def settings(*argv) -> dict:
+    return train.resolve(train.parse(["--approach", "stream", "--prompts", "3", "--samples", "4", *argv]))
+
+
+@pytest.mark.parametrize("window", [0, 4])
+def test_the_gradient_sees_what_the_sampler_saw(tiny, uniforms, window):
+    """Guards step 5: positions and mask of the gradient pass are those of the rollout, with a window and an offset."""
+    model, rules = tiny(), Rules("free", 2, 5, window)
+    ro = rollout(model, texts(), P, S, rules, uniforms(S + 5, R), offset=7)
+    h, real = states(model, ro, rules, offset=7), ro.is_think | ro.is_text
+    assert (h - ro.h)[:, :-1][real[:, :-1]].abs().max() < 1e-9 and h.requires_grad
+
+
+def test_siblings_stand_side_by_side(tiny):
+    """Guards step 1 against step 4: leave-one-out takes rows in groups of G neighbours, so these must share their text."""
+    a, cups = settings(), Cups(3)
+    text, pays, n, cup = contexts(a, tiny(), cups, None, 3, 17, 8, 0, None, 0)
+    assert text.shape == cup.shape == (12, 25) and pays.shape == n.shape == (12, 8)
+    for x in (text, pays, n, cup):
+        grouped = x.view(3, 4, -1)
+        assert (grouped == grouped[:, :1]).all()
+    assert len({tuple(row) for row in text.tolist()}) == 3
+
+
+def test_a_thought_costs(tiny, uniforms):
+    """Guards --think_cost: each thought takes its cost off its own slot, and off nothing else."""
+    ro = rollout(tiny(), texts(), P, S, Rules("free", 2, 5), uniforms(S + 5, R))
+    _, felt, returns = advantages({"thoughts": "tokens", "think_cost": 0.5, "gamma": 0.0, "samples": R, "baseline": "none"}, ro, torch.zeros(R, S))
+    wanted, chosen = torch.zeros(R, S), 0
+    for row in range(R):
+        spoken = 0
+        for i in range(P, ro.ids.shape[1]):
+            if ro.is_think[row, i]:
+                wanted[row, spoken] -= 0.5
+            chosen += bool(ro.is_think[row, i] or ro.gated[row, i])
+            spoken += bool(ro.is_text[row, i])
+    assert (returns - wanted).abs().max() < 1e-6 and (wanted < 0).any() and felt == chosen
+
+
+def test_text_weights():
+    """Guards the weights of text: 1 over what pays, OTHER_TEXT over the rest, 0 for the frontier."""
+    pays = torch.tensor([[True, False, False], [True, False, True]])
+    a, r = {"answer_grad": "on"}, torch.zeros(2, 3)
+    third, other = 1 / 3, train.OTHER_TEXT / 3
+    assert text_weights(a, r, pays, None).flatten().tolist() == pytest.approx([third, other, other, third, other, third])
+    frontier = torch.tensor([[False, False, False], [False, False, True]])
+    assert text_weights(a, r, pays, frontier).flatten().tolist() == pytest.approx([third, other, other, third, other, 0])
+    assert text_weights({"answer_grad": "off"}, r, pays, None)[pays].sum() == 0
+    assert text_weights(a, r, None, None).flatten().tolist() == pytest.approx([1 / 6] * 6)
+
+
+def test_stages():
+    """Guards the curriculum: on after five steps that are good enough, 95 % in the first stage and 85 % later, never back, and
+    never past the last."""
+    state, right = {"stage": 1, "accuracy": 0.0, "in_stage": 0}, torch.ones(8, dtype=torch.bool)
+    seen = []
+    for _ in range(60):
+        advance(state, right, 3)
+        seen.append(state["stage"])
+    # 1 - 0.8^n > 0.95 after 14 steps; 1 - 0.5 * 0.8^n > 0.85 after 6
+    assert seen.index(2) == 13 and seen.index(3) == 19 and max(seen) == 3
+    state = {"stage": 1, "accuracy": 0.9, "in_stage": 9}
+    advance(state, right[:0], 3)  # no answer says nothing
+    assert state == {"stage": 1, "accuracy": 0.9, "in_stage": 10}
+    advance(state, ~right, 3)
+    assert state["accuracy"] == pytest.approx(0.72) and state["stage"] == 1
+
+
+def test_shape_of_a_step():
+    """Guards the lengths: a rollout is just long enough for a round of the stage, and holds no fewer than 64 rows."""
+    a = settings("--prompts", "32", "--samples", "8", "--new_tokens", "48")
+    assert shape_of_step(a, True, {"stage": 1, "step": 1}) == (1, 8, 9, 32)
+    assert shape_of_step(a, True, {"stage": 4, "step": 1}) == (4, 14, 17, 18)
+    assert shape_of_step(a, True, {"stage": 4, "step": 2}) == (4, 14, 9, 18)
+    assert shape_of_step(a, True, {"stage": 30, "step": 1}) == (30, 48, 17, 8)
+    assert shape_of_step(a | {"curriculum": "off"}, True, {"stage": 1, "step": 1}) == (None, 48, 17, 32)
+    assert shape_of_step(a, False, {"stage": 1, "step": 2}) == (None, 48, 17, 32)
+
+
+def test_entropy_fades():
+    """Guards crisp thoughts: the bonus is whole for three quarters of a run and gone at its end; its target is twice as broad
+    in the first stage."""
+    a = {"steps": 100, "entropy": 0.25, "think_vocab": 16}
+    assert entropy_scale(a, 10, 2) == (1.0, pytest.approx(0.25 * math.log(16)))
+    assert entropy_scale(a, 90, 1) == (pytest.approx(0.4), pytest.approx(0.5 * math.log(16)))
+
+
+def test_each_gradient_is_of_its_own_step(tmp_path, monkeypatch):
+    """Guards zero_grad, the warm-up and the clip: no step sees an older gradient, and rates rise from the first step on."""
+    rates, real = [], train.gradient_pass
+    monkeypatch.setattr(train, "draw_curves", lambda out: None)
+    monkeypatch.setattr(train, "evaluate", lambda *a, **kind: (lambda out, ro: ({"nats_without_thoughts": 1.0, **out}, ro))(
+        *free_text(*a[:4], 2, a[4], 6)))
+    optimizers, make = [], train.make_optimizer
+    monkeypatch.setattr(train, "make_optimizer", lambda *a: optimizers.append(make(*a)) or optimizers[-1])
+
+    def looked_at(a, model, *more):
+        assert all(p.grad is None for p in model.parameters())
+        rates.append([group["lr"] / group["peak"] for group in optimizers[-1].param_groups])
+        return real(a, model, *more)
+    monkeypatch.setattr(train, "gradient_pass", looked_at)
+    monkeypatch.setattr("sys.argv", ["train.py", "--approach", "stream", "--steps", "4", "--warmup", "2", "--prompts", "2",
+                                     "--samples", "2", "--think_vocab", "16", "--out", str(tmp_path), "--eval_every", "4"])
+    train.main()
+    assert rates == [[pytest.approx(x)] * 2 for x in (0.5, 1.0, 1.0, 1.0)]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 6
+    assert all(json.loads(x)["grad_norm"] > 0 for x in (tmp_path / "metrics.jsonl").read_text().splitlines() if '"grad_norm"' in x)
