@@ -87,12 +87,15 @@ def test_stages():
 
 
 def test_shape_of_a_step():
-    """Guards the lengths: a rollout is just long enough for a round of the stage, and holds no fewer than 64 rows."""
+    """Guards the lengths: a rollout is just long enough for a round of the stage; a batch holds no fewer than 128 rows, and no
+    fewer than 64 once the curriculum is at its end, or where a teacher judges."""
     a = settings("--prompts", "32", "--samples", "8", "--new_tokens", "48")
     assert shape_of_step(a, True, {"stage": 1, "step": 1}) == (1, 8, 9, 32)
     assert shape_of_step(a, True, {"stage": 4, "step": 1}) == (4, 14, 17, 18)
     assert shape_of_step(a, True, {"stage": 4, "step": 2}) == (4, 14, 9, 18)
-    assert shape_of_step(a, True, {"stage": 30, "step": 1}) == (30, 48, 17, 8)
+    assert shape_of_step(a, True, {"stage": 30, "step": 1}) == (30, 48, 17, 16)
+    assert shape_of_step(a, True, {"stage": a["swaps"], "step": 1}) == (a["swaps"], 26, 17, 9)
+    assert shape_of_step(a | {"teacher": "pico"}, True, {"stage": 30, "step": 1}) == (30, 48, 17, 8)
     assert shape_of_step(a | {"curriculum": "off"}, True, {"stage": 1, "step": 1}) == (None, 48, 17, 32)
     assert shape_of_step(a, False, {"stage": 1, "step": 2}) == (None, 48, 17, 32)
 
@@ -100,7 +103,7 @@ def test_shape_of_a_step():
 def test_entropy_fades():
     """Guards crisp thoughts: the bonus is whole for three quarters of a run and gone at its end; its target is twice as broad
     in the first stage."""
-    a = {"steps": 100, "entropy": 0.25, "think_vocab": 16}
+    a = {"steps": 100, "entropy": 0.25, "think_vocab": 16, "thoughts": "tokens"}
     assert entropy_scale(a, 10, 2) == (1.0, pytest.approx(0.25 * math.log(16)))
     assert entropy_scale(a, 90, 1) == (pytest.approx(0.4), pytest.approx(0.5 * math.log(16)))
 
