@@ -350,3 +350,42 @@ def as_checkpoint(model: GPT) -> dict:
     """What `load` reads back; training adds its own keys beside these."""
     return {"config": asdict(model.config), "text_ids": model.text_ids,
             "model": {k: v.detach().cpu() for k, v in model.state_dict().items()}}
+
+
+def export(model: GPT, folder: Path) -> None:
+    """The text part as a folder that Hugging Face's `transformers` loads (GPT2LMHeadModel.from_pretrained), with equal logits.
+    Thinking rows stay behind: that library has no place for what is no text. Raises OSError."""
+    c, folder = model.config, Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {f"transformer.{k}": v.T.contiguous() if k.endswith(TRANSPOSED) else v
+             for k, v in model.state_dict().items() if k not in ("think", "think_offset")}
+    torch.save(state | {"lm_head.weight": model.wte.weight.data}, folder / "pytorch_model.bin")
+    end = min(50256, c.vocab_size - 1)
+    (folder / "config.json").write_text(json.dumps({
+        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": c.vocab_size, "n_positions": c.n_ctx,
+        "n_embd": c.n_embd, "n_layer": c.n_layer, "n_head": c.n_head, "activation_function": "gelu_new",
+        "bos_token_id": end, "eos_token_id": end, "tie_word_embeddings": True}, indent=1))
+
+
+if __name__ == "__main__":
+    import argparse
+    p = argparse.ArgumentParser(description="Export a model's text part for Hugging Face; without --export: a demonstration.")
+    p.add_argument("--model", default="pico", help="a name or a path")
+    p.add_argument("--export", type=Path, metavar="DIR", help="folder to write")
+    args = p.parse_args()
+    try:
+        gpt = load(args.model)
+        if args.export:
+            export(gpt, args.export)
+    except (ValueError, OSError) as e:
+        p.exit(2, f"model.py: {e}\n")
+    if args.export:
+        print(f"{args.export}/ holds pytorch_model.bin and config.json; GPT2LMHeadModel.from_pretrained({str(args.export)!r}) loads it")
+    else:
+        text = torch.arange(min(24, gpt.config.vocab_size))[None]
+        before = gpt.text_logits(gpt(text))
+        print(f"{args.model}: {sum(x.numel() for x in gpt.parameters()):,} parameters, {gpt.config}")
+        if not len(gpt.think):
+            p_think = gpt.grow(16, text, 0.1, torch.Generator().manual_seed(0))
+            print(f"grown by 16 thinking rows: p_think is {p_think['mean']:.3f} in the mean, {p_think['p05']:.3f} to "
+                  f"{p_think['p95']:.3f} (5-95 %); text logits bit-equal: {torch.equal(before, gpt.text_logits(gpt(text)))}")

@@ -181,3 +181,11 @@ def entropy_price(H: Tensor, target: float) -> Tensor:  # [n], nats -> [n]
     each nat below it. Each choice has its own price: were only the mean kept at the target, a few choices could
     collapse, which no sample ever leads out of, while others stay broad to make up for it."""
     return (ENTROPY_WEIGHT * torch.exp(ENTROPY_GAIN * (target - H))).clamp(max=1.0)
+
+
+if __name__ == "__main__":  # a demonstration: what each of four siblings' thoughts would be paid
+    r = torch.tensor([[0, -1.1, 0, -0.1], [0, -1.1, 0, -1.2], [0, -0.2, 0, -0.3], [0, -1.1, 0, -1.3]])
+    returns = returns_to_go(r, 0.9)
+    print("r: two of four text slots are answers, in nats", r, "returns from each slot on, gamma 0.9", returns,
+          "minus the mean of the other three: the third sibling's first thought was the one that helped",
+          advantage(returns, 4), "an easy text, where all fare alike, pays nothing:", advantage(torch.full((4, 1), -0.1), 4).T, sep="\n")

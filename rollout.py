@@ -460,3 +460,20 @@ def speak_by_branches(model: GPT, text: Tensor, P: int, S: int, M: int, rules: R
                    text.new_zeros(R, T, 1).float(), text,
                    is_text.float().argsort(dim=1, descending=True, stable=True)[:, :P + S],
                    (places - 1).clamp(min=0).expand(R, T), P)
+
+
+if __name__ == "__main__":  # a demonstration: two siblings over one text, and who sees whom
+    from model import load
+    from tokenizer import Tokenizer
+    pico = load("pico")
+    story = torch.tensor([Tokenizer(pico.text_ids).encode("The ball is under cup B. Moves: AB, left. Where? C.")] * 2)
+    pico.grow(64, story, 0.3, torch.Generator().manual_seed(0))
+    n, rules = story.shape[1] - 9, Rules("free", max_thoughts=1, budget=4, window=4)
+    luck = torch.rand(n + 4, 2, 2, generator=torch.Generator().manual_seed(1))
+    both = rollout(pico, story, 9, n, rules, luck, siblings=2)
+    for row, real in zip(both.ids, both.is_text | both.is_think):
+        print(Tokenizer(pico.text_ids, 64).show([int(i) for i in row[real]], 9, "plain"))
+    seen = visible(both.is_think, rules.window)[0, 0]
+    print("the first one's mask; a row looks at columns, z: a thought, seen from anywhere until the next one comes")
+    for i in range(8, int((both.is_text | both.is_think)[0].sum())):
+        print(("z" if both.is_think[0, i] else ".") + " " + "".join("x" if x else " " for x in seen[i]))

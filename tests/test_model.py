@@ -1,6 +1,8 @@
 """model.py: it is GPT-2, it stays GPT-2 when it grows, and a bad file of weights is one clear line."""
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,9 @@ import torch
 
 import model as model_py
 from conftest import one_line
-from model import Config, GPT, as_checkpoint, from_openai, gate_logit, load
+from model import Config, GPT, as_checkpoint, export, from_openai, gate_logit, load
 
+ROOT = Path(__file__).resolve().parent.parent
 REAL = Path(torch.hub.get_dir()) / "checkpoints" / "gpt2-pytorch_model.bin"
 
 
@@ -351,3 +354,28 @@ def test_weights_run_no_code(tmp_path, plain):
     assert not (tmp_path / "ran").exists()
     pickle.loads((tmp_path / "x.bin").read_bytes()) if plain else torch.load(tmp_path / "x.bin", weights_only=False)
     assert (tmp_path / "ran").exists()  # the bomb was live
+
+
+@pytest.mark.parametrize("N", [0, 8])
+def test_export_is_what_transformers_loads(tmp_path, N):
+    """Guards the way back: the exported folder gives equal logits in transformers, without the thinking rows, and ours loads
+    it as well."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(1)
+    m, ids = GPT(Config(2, 4, 32, 40, 57, N)), torch.randint(57, (3, 40))
+    for p in m.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    export(m, tmp_path / "hf")
+    hf = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "hf").eval()
+    with torch.no_grad():
+        assert (hf(ids).logits - m.text_logits(m(ids))).abs().max() < 1e-5
+        again = load(tmp_path / "hf")
+        assert torch.equal(again.text_logits(again(ids)), m.text_logits(m(ids)))
+
+
+@pytest.mark.parametrize("room", ["model", "rollout", "reward", "tokenizer"])
+def test_demonstrations(room):
+    """Each of these files shows what it does when it is run."""
+    argv = ["The ball"] if room == "tokenizer" else []
+    done = subprocess.run([sys.executable, ROOT / f"{room}.py", *argv], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) > 1, done.stderr
