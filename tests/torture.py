@@ -99,7 +99,7 @@ def signals(folder: Path, count: int, luck: random.Random) -> str:
         pid = child(tiny(approach, out), said.fileno())
         while not (out / "metrics.jsonl").exists():
             time.sleep(0.001)
-        time.sleep(luck.uniform(0, 0.7 * seconds))
+        time.sleep(luck.uniform(0, 0.4 * seconds))
         os.kill(pid, number)
         code = ended(pid)
         codes[code] = codes.get(code, 0) + 1
@@ -328,8 +328,8 @@ def files(folder: Path, count: int, luck: random.Random) -> str:
     said = comes_back(folder, "docs.jsonl", b"\n".join(lines), text)
     assert f"skipped {n} broken line" in said and said.count("\n") == 1
     size, t0 = count << 20, time.time()
-    kinds = ["a", "日本語", " ", "some words, as ever "]
-    long = "".join((kind * size)[:size // 4 // len(kind[:1].encode())] for kind in kinds).encode()
+    kinds = [kind.encode() for kind in ("a", "日本語", " ", "some words, as ever ")]
+    long = b"".join(kind * (size // 4 // len(kind)) for kind in kinds)
     comes_back(folder, "long.txt", long, long)
     words = ("All in one line, " * (size // 17)).encode()
     comes_back(folder, "long.jsonl", b'{"text": "' + words + b'"}', words + b"<|endoftext|>")
