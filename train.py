@@ -596,7 +596,7 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         journal.write("step", step, line)
         notice_dead(state, bool(thoughts and thinking and G > 1 and spread < 0.002))
         bar.update()
-        bar.set_postfix({k: f"{line[k]:.3f}" for k in ("reward", "spread", "entropy")} | {k: line[k] for k in ("stage", "skipped")})
+        bar.set_postfix({k: f"{line[k]:.3g}" for k in ("reward", "spread", "entropy", "stage", "skipped")})
         due, stopping = state["step"] % a["eval_every"] == 0 or state["step"] == a["steps"], bool(stop)
         sound = not state["in_a_row"]  # spoilt weights, which show in the next loss, must not replace a good checkpoint
         if due:
