@@ -221,8 +221,12 @@ def _documents(f, suffix: str):
         return
     for line in f:
         try:
-            yield str(json.loads(line)["text"]), len(line)
+            text = json.loads(line)["text"]
         except (ValueError, KeyError, TypeError, RecursionError):
+            text = None
+        if isinstance(text, str):
+            yield text, len(line)
+        else:
             broken += bool(line.strip())
     if broken:
         print(f"{f.name}: skipped {broken} broken line(s), which are no JSON with a field `text`")

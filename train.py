@@ -494,7 +494,7 @@ def gradient_pass(a: dict, model: GPT, teacher: GPT | None, ro: Rollout, adv: to
     return loss_sum, entropy
 
 
-def make_optimizer(a: dict, model: GPT, saved: dict | None) -> torch.optim.Optimizer:
+def make_optimizer(a: dict, model: GPT, saved: dict | None = None) -> torch.optim.Optimizer:
     """AdamW with two groups, as thinking rows have a learning rate of their own, and no weight decay. Raises ValueError where
     what was saved belongs to another model."""
     rows = [model.think, model.think_offset]
@@ -534,7 +534,7 @@ class Journal:
         self.out, self.log, self.t0 = out, out / "metrics.jsonl", time.time()
         done = {"step": step, "eval": step + 1}  # an evaluation is logged before its checkpoint is written
         kept = []
-        for text in self.log.read_text().splitlines() if step and self.log.exists() else []:
+        for text in self.log.read_text(errors="replace").splitlines() if step and self.log.exists() else []:
             try:
                 line = json.loads(text)
             except ValueError:  # half a line is the last thing that a killed run wrote
@@ -634,13 +634,12 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         spread = sibling_spread(returns, G).item() if G > 1 else 0.0
         paying = pays.sum().item() if pays is not None else r.numel()
         line = {"reward": (r.sum() / max(paying, 1)).item(), "loss": loss, "spread": spread,
-                "entropy": entropy / max(thoughts, 1), "thoughts": thoughts / (R * S), "grad_norm": norm, "stage": state["stage"],
-                "skipped": state["skipped"]}
+                "entropy": entropy / max(thoughts, 1), "thoughts": thoughts / (R * S), "grad_norm": norm,
+                "stage": state["stage"], "skipped": state["skipped"]}
         journal.write("step", step, line)
         notice_dead(state, bool(thoughts and thinking and G > 1 and spread < 0.002))
         bar.update()
-        bar.set_postfix({k: f"{line[k]:.3f}" for k in ("reward", "spread", "entropy")}
-                        | {k: state[k] for k in ("stage", "skipped") if state[k]})
+        bar.set_postfix({k: f"{line[k]:.3g}" for k in ("reward", "spread", "entropy", "stage", "skipped")})
         due, stopping = state["step"] % a["eval_every"] == 0 or state["step"] == a["steps"], bool(stop)
         sound = not state["in_a_row"]  # spoilt weights, which show in the next loss, must not replace a good checkpoint
         if due:
