@@ -93,7 +93,7 @@ def shuffled(own: Rollout, chain: Tensor, luck: torch.Generator) -> Tensor:  # c
 
 
 def most_used(own: Rollout) -> int:
-    return int(own.ids[own.is_think].bincount().argmax())
+    return int(own.ids[own.is_think].bincount(minlength=1).argmax())
 
 
 def conditions(case: Case, pays: Tensor | None, n: Tensor | None, block: int, seed: int) -> dict[str, dict]:
@@ -138,7 +138,7 @@ def usage(ids: Tensor, N: int) -> dict:  # thinking ids counted from 0, any shap
 
 
 def entropy(counts: Tensor) -> Tensor:  # any shape -> [], nats
-    p = counts.double().flatten() / counts.sum()
+    p = counts.double().flatten() / counts.sum().clamp(min=1)
     return -torch.xlogy(p, p).sum()
 
 
@@ -323,22 +323,74 @@ def show(out: dict) -> None:
                 f"{d}: {x / max(w, 1):.0%}" for d, (x, w) in enumerate(zip(far[what], far["written"]))))
 
 
+def draw_conditions(axis, out: dict) -> None:
+    cups = "accuracy_by_n" in out["conditions"]["own"]
+    for i, (name, x) in enumerate(out["conditions"].items()):
+        if cups:
+            style = "o-" if name == "own" else "x--" if name == "refed" else ".-"
+            axis.plot(range(1, N_MAX + 1), x["accuracy_by_n"], style, label=NAMES[name], zorder=9 if name == "own" else 2)
+        else:
+            axis.barh(i, x["worse"], xerr=x["worse_95"], color="tab:blue", capsize=3)
+    if cups:
+        axis.set(title="Answers right, by moves since the anchor", xlabel="moves", ylabel="share right", ylim=(0, 1.03))
+        axis.legend(title="thoughts", fontsize=9, loc="center right")
+    else:
+        axis.set(title="What other thoughts cost", xlabel="nats a token more than with own thoughts (bars: 95 % interval)",
+                 yticks=range(len(out["conditions"])), yticklabels=[NAMES[name] for name in out["conditions"]])
+        axis.invert_yaxis()
+
+
+def draw_ids(axis, out: dict) -> None:
+    if "dictionary" not in out:
+        ids, counts = zip(*out["usage"]["most_used"]) if out["usage"]["most_used"] else ((), ())
+        axis.bar(range(len(ids)), counts)
+        axis.set(title=f"Thoughts by id ({out['usage']['ids_used']} in use)", ylabel="times", xlabel="think", xticks=range(len(ids)))
+        axis.set_xticklabels(ids, rotation=90)
+        return
+    d, columns = out["dictionary"], out["dictionary"]["columns"]
+    axis.imshow(list(d["share_of_situation"].values()), aspect="auto", cmap="Blues", vmin=0, vmax=1)
+    axis.set(title=f"What is thought where (white 0, dark 1): cup {d['reading']} the move, and the move",
+             yticks=range(len(d["share_of_situation"])), xticks=range(len(columns)))
+    axis.set_yticklabels([f"think{i}" for i in d["share_of_situation"]], fontsize=9)
+    axis.set_xticklabels(columns, rotation=90, fontsize=9)
+    for i in range(1, len(columns)):
+        if columns[i][0] != columns[i - 1][0]:
+            axis.axvline(i - 0.5, color="tab:orange")
+
+
+def draw_writing(axis, out: dict) -> None:
+    far = out["counterfactual"]
+    for what, style, name in (("follows", "o-", "follows the written cup"), ("true", "s-", "stays true")):
+        axis.plot([x / w if w else float("nan") for x, w in zip(far[what], far["written"])], style, label=name)
+    axis.set(title="A wrong cup is written: the answer ...", xlabel="moves between the written thought and the question",
+             ylabel="share of answers", ylim=(-0.03, 1.03))
+    axis.legend(loc="center right")
+
+
+def draw_cutting(axis, out: dict) -> None:
+    for name, by_m in out["same_answer"].items():
+        m = max(by_m)
+        axis.plot([i / m for i in range(m + 1)], by_m[m], ".-", label=f"{NAMES[name]}: {out['aoc'][name][m]:.2f}")
+    axis.set(title=f"Answers that stay, {m} moves: the first thoughts kept, then ...", xlabel="share of the chain kept",
+             ylabel="share of answers unchanged", ylim=(-0.03, 1.03))
+    axis.legend(title="... and its AOC", fontsize=9, loc="best")
+
+
 def draw(out: dict, path: Path, caption: str) -> None:
-    """probe.png: what the conditions cost; what ids say; what writing does; what cutting does."""
+    """probe.png: what other thoughts cost; what ids say; what writing does; what cutting does."""
     import matplotlib  # a second of start-up
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(2, 2, figsize=(14, 10))
-    (first, second), (third, fourth) = axes
-    for name, x in out["conditions"].items():
-        if "accuracy_by_n" in x:
-            first.plot(range(1, N_MAX + 1), x["accuracy_by_n"], ".-", label=NAMES[name])
-    if first.lines:
-        first.set(title="answers right with other thoughts", xlabel="moves since the anchor", ylim=(0, 1.03))
-        first.legend(fontsize=9)
-    figure.text(0.01, 0.005, caption, fontsize=9)
-    figure.tight_layout(rect=(0, 0.02, 1, 1))
-    figure.savefig(path, dpi=110)
+    panels = [(draw_conditions, "conditions"), (draw_ids, "usage"), (draw_writing, "counterfactual"), (draw_cutting, "same_answer")]
+    panels = [panel for panel, needs in panels if needs in out]
+    figure, axes = plt.subplots((len(panels) + 1) // 2, 2, figsize=(15, 5.5 * ((len(panels) + 1) // 2)), squeeze=False)
+    for panel, axis in zip(panels, axes.flat):
+        panel(axis, out)
+    for axis in axes.flat[len(panels):]:
+        axis.axis("off")
+    figure.text(0.01, 0.008, caption, fontsize=10)
+    figure.tight_layout(rect=(0, 0.03, 1, 1))
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
@@ -363,7 +415,9 @@ def main() -> None:
         (out_dir / "probe.json").touch()  # better now than after minutes
         out = probe(model, rules, a, data, args.stories, args.seed)
         (out_dir / "probe.json").write_text(json.dumps(out))
-        draw(out, out_dir / "probe.png", "")
+        refed = out["conditions"].get("refed", out["conditions"]["own"])["worse"]
+        draw(out, out_dir / "probe.png", f"{args.checkpoint} on {args.data or a['data']}, seed {args.seed}, --stories {args.stories}; "
+             f"own thoughts fed again change {refed:g} nats")
     except (ValueError, OSError) as e:
         p.error(str(e))
     show(out)
