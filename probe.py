@@ -16,6 +16,7 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -31,9 +32,10 @@ from train import Parser
 
 LENGTHS = (2, 4, 6, 8, 10)  # moves of the rounds whose chains of thoughts are cut and rewritten
 NAMES = {"own": "own", "refed": "own, fed again", "greedy": "own, greedy", "sampled": "own, sampled", "none": "none",
-         "random": "random ids", "another": "another text's", "shuffled": "own, shuffled", "constant": "one id for all",
-         "early": "no thoughts", "mistake": "a wrong one, then own", "filler": "one id for all", "paraphrase": "synonyms",
-         "last": "(the last ones kept, random before)"}
+         "random": "random ids", "another": "another text's", "shuffled": "own, shuffled", "constant": "one id for all"}
+THEN = {"early": "first ones kept, then none", "mistake": "first ones kept, a wrong one, then own",
+        "paraphrase": "first ones kept, then synonyms", "filler": "first ones kept, then one id for all",
+        "random": "first ones kept, then random", "last": "random, then the last ones kept"}
 
 
 @dataclass
@@ -49,9 +51,13 @@ class Case:
     P: int
     u: Tensor
 
-    def __post_init__(self):
-        self.heat = 1.0 if self.rules.think == "free" else 0.0
-        self.own = self.roll(self.rules, self.heat)
+    @cached_property
+    def own(self) -> Rollout:
+        return self.roll(self.rules, self.heat)
+
+    @property
+    def heat(self) -> float:
+        return 1.0 if self.rules.think == "free" else 0.0
 
     def roll(self, rules: Rules, heat: float, u: Tensor | None = None, edit: Callable | None = None) -> Rollout:
         u, S = self.u if u is None else u, self.text.shape[1] - self.P
@@ -79,7 +85,7 @@ def random_ids(model: GPT, shape: torch.Size, luck: torch.Generator) -> Tensor: 
 def anothers(own: Rollout, block: int) -> Tensor:  # -> [R, T]
     """Thought by thought those of the row before, within blocks of rows; they start again where they are too few."""
     rows = torch.arange(len(own.ids), device=own.ids.device).view(-1, block).roll(1, 1).flatten()
-    order = own.is_think.float().argsort(1, descending=True, stable=True)  # places of thoughts first
+    order = own.is_think.float().argsort(dim=1, descending=True, stable=True)  # places of thoughts first
     count = own.is_think.sum(1)[rows].unsqueeze(1)
     j = (own.is_think.cumsum(1) - 1) % count.clamp(min=1)
     return torch.where(count > 0, own.ids.gather(1, order)[rows].gather(1, j), own.ids)
@@ -89,7 +95,7 @@ def shuffled(own: Rollout, chain: Tensor, luck: torch.Generator) -> Tensor:  # c
     """Own thoughts in another order, each chain's within that chain."""
     key = torch.where(own.is_think, chain.double(), torch.inf)
     mixed = key + 0.9 * torch.rand(key.shape, generator=luck).to(key)
-    return own.ids.scatter(1, key.argsort(1, stable=True), own.ids.gather(1, mixed.argsort(1, stable=True)))
+    return own.ids.scatter(1, key.argsort(dim=1, stable=True), own.ids.gather(1, mixed.argsort(dim=1, stable=True)))
 
 
 def most_used(own: Rollout) -> int:
@@ -103,18 +109,20 @@ def conditions(case: Case, pays: Tensor | None, n: Tensor | None, block: int, se
     -> name: nats (a text token), nats_paying (cups), worse (nats a paying token more than with own thoughts) and worse_95
     (half of its 95 % interval, over rows), thoughts (a text token), and on cups accuracy_by_n, answers_by_n.
     """
-    own, luck, P = case.own, torch.Generator().manual_seed(seed), case.P
-    # a chain that is shuffled is what leads to one answer; in next_token, to one token; on other text it is the whole row
-    chain = own.slot if not case.rules.persist else torch.zeros_like(own.slot) if n is None else pays.cumsum(1).gather(1, own.slot)
-    runs = {"own": lambda: own, "none": lambda: case.roll(replace(case.rules, think="never", budget=0), 0.0)}
+    luck, P, ids = torch.Generator().manual_seed(seed), case.P, lambda: case.own.ids
+
+    def chain() -> Tensor:  # what leads to one answer is a chain; in next_token, to one token; on other text the whole row
+        slot = case.own.slot.clamp(min=0)
+        return slot if not case.rules.persist else torch.zeros_like(slot) if n is None else pays.cumsum(1).gather(1, slot)
+
+    runs = {"own": lambda: case.own, "none": lambda: case.roll(replace(case.rules, think="never", budget=0), 0.0)}
     if len(case.model.think) > 1:  # one row alone says nothing that could be replaced
-        other = ("greedy", 0.0) if case.rules.think == "free" else ("sampled", 1.0)
-        runs |= {"refed": lambda: case.write(own.ids),
-                 other[0]: lambda: case.roll(case.rules, other[1]),
-                 "random": lambda: case.write(random_ids(case.model, own.ids.shape, luck)),
-                 "another": lambda: case.write(anothers(own, block)),
-                 "shuffled": lambda: case.write(shuffled(own, chain, luck)),
-                 "constant": lambda: case.write(torch.full_like(own.ids, most_used(own)))}
+        runs |= {"refed": lambda: case.write(ids()),
+                 "greedy" if case.heat else "sampled": lambda: case.roll(case.rules, 1 - case.heat),
+                 "random": lambda: case.write(random_ids(case.model, ids().shape, luck)),
+                 "another": lambda: case.write(anothers(case.own, block)),
+                 "shuffled": lambda: case.write(shuffled(case.own, chain(), luck)),
+                 "constant": lambda: case.write(torch.full_like(ids(), most_used(case.own)))}
     out, paid = {}, torch.ones_like(case.text[:, P:], dtype=torch.bool) if pays is None else pays[:, P:]
     for name, run in tqdm(runs.items(), desc="conditions", disable=None):
         ro = run()
@@ -190,8 +198,8 @@ def seen_beside(case: Case, cups: Cups, state: Tensor) -> tuple[Tensor, Tensor, 
     it (the latter two mean something only there)."""
     own = case.own
     follows = torch.nn.functional.pad(own.is_think[:, 1:], (0, 1))
-    is_move, move = move_at(cups, case.text.gather(1, own.slot))
-    return own.is_think & ~follows & is_move, move, state.gather(1, own.slot).clamp(min=0)
+    is_move, move = move_at(cups, case.text.gather(1, own.slot.clamp(min=0)))
+    return own.is_think & ~follows & is_move, move, state.gather(1, own.slot.clamp(min=0)).clamp(min=0)
 
 
 def stories(model: GPT, cups: Cups, rules: Rules, R: int, S: int, seed: int, step: int, **kind) -> tuple[Case, Tensor]:
@@ -225,7 +233,8 @@ def aoc(same: list[float]) -> float:
 def chains(model: GPT, cups: Cups, rules: Rules, m: int, each: int, words: Dictionary | None, seed: int) -> tuple[dict, dict]:
     """Rounds of m moves. Of their thoughts the first i are kept, i = 0..m - 1 (in `each` stories each), and then comes
     something else. -> {what: share of answers that stay what they were, for i = 0..m}, and of wrong words at step i + 1
-    counts for i = 0..m - 1: written (the dictionary had a word), follows (so many answers follow it), true (stay true)."""
+    counts for i = 0..m - 1: written (the dictionary had a word), follows (so many answers follow it), true (stay true);
+    synonyms: the share of thoughts that have one."""
     case, state = stories(model, cups, rules, m * each, 2 * m + 3, seed, 4100 + m, exact=m)
     own, z, luck = case.own, case.own.ids, torch.Generator().manual_seed(seed)
     kept = torch.arange(m, device=z.device).repeat(each)  # [R]: i
@@ -254,7 +263,8 @@ def chains(model: GPT, cups: Cups, rules: Rules, m: int, each: int, words: Dicti
         told = torch.where(i > kept, words.goes[moves[:, i], told], told)
     cup_ids, done = torch.from_numpy(cups.cup_ids).to(z), at.any(1)
     return same, {"written": by_i(done), "follows": by_i(done & (said["mistake"] == cup_ids[told])),
-                  "true": by_i(done & (said["mistake"] == cup_ids[state[:, -1]]))}
+                  "true": by_i(done & (said["mistake"] == cup_ids[state[:, -1]])),
+                  "synonyms": (synonym >= 0)[read].float().mean().item()}
 
 
 def probe(model: GPT, rules: Rules, a: dict, data, each: int, seed: int) -> dict:
@@ -268,22 +278,26 @@ def probe(model: GPT, rules: Rules, a: dict, data, each: int, seed: int) -> dict
     else:
         ids, n, pays, roomy, u = story_set(data, rules, each, seed, model.device)
         case = Case(model, roomy, ids, OPENING, u)
-        out = {"conditions": conditions(case, pays, n, each, seed)}
+        out = {"cups": data.m, "conditions": conditions(case, pays, n, each, seed)}
     if len(model.think) > 1:
         out["usage"] = usage(case.own.ids[case.own.is_think] - model.config.vocab_size, len(model.think))
-    if not isinstance(data, Cups) or not rules.persist:  # (a thought that is forgotten after one token makes no chain)
+    else:
+        out["not_probed"] = "thoughts without ids (--thoughts continuous or filler) can't be read, nor be written over"
+    if isinstance(data, Cups) and not rules.persist:
+        out["not_probed"] = "thoughts that are forgotten after one token (next_token) make no chain to cut or to write into"
+    if not isinstance(data, Cups) or not rules.persist:
         return out
     words = None
     if len(model.think) > 1:
         words, out["dictionary"] = make_dictionary(model, data, rules, 16 * each, seed)
-        out["dictionary"]["words"] = page(words, data, out["dictionary"]["reading"])
+        out["dictionary"] |= page(words, data, out["dictionary"]["reading"])
     found = {m: chains(model, data, rules, m, each, words, seed) for m in tqdm(LENGTHS, desc="chains", disable=None)}
     out["same_answer"] = {name: {m: same[name] for m, (same, _) in found.items()} for name in found[LENGTHS[0]][0]}
     out["aoc"] = {name: {m: aoc(x) for m, x in by_m.items()} for name, by_m in out["same_answer"].items()}
     if words is not None:  # by distance: how many moves after the written word is the question?
-        far = {k: [sum(wrote[k][m - 1 - d] for m, (_, wrote) in found.items() if d < m) for d in range(LENGTHS[-1])]
-               for k in ("written", "follows", "true")}
-        out["counterfactual"] = far
+        out["synonyms"] = sum(wrote["synonyms"] for _, wrote in found.values()) / len(found)
+        out["counterfactual"] = {k: [sum(wrote[k][m - 1 - d] for m, (_, wrote) in found.items() if d < m) for d in range(LENGTHS[-1])]
+                                 for k in ("written", "follows", "true")}
     return out
 
 
@@ -301,7 +315,7 @@ def page(words: Dictionary, cups: Cups, reading: str, ids: int = 16) -> dict:
 
 def show(out: dict) -> None:
     """One table, and what the dictionary and the interventions say below it."""
-    cups = "accuracy_by_n" in out["conditions"]["own"]
+    cups = "cups" in out
     ns = (1, 3, 6, 10, 20, 30) if cups else ()
     print(f"{'thoughts':<20}" + "".join(f"{f'n = {n}':>8}" for n in ns) + ("  nats, answers" if cups else "") + "  nats, all text"
           "  worse than own, nats a paying token")
@@ -310,12 +324,16 @@ def show(out: dict) -> None:
               + (f"{x['nats_paying']:15.4f}" if cups else "") + f"{x['nats']:16.4f}{x['worse']:+18.4f} +- {x['worse_95']:.4f}")
     if "usage" in out:
         print("{ids_used} ids in use, perplexity {perplexity:.1f}, in {thoughts} thoughts".format(**out["usage"]))
+    if "not_probed" in out:
+        print(out["not_probed"])
     if "dictionary" in out:
         print("dictionary: I(z; cup after the move) {I_after:.3f}, before it {I_before:.3f}, given the move {I_given_move:.3f} of "
               "{H_cup:.3f} nats; ids name\n  the cup {reading} the move; in other stories {decoded:.1%} of thoughts decode to "
               "the true cup".format(**out["dictionary"]))
     for name, by_m in out.get("aoc", {}).items():
-        print(f"first thoughts kept, then {NAMES[name]}: AOC" + "".join(f"  {m} moves {x:.2f}" for m, x in by_m.items()))
+        print(f"{THEN[name]:<40} AOC " + "".join(f"{f'{x:.2f} ({m} moves)':>17}" for m, x in by_m.items()))
+    if "synonyms" in out:
+        print(f"({out['synonyms']:.1%} of thoughts have a synonym)")
     if "counterfactual" in out:
         far = out["counterfactual"]
         for what in ("follows", "true"):
@@ -323,8 +341,12 @@ def show(out: dict) -> None:
                 f"{d}: {x / max(w, 1):.0%}" for d, (x, w) in enumerate(zip(far[what], far["written"]))))
 
 
+def legend(axis, columns: int) -> None:  # below, where no curve can be
+    axis.legend(ncols=columns, fontsize=10, loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False)
+
+
 def draw_conditions(axis, out: dict) -> None:
-    cups = "accuracy_by_n" in out["conditions"]["own"]
+    cups = "cups" in out
     for i, (name, x) in enumerate(out["conditions"].items()):
         if cups:
             style = "o-" if name == "own" else "x--" if name == "refed" else ".-"
@@ -332,8 +354,9 @@ def draw_conditions(axis, out: dict) -> None:
         else:
             axis.barh(i, x["worse"], xerr=x["worse_95"], color="tab:blue", capsize=3)
     if cups:
-        axis.set(title="Answers right, by moves since the anchor", xlabel="moves", ylabel="share right", ylim=(0, 1.03))
-        axis.legend(title="thoughts", fontsize=9, loc="center right")
+        axis.set(title="Answers right with other thoughts", xlabel="moves since the anchor", ylabel="share", ylim=(-0.03, 1.03))
+        axis.axhline(1 / out["cups"], color="grey", ls=":", label="chance")
+        legend(axis, 4)
     else:
         axis.set(title="What other thoughts cost", xlabel="nats a token more than with own thoughts (bars: 95 % interval)",
                  yticks=range(len(out["conditions"])), yticklabels=[NAMES[name] for name in out["conditions"]])
@@ -362,18 +385,19 @@ def draw_writing(axis, out: dict) -> None:
     far = out["counterfactual"]
     for what, style, name in (("follows", "o-", "follows the written cup"), ("true", "s-", "stays true")):
         axis.plot([x / w if w else float("nan") for x, w in zip(far[what], far["written"])], style, label=name)
-    axis.set(title="A wrong cup is written: the answer ...", xlabel="moves between the written thought and the question",
+    axis.axhline(1 / out["cups"], color="grey", ls=":", label="chance")
+    axis.set(title="A thought that names another cup is written: the answer ...", xlabel="moves between the written thought and the question",
              ylabel="share of answers", ylim=(-0.03, 1.03))
-    axis.legend(loc="center right")
+    legend(axis, 3)
 
 
 def draw_cutting(axis, out: dict) -> None:
     for name, by_m in out["same_answer"].items():
         m = max(by_m)
-        axis.plot([i / m for i in range(m + 1)], by_m[m], ".-", label=f"{NAMES[name]}: {out['aoc'][name][m]:.2f}")
-    axis.set(title=f"Answers that stay, {m} moves: the first thoughts kept, then ...", xlabel="share of the chain kept",
-             ylabel="share of answers unchanged", ylim=(-0.03, 1.03))
-    axis.legend(title="... and its AOC", fontsize=9, loc="best")
+        axis.plot([i / m for i in range(m + 1)], by_m[m], ".-", label=f"{THEN[name]}: {out['aoc'][name][m]:.2f}")
+    axis.set(title=f"Answers that stay when a part of {m} thoughts is kept (and the area over the curve)",
+             xlabel="share of the chain kept", ylabel="share of answers", ylim=(-0.03, 1.03))
+    legend(axis, 2)
 
 
 def draw(out: dict, path: Path, caption: str) -> None:

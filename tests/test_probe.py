@@ -72,7 +72,7 @@ def test_oracle_is_rewritten(names):
     m, each, model = 4, 30, Oracle(names)
     words, _ = make_dictionary(model, CUPS, RULES, 32, 0)
     same, wrote = chains(model, CUPS, RULES, m, each, words, seed=1)
-    assert wrote["written"] == wrote["follows"] == [each] * m and wrote["true"] == [0] * m
+    assert wrote["written"] == wrote["follows"] == [each] * m and wrote["true"] == [0] * m and wrote["synonyms"] == 1
     assert same["mistake"] == [0] * m + [1] and aoc(same["mistake"]) == pytest.approx(1 - 0.5 / m)
     assert same["paraphrase"] == [1] * (m + 1) and aoc(same["paraphrase"]) == pytest.approx(0)
     assert same["last"][1:] == [1] * m and 0.1 < same["last"][0] < 0.6
@@ -97,8 +97,10 @@ def test_oracle_conditions():
 ], ids=["forced", "forced, 2", "free, 2", "free everywhere", "next_token", "next_token, free"])
 def test_self_splice_is_exactly_nothing(rules, tiny):
     """Own thoughts written over themselves: same answers, same nats, to the bit, in every kind of rollout."""
-    model, each = tiny(V=19, N=7, n_ctx=256, offset=1.0, dtype=torch.float32), 2
-    ids, n, pays, roomy, u = story_set(CUPS, rules, each, 3, "cpu")
+    model, each, R = tiny(V=19, N=7, n_ctx=256, offset=1.0, dtype=torch.float32), 2, 12
+    ids, n, pays, roomy, _ = story_set(CUPS, rules, each, 3, "cpu")
+    ids, n, pays = ids[:R], n[:R], pays[:R]
+    u = luck_on_text(3, 0, "eval_rollout", roomy, R, ids.shape[1] - OPENING, "cpu")
     case = Case(model, roomy, ids, OPENING, u)
     out = conditions(case, pays, n, each, 0)
     assert case.own.is_think.any() and out["refed"] == out["own"]
@@ -165,30 +167,27 @@ def test_information_of_hand_made_counts():
 
 
 @pytest.mark.parametrize("argv, keys", [
-    (["--think_vocab", "16"], {"conditions", "usage", "dictionary", "same_answer", "aoc", "counterfactual"}),
-    (["--think_vocab", "16", "--think", "free", "--max_thoughts", "2"], {"dictionary", "counterfactual"}),
-    (["--thoughts", "continuous"], {"conditions", "same_answer", "aoc"}), (["--thoughts", "filler"], {"conditions", "aoc"}),
-    (["--approach", "next_token", "--think_vocab", "16"], {"conditions", "usage"}),
+    (["--think_vocab", "16"], {"cups", "conditions", "usage", "dictionary", "synonyms", "same_answer", "aoc", "counterfactual"}),
+    (["--thoughts", "continuous"], {"cups", "conditions", "same_answer", "aoc", "not_probed"}),
+    (["--approach", "next_token", "--think_vocab", "16"], {"cups", "conditions", "usage", "not_probed"}),
+    (["--think_vocab", "16", "--think", "free", "--max_thoughts", "2"], {"conditions", "usage"}),
 ], ids=" ".join)
 def test_command(argv, keys, tmp_path, monkeypatch, capsys):
-    """From a run of two steps: probe.json, probe.png and a table, on cups and on a file of text."""
+    """From a run of two steps: probe.json, probe.png and a table, on cups; and of free thoughts on a file of text."""
     monkeypatch.setattr(train, "evaluate", lambda *a, **_: evaluate(*a[:6], 1, rows=4))
     monkeypatch.setattr(probe, "LENGTHS", (2, 3))
+    monkeypatch.setattr("data.CACHE", tmp_path / "cache")
     short = ["--approach", "stream", "--steps", "2", "--eval_every", "2", "--prompts", "2", "--new_tokens", "12", "--out", tmp_path]
     code, _, err = run(train.main, [*short, *argv], monkeypatch, capsys)
     assert code == 0, err
-    code, said, err = run(probe.main, ["--checkpoint", tmp_path / "ckpt.pt", "--stories", "2"], monkeypatch, capsys)
-    assert code == 0 and "n = 30" in said and (tmp_path / "probe.png").stat().st_size > 9999, err
-    out = json.loads((tmp_path / "probe.json").read_text())
-    assert keys <= out.keys() and len(out["conditions"]["own"]["accuracy_by_n"]) == 30
-    story = Tokenizer(CUPS.text_ids).decode(CUPS.batch(1, 3000, 0, 0, "train").ids[0])
-    (tmp_path / "story.txt").write_text(story)
-    monkeypatch.setattr("data.CACHE", tmp_path / "cache")
-    code, said, err = run(probe.main, ["--checkpoint", tmp_path / "ckpt.pt", "--stories", "2", "--data", tmp_path / "story.txt",
-                                       "--out", tmp_path / "text"], monkeypatch, capsys)
-    assert code == 0 and "n = 30" not in said and (tmp_path / "text" / "probe.png").exists(), err
-    out = json.loads((tmp_path / "text" / "probe.json").read_text())
-    assert "accuracy_by_n" not in out["conditions"]["own"] and out["conditions"]["own"]["nats"] > 0
+    (tmp_path / "story.txt").write_text(Tokenizer(CUPS.text_ids).decode(CUPS.batch(1, 3000, 0, 0, "train").ids[0]))
+    text = ["--data", tmp_path / "story.txt"] if "free" in argv else []
+    code, said, err = run(probe.main, ["--checkpoint", tmp_path / "ckpt.pt", "--stories", "2", "--out", tmp_path / "probe", *text],
+                          monkeypatch, capsys)
+    assert code == 0 and "own" in said and (tmp_path / "probe" / "probe.png").stat().st_size > 9999, err
+    out = json.loads((tmp_path / "probe" / "probe.json").read_text())
+    assert keys == out.keys() and ("accuracy_by_n" in out["conditions"]["own"]) == (not text)
+    assert ("not_probed" in out) == ("cups" in keys and "dictionary" not in keys)
 
 
 @pytest.mark.parametrize("argv, words", [
