@@ -5,7 +5,8 @@ uninterrupted one would have seen, and an evaluation sees the same stories every
 
 The game. `The ball is under cup B. Moves: AB, left, BC. Where? A. Moves: right, AC. Where? C. ...`
 A move swaps two cups (` AB`) or turns them all (` left`: the ball goes from B to A). Every question is
-answered, and the answer anchors the story anew, so the cup of the ball is the only hidden state.
+answered, and the answer anchors the story anew, so the cup of the ball is the only hidden state. With `idle`, some
+moves are ` nothing`: is a thought needed after those?
 
 Left out on purpose: shuffled epochs (windows are drawn at random), padding (windows have equal length).
 Knows tokenizer.py only. Letters: B contexts, S text tokens, m cups, n moves since the last anchor.
@@ -25,7 +26,7 @@ from tokenizer import END_OF_TEXT, Tokenizer
 
 CACHE = Path(__file__).resolve().parent / "cache"
 WEBTEXT = "https://openaipublic.blob.core.windows.net/gpt-2/output-dataset/v1/webtext.{}.jsonl"
-PURPOSES = ("train", "eval", "rollout", "eval_rollout", "pretrain", "offset", "birth", "own_text")
+PURPOSES = ("train", "eval", "rollout", "eval_rollout", "pretrain", "offset", "birth", "own_text", "hide")
 
 
 def seeded(seed: int, step: int, purpose: str) -> np.random.Generator:
@@ -44,12 +45,15 @@ class Batch:
 
 
 class Cups:
-    """m cups; a round ends after each move with probability `hazard`, or has 1..n_max moves, equally likely."""
+    """m cups; a round ends after each move with probability `hazard`, or has 1..n_max moves, equally likely. idle: the
+    share of moves that do nothing."""
 
-    def __init__(self, m: int = 3, hazard: float = 1 / 3):
+    def __init__(self, m: int = 3, hazard: float = 1 / 3, idle: float = 0.0):
         if not 2 <= m <= 5:
             raise ValueError(f"cups can be played with 2 to 5 cups, not {m}")
-        self.m, self.hazard = m, hazard
+        if not 0 <= idle < 1:
+            raise ValueError(f"the share of idle moves lies from 0 to below 1, not {idle}")
+        self.m, self.hazard, self.idle = m, hazard, idle
         letters = "ABCDE"[:m]
         self.moves = {}  # word -> where each cup's content goes
         for a, b in combinations(range(m), 2):
@@ -59,6 +63,8 @@ class Cups:
         if m > 2:
             self.moves[" left"] = [(i - 1) % m for i in range(m)]
             self.moves[" right"] = [(i + 1) % m for i in range(m)]
+        if idle:
+            self.moves[" nothing"] = list(range(m))  # the last of them
         cups = [f" {c}" for c in letters]
         words = ["The", " ball", " is", " under", " cup", ".", " Moves", ":", ",", " Where", "?", *cups, *self.moves]
         gpt2 = Tokenizer()
@@ -107,7 +113,9 @@ class Cups:
             else:
                 k, exact = exact or self._length(rng, n_max, peak), None
             for i in range(1, k + 1):
-                move = int(rng.integers(len(self.move_ids)))
+                # `idle` is asked first: without idle moves a story's numbers are drawn as ever
+                nothing = self.idle > 0 and rng.random() < self.idle
+                move = len(self.move_ids) - 1 if nothing else int(rng.integers(len(self.move_ids) - (self.idle > 0)))
                 ball = int(self.goes[move, ball])
                 say(self.move_ids[move], i), say(self.id["," if i < k else "."], i)
             say(self.id[" Where"], k), say(self.id["?"], k)
@@ -216,10 +224,10 @@ def _documents(f, suffix: str):
         print(f"{f.name}: skipped {broken} broken line(s), which are no JSON with a field `text`")
 
 
-def open_data(name: str, text_ids: list[int] | None, m: int = 3) -> Cups | TextFile:
+def open_data(name: str, text_ids: list[int] | None, m: int = 3, idle: float = 0.0) -> Cups | TextFile:
     """`cups`, `webtext` or a path. Raises ValueError (one line) where the data can't be had or don't fit."""
     if name == "cups":
-        return Cups(m)
+        return Cups(m, idle=idle)
     tokenizer = Tokenizer(text_ids)
     if name == "webtext":
         paths = [download(WEBTEXT.format(part), CACHE / f"webtext.{part}.jsonl") for part in ("train", "valid")]

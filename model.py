@@ -171,7 +171,7 @@ class GPT(nn.Module):
         context and lies along it, and rows without it would have p_think near 0 here and near 1 there.
         The noise has wte's own shape and a size that spreads the thinking logits by `spread` (a standard deviation):
         rows that look alike never come to mean different things, but with more of it p_think varies more between contexts.
-        Returns {"p05", "mean", "p95"} of p_think. Raises ValueError for N < 1 or a prior outside (0, 1).
+        Returns what `fit_offset` returns. Raises ValueError for N < 1 or a prior outside (0, 1).
         """
         if N < 1 or not 0 < prior < 1:
             raise ValueError(f"thinking rows must be at least 1 and their prior between 0 and 1, not {N} and {prior}")
@@ -190,6 +190,16 @@ class GPT(nn.Module):
         noise -= torch.outer(noise @ common, common)
         noise *= spread / (h.float() @ noise.T).std(1).mean() if N > 1 else 0.1 / noise.std()
         self.think = nn.Parameter((mean + noise).to(w.dtype))
+        self.config = Config(**{**asdict(self.config), "think_vocab": N})
+        return self.fit_offset(ids, prior, positions, mask)
+
+    @torch.no_grad()
+    def fit_offset(self, ids: Tensor, prior: float, positions: Tensor | None = None, mask: Tensor | None = None,
+                   where: Tensor | None = None) -> dict[str, float]:
+        """Move the thinking rows' common offset so that the mean p_think over the ids [R, T] (over those of them that
+        `where`, bool, says) is `prior`. Returns {"p05", "mean", "p95"} of p_think."""
+        h, V = self(ids, positions, mask), self.config.vocab_size
+        h = h.flatten(0, 1) if where is None else h[where]
         self.think_offset.zero_()
         gap = torch.cat([gate_logit(self.logits(piece), V) for piece in h.split(1024)]).cpu().double()
         low, high = -1e4, 1e4
@@ -197,7 +207,6 @@ class GPT(nn.Module):
             middle = (low + high) / 2
             low, high = (middle, high) if torch.sigmoid(gap + middle).mean() < prior else (low, middle)
         self.think_offset.fill_(low)
-        self.config = Config(**{**asdict(self.config), "think_vocab": N})
         p = torch.sigmoid(gap + self.think_offset)
         return {"p05": p.quantile(0.05).item(), "mean": p.mean().item(), "p95": p.quantile(0.95).item()}
 

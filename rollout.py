@@ -32,6 +32,7 @@ class Rules:
     window: how many tokens back a query sees, beside the last thought; 0: everything.
     continuous: is the last hidden state fed back as a thought? (One thinking row is left then, for the gate.)
     persist: do thoughts stay in the context (`stream`, `teacher`), or does each prediction have its own (`next_token`)?
+    reread: branches: how many tokens the eye moves on from thought to thought; 0: each thought sees the whole prefix.
     """
     think: str = "free"
     max_thoughts: int = 1  # K
@@ -40,6 +41,7 @@ class Rules:
     think_after: list[int] | None = None
     persist: bool = True
     continuous: bool = False
+    reread: int = 0
 
     def draws(self, S: int) -> int:
         """How many uniforms a row needs for S tokens of its own."""
@@ -320,7 +322,7 @@ def naive_rollout(model: GPT, text: Tensor, P: int, S: int, rules: Rules, u: Ten
     return out
 
 
-def branch_layout(P: int, S: int, K: int, window: int, device) -> tuple[Tensor, Tensor]:  # -> [T] positions, [1, 1, T, T]
+def branch_layout(P: int, S: int, K: int, rules: Rules, device) -> tuple[Tensor, Tensor]:  # -> [T] positions, [1, 1, T, T]
     """Where everything stands in a packed row of `next_token`, T = P + S + K * S, and who sees whom. P = 2, S = 2, K = 2:
 
     (rows look at columns; rows a and d left out)
@@ -333,16 +335,23 @@ def branch_layout(P: int, S: int, K: int, window: int, device) -> tuple[Tensor, 
         z2'           x x  x    |    x   |    x
 
     A branch goes on counting positions where its prefix ends, as if nothing else had been there.
+
+    With `reread` a branch reads its prefix once more while it thinks. The last thought stands at the prefix's end, the one
+    before it so many tokens earlier, and so on: each has the position and the view of a thought that were written there in
+    a `stream`. With a window, too, what it reads reaches the next place through one thought.
     """
     s, k = torch.arange(S, device=device).repeat(K), torch.arange(K, device=device).repeat_interleave(S)  # [K * S]
     text = torch.arange(P + S, device=device)
     step, ends = torch.cat([text.new_zeros(P + S), k + 1]), torch.cat([text, P - 1 + s])  # [T]: 0 for text; prefix's end
     branch = torch.cat([text.new_full((P + S,), -1), s])
-    positions = ends + step
     is_text, own = step == 0, (branch[:, None] == branch) & (step[:, None] >= step)
+    positions = ends + step
+    if rules.reread:
+        ends = torch.where(is_text, ends, (ends - rules.reread * (K - step)).clamp(min=0))
+        positions, own = ends + ~is_text, own & (step[:, None] == step)
     back = positions[:, None] - text  # how far each query looks back to each text token
-    mask = own & ~is_text  # [T, T]: the own branch up to oneself; and of the text:
-    mask[:, :P + S] = (text <= ends[:, None]) & ((back < window) | torch.tensor(window == 0, device=device))
+    mask = own & ~is_text  # [T, T]: the own branch up to oneself (rereading: oneself alone); and of the text:
+    mask[:, :P + S] = (text <= ends[:, None]) & ((back < rules.window) | torch.tensor(rules.window == 0, device=device))
     return positions, mask.view(1, 1, *mask.shape)
 
 
@@ -351,7 +360,7 @@ def layout(ro: Rollout, rules: Rules, offset: int = 0) -> tuple[Tensor, Tensor |
     if rules.persist:
         return torch.arange(ro.ids.shape[1], device=ro.ids.device) + offset, visible(ro.is_think, rules.window)
     S = ro.text.shape[1] - ro.P
-    positions, mask = branch_layout(ro.P, S, (ro.ids.shape[1] - ro.P) // S - 1, rules.window, ro.ids.device)
+    positions, mask = branch_layout(ro.P, S, (ro.ids.shape[1] - ro.P) // S - 1, rules, ro.ids.device)
     return positions + offset, mask
 
 
@@ -388,7 +397,7 @@ def branches(model: GPT, text: Tensor, P: int, K: int, rules: Rules, u: Tensor, 
     """
     (R, L), dev, V = text.shape, text.device, model.config.vocab_size
     S, free, places = L - P, rules.think == "free", torch.arange(L + K * (L - P), device=text.device)
-    positions, mask = branch_layout(P, S, K, rules.window, dev)
+    positions, mask = branch_layout(P, S, K, rules, dev)
     h, cache = read_prompt(model, text, len(places), rules.window, offset, siblings)
     ids = torch.nn.functional.pad(text, (0, K * S))
     is_think, gated = (torch.zeros(R, len(places), dtype=torch.bool, device=dev) for _ in range(2))

@@ -53,8 +53,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     whole, real = int, float
     # what is learnt, from what
     p.add_argument("--approach", choices=["teacher", "stream", "next_token"], default="teacher", help="who pays for a thought")
-    p.add_argument("--thoughts", choices=["tokens", "continuous", "filler", "none"], default="tokens",
-                   help="continuous: the hidden state is fed back; filler: one learnt row; none: no slot")
+    p.add_argument("--thoughts", choices=["tokens", "continuous", "filler", "none", "oracle"], default="tokens",
+                   help="continuous: the hidden state is fed back; filler: one learnt row; none: no slot; oracle: the cup, told")
     p.add_argument("--model", help=f"scratch, {', '.join([*PICO, *SIZES])} or a path")
     p.add_argument("--teacher", help="as --model; only --approach teacher has one")
     p.add_argument("--layers", type=whole, help="of --model scratch (1)")
@@ -62,6 +62,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--data", help="cups, webtext, or a .txt or .jsonl file")
     p.add_argument("--cups", type=whole, help="how many cups (3)")
     p.add_argument("--swaps", type=whole, help="the longest round that a curriculum reaches (10)")
+    p.add_argument("--idle", type=real, help="share of moves that do nothing (0)")
     # thoughts
     p.add_argument("--think_vocab", type=whole, help="N, the number of thinking rows (2048)")
     p.add_argument("--think", choices=["free", "forced"], help="may the model choose when to think?")
@@ -70,6 +71,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--budget", type=whole, help="M, thoughts in a whole rollout")
     p.add_argument("--think_cost", type=real, help="nats that a thought costs")
     p.add_argument("--window", type=whole, help="tokens back that are seen beside the last thought; 0: all")
+    p.add_argument("--hide", type=real, help="share of steps with the window; below 1 the model is tested without (1)")
+    p.add_argument("--reread", type=whole, help="next_token: tokens that a branch reads on from thought to thought; 0: sees all")
     # rollouts
     p.add_argument("--prompts", type=whole, help="B, contexts a step")
     p.add_argument("--samples", type=whole, help="G, siblings of a context")
@@ -106,8 +109,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 ONLY = {  # flags that mean something in one setting alone; anywhere else they are refused
     "teacher": "approach teacher", "beta": "approach teacher", "text_grad": "approach teacher",
     "siblings": "approach teacher", "gamma": "thoughts that stay", "budget": "thoughts that stay",
-    "answer_grad": "a given text", "curriculum": "data cups",
-    "layers": "model scratch", "width": "model scratch", "cups": "data cups", "swaps": "data cups",
+    "answer_grad": "a given text", "curriculum": "data cups", "reread": "approach next_token",
+    "layers": "model scratch", "width": "model scratch", "cups": "data cups", "swaps": "data cups", "idle": "data cups",
 }
 ON_CUPS = dict(think="forced", window=5, lr=2e-3, think_lr=2e-3, samples=8, entropy=0.25, gamma=0.9, think_cost=0.0,
                prompts=32, prompt_tokens=17, think_prior=0.5)
@@ -116,10 +119,14 @@ ON_TEXT = dict(think="free", window=0, lr=1e-5, think_lr=1e-3, samples=4, entrop
 DEFAULTS = {
     ("teacher", "cups"): ON_CUPS | dict(new_tokens=48, budget=20, steps=1500, eval_every=750),
     ("stream", "cups"): ON_CUPS | dict(new_tokens=32, budget=16, steps=1600, eval_every=800, prompts=16, gamma=1.0, lr=1e-3),
-    ("next_token", "cups"): ON_CUPS | dict(new_tokens=32, budget=3, max_thoughts=3, swaps=3, steps=1500, eval_every=750,
-                                           prompts=16, lr=1e-3, window=0),
+    ("next_token", "cups"): ON_CUPS | dict(new_tokens=32, budget=1, swaps=3, steps=1500, eval_every=750, prompts=16, lr=1e-3,
+                                           window=7, reread=2),
     ("teacher", "text"): ON_TEXT, ("stream", "text"): ON_TEXT, ("next_token", "text"): ON_TEXT | dict(max_thoughts=4),
 }
+ALWAYS = dict(think_vocab=2048, max_thoughts=1, temperature=1.0, baseline="loo", beta=1.0, cups=3, swaps=10, idle=0.0, hide=1.0,
+              reread=0, text_grad="exact", answer_grad="on", curriculum="on", layers=1, width=64)
+LEAST = dict(prompts=1, samples=1, prompt_tokens=1, new_tokens=1, steps=1, micro_batch=1, eval_every=1, warmup=1, swaps=1, layers=1,
+             width=8, max_thoughts=1, budget=0, window=0, reread=0, hide=0, seed=0, lr=0, think_lr=0, temperature=0.01)
 
 
 def resolve(args: argparse.Namespace) -> dict:
@@ -133,6 +140,7 @@ def resolve(args: argparse.Namespace) -> dict:
     a = {k: v for k, v in vars(args).items() if k not in ("error", "out", "resume")}
     a["device"] = "cuda" if gpu else args.device if args.device != "auto" else "cpu"
     said = {k for k, v in a.items() if v is not None}
+    a |= {k: None for k in ("model", "teacher", "data") if a[k] == "auto"}
     a["data"] = a["data"] or ("webtext" if gpu else "cups")
     cups = a["data"] == "cups"
     if a["data"] not in ("cups", "webtext"):
@@ -149,10 +157,10 @@ def resolve(args: argparse.Namespace) -> dict:
     if a["thoughts"] != "tokens" and {"think_vocab", "entropy"} & said:
         raise ValueError(f"--think_vocab and --entropy belong to --thoughts tokens, not to {a['thoughts']}")
     a |= {k: v for k, v in DEFAULTS[a["approach"], "cups" if cups else "text"].items() if a[k] is None}
-    a |= {k: v for k, v in dict(think_vocab=2048, max_thoughts=1, temperature=1.0, baseline="loo", beta=1.0, cups=3, swaps=10,
-                                text_grad="exact", answer_grad="on", curriculum="on", layers=1, width=64,
-                                warmup=50 if a["model"] == "scratch" else 15,
-                                micro_batch=a["prompts"] * a["samples"]).items() if a[k] is None}
+    if a["approach"] == "next_token" and cups and a["max_thoughts"] is None:
+        a["max_thoughts"] = a["swaps"] + 1  # one to go back with, then one for each move
+    warmup, rows = 50 if a["model"] == "scratch" else 15, a["prompts"] * a["samples"]
+    a |= {k: v for k, v in (ALWAYS | dict(warmup=warmup, micro_batch=rows)).items() if a[k] is None}
     if cups and "budget" not in said:
         a["budget"] *= a["max_thoughts"]
     if a["approach"] == "next_token":  # a thought serves one prediction, and has its branch to itself
@@ -160,12 +168,13 @@ def resolve(args: argparse.Namespace) -> dict:
     a["siblings"] = a["siblings"] or ("shared" if a["text_grad"] == "exact" else "free")
     if a["siblings"] == "shared" and a["text_grad"] == "sampled":
         raise ValueError("--text_grad sampled treats own text as a choice, so each sibling needs its own: --siblings free")
-    a["think_vocab"] = {"tokens": a["think_vocab"], "continuous": 1, "filler": 1, "none": 0}[a["thoughts"]]
+    if a["thoughts"] == "oracle" and (a["approach"] != "stream" or not cups or a["think"] != "forced"):
+        raise ValueError("--thoughts oracle tells the cup of the ball: --approach stream --data cups --think forced")
+    a["think_vocab"] = {"tokens": a["think_vocab"], "continuous": 1, "filler": 1, "none": 0, "oracle": a["cups"]}[a["thoughts"]]
     if a["thoughts"] != "tokens" and (a["think"] == "forced" or a["thoughts"] == "none") and not {"prompts", "samples"} & said:
         # nothing is sampled, so siblings would be copies: as many contexts instead
         a |= dict(prompts=a["prompts"] * a["samples"], samples=1, baseline=args.baseline or "none")
-    for k, least in dict(prompts=1, samples=1, prompt_tokens=1, new_tokens=1, steps=1, micro_batch=1, eval_every=1, warmup=1, swaps=1,
-                         layers=1, width=8, max_thoughts=1, budget=0, window=0, seed=0, lr=0, think_lr=0, temperature=0.01).items():
+    for k, least in LEAST.items():
         if a[k] < least:
             raise ValueError(f"--{k} must be at least {least}, not {a[k]}")
     if a["width"] % 2:
@@ -187,15 +196,16 @@ def setup(a: dict, saved: dict | None):
     if saved is not None:
         model = load(Path(a["out"]) / "ckpt.pt")
     elif a["model"] == "scratch":
-        text_ids = Cups(a["cups"]).text_ids if a["data"] == "cups" else None
+        text_ids = Cups(a["cups"], idle=a["idle"]).text_ids if a["data"] == "cups" else None
         V = len(text_ids) if text_ids else Tokenizer().V
         model = GPT(Config(a["layers"], 2, a["width"], 256 if text_ids else 1024, V), text_ids)
     else:
         model = load(a["model"])
-    data = open_data(a["data"], model.text_ids, a["cups"])
+    data = open_data(a["data"], model.text_ids, a["cups"], a["idle"])
     cups = isinstance(data, Cups)
     if cups and model.text_ids != data.text_ids:
-        raise ValueError(f"--model {a['model']} does not speak the language of {a['cups']} cups: try --model scratch")
+        raise ValueError(f"--model {a['model']} does not speak the language of {a['cups']} cups"
+                         f"{' with idle moves' * (a['idle'] > 0)}: try --model scratch")
     teacher = None
     if a["teacher"] is not None:
         teacher = load("pico-teacher" if a["teacher"] == "pico" else a["teacher"]).to(a["device"]).requires_grad_(False)
@@ -203,8 +213,8 @@ def setup(a: dict, saved: dict | None):
             raise ValueError(f"--teacher {a['teacher']} has another vocabulary than --model {a['model']}: it cannot judge its text")
     model = model.to(a["device"])
     rules = Rules(a["think"] if a["think_vocab"] else "never", a["max_thoughts"], a["budget"] if a["think_vocab"] else 0,
-                  a["window"], data.think_after if cups else None, a["approach"] != "next_token",
-                  a["thoughts"] == "continuous")
+                  a["window"] * (a["hide"] == 1), data.think_after if cups else None, a["approach"] != "next_token",
+                  a["thoughts"] == "continuous", a["reread"])
     if cups and not rules.persist:  # nothing that is thought after a move would be there at the question
         rules.think_after = [data.id["?"]] if rules.think == "forced" else None
     longest = a["prompt_tokens"] + a["new_tokens"] + rules.budget + (OFFSETS - 1) * cups
@@ -214,18 +224,28 @@ def setup(a: dict, saved: dict | None):
         raise ValueError(f"prompt, new tokens and thoughts can make {longest} places, more than the model's context: lower "
                          "--new_tokens, --budget or --max_thoughts")
     if saved is None and a["think_vocab"]:
-        if model.config.think_vocab:
-            raise ValueError(f"--model {a['model']} has thinking rows already: go on with --resume, or start from a base model")
-        ids = torch.from_numpy(data.batch(16, a["prompt_tokens"] + a["new_tokens"], a["seed"], 0, "birth").ids).to(model.device)
-        # not the plain seed: a base model that was itself initialised from it would share its numbers with the new rows,
-        # and one row would then stick out of all others in every context
-        luck = torch.Generator().manual_seed(int(seeded(a["seed"], 0, "birth").integers(2 ** 62)))
-        # forced thoughts have no gate that would have to stay even; a base that can do without them starts to listen sooner
-        # where their logits differ more
-        p = model.grow(a["think_vocab"], ids, a["think_prior"], luck, mask=visible(ids < 0, rules.window),
-                       spread=3.2 if rules.think == "forced" and a["model"] != "scratch" else 2.4)
-        print(f"{a['think_vocab']} thinking rows born: p_think {p['mean']:.3f} (5-95 %: {p['p05']:.3f} to {p['p95']:.3f})")
+        p = give_rows(a, model, data, rules)
+        print(f"{a['think_vocab']} thinking rows: p_think {p['mean']:.3f} (5-95 %: {p['p05']:.3f} to {p['p95']:.3f})")
     return model, teacher, data, rules
+
+
+def give_rows(a: dict, model: GPT, data, rules: Rules) -> dict[str, float]:
+    """Thinking rows for a model without; one that has them keeps them. -> p_think on text. Raises ValueError."""
+    ids = torch.from_numpy(data.batch(16, a["prompt_tokens"] + a["new_tokens"], a["seed"], 0, "birth").ids).to(model.device)
+    mask = visible(ids < 0, rules.window)
+    if N := model.config.think_vocab:
+        if N != a["think_vocab"]:
+            raise ValueError(f"--model {a['model']} has {N} thinking rows already: leave --think_vocab at {N}, or start from "
+                             "a base model")
+        # rows that were forced have never been asked whether to come: their gate starts at the prior, where it is asked
+        return model.fit_offset(ids, a["think_prior"], mask=mask, where=rules.table(model)[ids])
+    # not the plain seed: a base model that was itself initialised from it would share its numbers with the new rows,
+    # and one row would then stick out of all others in every context
+    luck = torch.Generator().manual_seed(int(seeded(a["seed"], 0, "birth").integers(2 ** 62)))
+    # forced thoughts have no gate that would have to stay even; a base that can do without them starts to listen sooner
+    # where their logits differ more
+    spread = 3.2 if rules.think == "forced" and a["model"] != "scratch" else 2.4
+    return model.grow(a["think_vocab"], ids, a["think_prior"], luck, mask=mask, spread=spread)
 
 
 def save(path: Path, state: dict) -> None:
@@ -345,7 +365,7 @@ def own_text(a: dict, model: GPT, data, batch: Batch, B: int, P: int, rules: Rul
 def entropy_scale(a: dict, step: int, stage: int | None) -> tuple[float, float]:
     """(weight of the entropy bonus, its target in nats). The target is twice as broad in the first stage, where states
     that come to share a code would rarely part again. In the last quarter of a run the bonus fades: crisp thoughts."""
-    return min(1.0, 4 * (1 - step / a["steps"])), (2 if stage == 1 else 1) * a["entropy"] * math.log(max(a["think_vocab"], 2))
+    return (a["thoughts"] == "tokens") * min(1.0, 4 * (1 - step / a["steps"])), (2 if stage == 1 else 1) * a["entropy"] * math.log(max(a["think_vocab"], 2))
 
 
 def advance(state: dict, right: torch.Tensor, last: int) -> None:
@@ -372,16 +392,36 @@ def shape_of_step(a: dict, cups: bool, state: dict) -> tuple[int | None, int, in
 
 
 def contexts(a: dict, model: GPT, data, rules: Rules, B: int, P: int, S: int, step: int, stage: int | None,
-             offset: int) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+             offset: int) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """-> text [R, P + S], or [R, P] where each sibling writes its own; on cups, where the text is all there, also which
-    slots pay and moves before each answer, [R, S]."""
+    slots pay and moves before each answer, [R, S], and, where it is the data's, the ball's cup after each token, [R, P + S]."""
     batch = take_text(a, data, B, P, step, S, stage)
     if a["teacher"] is not None and a["siblings"] == "shared":
         # one sibling writes the text, then all G think anew between its tokens: they differ in thoughts alone
         batch = own_text(a, model, data, batch, B, P, rules, S, step, stage, offset)
-    text, pays, n = (torch.from_numpy(x).to(model.device).repeat_interleave(a["samples"], 0) if x is not None else None
-                     for x in (batch.ids, batch.pays, batch.n))
-    return (text, pays[:, P:], n[:, P:]) if pays is not None and text.shape[1] == P + S else (text, None, None)
+    text, pays, n, cup = (torch.from_numpy(x).to(model.device).repeat_interleave(a["samples"], 0) if x is not None else None
+                          for x in (batch.ids, batch.pays, batch.n, batch.state))
+    return (text, pays[:, P:], n[:, P:], cup) if pays is not None and text.shape[1] == P + S else (text, None, None, None)
+
+
+def truth(model: GPT, ro: Rollout, cup: torch.Tensor):
+    """The oracle, as an `edit` for the rollout: each thought becomes the cup that the ball is under by then."""
+    told = model.config.vocab_size + cup.gather(1, ro.slot.clamp(min=0)).clamp(min=0)  # [R, T]
+    return lambda place, _: told[:, place]
+
+
+def rules_of_step(a: dict, model: GPT, rules: Rules, text: torch.Tensor, P: int, S: int, step: int, stage: int | None) -> Rules:
+    """The run's rules, without thoughts that this step can't use: what is known beforehand makes shorter rollouts.
+    With --hide a random share of steps has a window that the others, and the test, do not have: there thoughts are needed,
+    and so they are learnt, and here the model learns to listen to them although it sees everything."""
+    if a["hide"] < 1 and seeded(a["seed"], step, "hide").random() < a["hide"]:
+        rules = replace(rules, window=a["window"])
+    if rules.think == "forced" and rules.persist and text.shape[1] == P + S:
+        slots = int(rules.table(model)[text[:, P - 1:-1]].sum(1).max())  # all text is known, and so the number of thoughts
+        return replace(rules, budget=min(rules.budget, slots * rules.max_thoughts))
+    if rules.reread and stage:
+        return replace(rules, max_thoughts=min(rules.max_thoughts, stage + 1))
+    return rules
 
 
 def advantages(a: dict, ro: Rollout, r: torch.Tensor) -> tuple[torch.Tensor, int, torch.Tensor]:
@@ -391,6 +431,8 @@ def advantages(a: dict, ro: Rollout, r: torch.Tensor) -> tuple[torch.Tensor, int
     returns = returns_to_go(r - cost, a["gamma"])
     adv = advantage(returns, a["samples"], a["baseline"])
     felt = adv.gather(1, slot)[(ro.is_think | ro.gated)[:, ro.P:]]
+    if a["thoughts"] == "oracle":  # what is true is worth saying: -log g of the told thought, as in supervised learning
+        return torch.ones_like(r), len(felt), returns
     return adv / (felt.std(correction=0) + FLOOR_STD) if len(felt) else adv, len(felt), returns
 
 
@@ -477,16 +519,15 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         stage, S, P, B = shape_of_step(a, cups, state)
         R, offset = B * G, int(seeded(a["seed"], step, "offset").integers(OFFSETS)) if cups else 0  # 0 for OpenAI's weights
         with autocast:
-            text, pays, n = contexts(a, sampler, data, rules, B, P, S, step, stage, offset)
+            text, pays, n, cup = contexts(a, sampler, data, rules, B, P, S, step, stage, offset)
 
         # 2. G rollouts each, no gradient, cached
-        now = rules
-        if text.shape[1] == P + S and rules.think == "forced" and rules.persist:
-            slots = int(rules.table(model)[text[:, P - 1:-1]].sum(1).max())  # all text is known, and so the number of thoughts
-            now = replace(rules, budget=min(rules.budget, slots * rules.max_thoughts))
+        now = rules_of_step(a, model, rules, text, P, S, step, stage)
         u = luck_on_text(a["seed"], step, "rollout", now, R, S, dev)
         with autocast:
             ro = rollout(sampler, text, P, S, now, u, a["temperature"], offset=offset, siblings=G)
+            if a["thoughts"] == "oracle":  # the same places, and the truth in them
+                ro = rollout(sampler, text, P, S, now, u, offset=offset, siblings=G, edit=truth(model, ro, cup))
 
         # 3. score: the teacher sees the text closed up, as if no thought had been there
         with autocast:

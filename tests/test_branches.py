@@ -121,7 +121,7 @@ def test_gradient_is_that_of_separate_rollouts(tiny, think):
 @pytest.mark.parametrize("P, S, K, window", [(2, 3, 2, 0), (1, 4, 3, 2), (3, 1, 1, 0), (2, 2, 0, 0)])
 def test_layout_by_loops(P, S, K, window):
     """Guards the drawing in the docstring against loops over all pairs of places."""
-    positions, mask = branch_layout(P, S, K, window, "cpu")
+    positions, mask = branch_layout(P, S, K, Rules(window=window, persist=False), "cpu")
     L = P + S
     where = [("text", i, i) for i in range(L)] + [(s, P - 1 + s, P + s + k) for k in range(K) for s in range(S)]
     assert positions.tolist() == [w[2] for w in where] and mask.shape == (1, 1, len(where), len(where))
@@ -132,6 +132,31 @@ def test_layout_by_loops(P, S, K, window):
             else:
                 wanted = mine == other and there <= position
             assert mask[0, 0, q, k].item() == wanted, (q, k)
+
+
+@pytest.mark.parametrize("window", [0, 3])
+@pytest.mark.parametrize("K, reread", [(3, 2), (2, 1), (4, 3)])
+def test_rereading_is_a_thought_written_there(tiny, window, K, reread):
+    """Guards --reread: thought k of K is, in all it sees, a thought that stands after the token which lies reread * (K - k)
+    before the prefix's end: a short sequence by itself gives the same state, to 1e-9. The last one speaks."""
+    model, text = tiny(), texts()
+    L, S = text.shape[1], text.shape[1] - P
+    rules, u = Rules("forced", K, K, window, AFTER, persist=False, reread=reread), luck(K, R * S)
+    ro = rollout(model, text, P, S, rules, u, offset=4)
+    assert (model(ro.ids, *layout(ro, rules, offset=4)) - ro.h).abs().max() < 1e-9
+    r, _ = slot_rewards(model, ro, None, None, None)
+    for row in range(R):
+        for s in range(S):
+            ids, at = thoughts_of(ro, row, s, L)
+            assert len(ids) == (K if text[row, P + s - 1] in AFTER else 0)
+            state = ro.h[row, P + s - 1]
+            for k, (i, z) in enumerate(zip(at, ids), 1):
+                assert z == V + draw(model.think_logits(state[None]), u[k - 1, row * S + s, 1:], 1.0).item()
+                reads = max(P + s - 1 - reread * (K - k), 0)
+                x = torch.cat([text[row, :reads + 1], torch.tensor([z])])[None]
+                state = model(x, torch.arange(reads + 2) + 4, visible(x >= V, window))[0, -1]
+                assert (state - ro.h[row, i]).abs().max() < 1e-9
+            assert r[row, s].item() == pytest.approx(model.text_logits(state).log_softmax(-1)[text[row, P + s]].item(), abs=1e-9)
 
 
 def test_siblings_and_edits(tiny):

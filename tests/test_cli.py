@@ -165,6 +165,7 @@ def test_sample_shows_thoughts(finished, monkeypatch, capsys):
     ["--approach", "next_token"], ["--approach", "next_token", "--think", "free"],
     ["--approach", "stream", "--max_thoughts", "2", "--micro_batch", "3"],
     ["--approach", "stream", "--thoughts", "continuous"], ["--approach", "next_token", "--thoughts", "continuous"],
+    ["--approach", "stream", "--thoughts", "oracle"], ["--approach", "stream", "--hide", "0.5", "--idle", "0.3", "--think", "free"],
 ], ids=" ".join)
 def test_two_steps_of_every_kind(argv, tmp_path, monkeypatch, capsys):
     """Every approach and kind of thought trains, is evaluated, and can be sampled from its checkpoint; a run that is at

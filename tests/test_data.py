@@ -391,3 +391,19 @@ def test_open_data(tmp_path, cached, games):
     assert isinstance(open_data("cups", None, 4), Cups) and open_data("cups", None, 4).m == 4
     (tmp_path / "a.txt").write_text("a " * 100)
     assert isinstance(open_data(str(tmp_path / "a.txt"), None), TextFile)
+
+
+def test_idle_moves():
+    """Guards --idle: the share of moves that do nothing is what was asked for, the ball stays where it is, each is one of
+    the n moves of its round, and without --idle the stories are what they were."""
+    cups = Cups(3, idle=0.4)
+    nothing = cups.id[" nothing"]
+    b = cups.batch(200, 60, 0, 0, "train", n_max=10)
+    moves = np.isin(b.ids, cups.move_ids)
+    assert nothing in cups.think_after and 0.37 < (b.ids == nothing).sum() / moves.sum() < 0.43
+    rows, at = np.nonzero(b.ids == nothing)
+    assert (b.state[rows, at] == b.state[rows, at - 1]).all() and (b.n[rows, at] == b.n[rows, at - 1] + 1).all()
+    assert all(right for row in b.ids for _, _, right in cups.check(row))
+    assert len(Cups(3).text_ids) == len(cups.text_ids) - 1
+    with pytest.raises(ValueError, match="idle"):
+        Cups(3, idle=1.0)
