@@ -9,6 +9,8 @@ there is more to ask: a dictionary (which cup does an id stand for, given the mo
 interventions of "Measuring Faithfulness in Chain-of-Thought Reasoning" (arXiv 2307.13702), and counterfactual writing:
 write the id of another cup and see whether the answer follows. Writes probe.json and probe.png.
 
+A model with a window can't answer long rounds but by its thoughts: that it uses them is no surprise, what they say may be.
+
 Left out on purpose: probes that are trained (here thoughts are read by counting alone), own text (evaluate.py), and
 which word of a thought of several says what: with --max_thoughts K > 1 the last one of a slot is read and written.
 """
@@ -53,11 +55,7 @@ class Case:
 
     @cached_property
     def own(self) -> Rollout:
-        return self.roll(self.rules, self.heat)
-
-    @property
-    def heat(self) -> float:
-        return 1.0 if self.rules.think == "free" else 0.0
+        return self.roll(self.rules, float(self.rules.think == "free"))
 
     def roll(self, rules: Rules, heat: float, u: Tensor | None = None, edit: Callable | None = None) -> Rollout:
         u, S = self.u if u is None else u, self.text.shape[1] - self.P
@@ -66,10 +64,12 @@ class Case:
     def write(self, table: Tensor, where: Tensor | None = None) -> Rollout:  # [R, T] ids, [R, T] bool or None
         """Thoughts overwritten by the table's ids, in the places of own thoughts; where it has -1 the model thinks anew.
         where: the own places, all up to some point, that get a thought at all (the others have an id in the table)."""
-        rules, heat, u = self.rules, self.heat, self.u
-        if where is not None or rules.think == "free":  # the places are part of the luck: gates can't close or open
-            rules, heat, u = replace(rules, think="free"), 1.0, self.pinned(self.own.is_think if where is None else where)
-        return self.roll(rules, heat, u, lambda at, z: torch.where(table[:, at] >= 0, table[:, at], z))
+        over = lambda at, z: torch.where(table[:, at] >= 0, table[:, at], z)
+        if where is None and self.rules.think == "forced":
+            return self.roll(self.rules, 0.0, self.u, over)
+        # left to itself a gate would open and close elsewhere now
+        luck = self.pinned(self.own.is_think if where is None else where)
+        return self.roll(replace(self.rules, think="free"), 1.0, luck, over)
 
     def pinned(self, where: Tensor) -> Tensor:  # [R, T] bool -> luck with which a free gate opens just there
         u, L = self.u.clone(), self.text.shape[1]
@@ -109,7 +109,7 @@ def conditions(case: Case, pays: Tensor | None, n: Tensor | None, block: int, se
     -> name: nats (a text token), nats_paying (cups), worse (nats a paying token more than with own thoughts) and worse_95
     (half of its 95 % interval, over rows), thoughts (a text token), and on cups accuracy_by_n, answers_by_n.
     """
-    luck, P, ids = torch.Generator().manual_seed(seed), case.P, lambda: case.own.ids
+    luck, P, ids, free = torch.Generator().manual_seed(seed), case.P, lambda: case.own.ids, case.rules.think == "free"
 
     def chain() -> Tensor:  # what leads to one answer is a chain; in next_token, to one token; on other text the whole row
         slot = case.own.slot.clamp(min=0)
@@ -118,7 +118,7 @@ def conditions(case: Case, pays: Tensor | None, n: Tensor | None, block: int, se
     runs = {"own": lambda: case.own, "none": lambda: case.roll(replace(case.rules, think="never", budget=0), 0.0)}
     if len(case.model.think) > 1:  # one row alone says nothing that could be replaced
         runs |= {"refed": lambda: case.write(ids()),
-                 "greedy" if case.heat else "sampled": lambda: case.roll(case.rules, 1 - case.heat),
+                 "greedy" if free else "sampled": lambda: case.roll(case.rules, float(not free)),
                  "random": lambda: case.write(random_ids(case.model, ids().shape, luck)),
                  "another": lambda: case.write(anothers(case.own, block)),
                  "shuffled": lambda: case.write(shuffled(case.own, chain(), luck)),
@@ -127,11 +127,11 @@ def conditions(case: Case, pays: Tensor | None, n: Tensor | None, block: int, se
     for name, run in tqdm(runs.items(), desc="conditions", disable=None):
         ro = run()
         logp, hit = slot_rewards(case.model, ro, None, None, None)
-        paying = (logp * paid).sum(1) / paid.sum(1).clamp(min=1)  # [R]
-        mine = paying if name == "own" else mine
-        out[name] = {"nats": -logp.mean().item(), "worse": (mine - paying).mean().item(),
-                     "worse_95": 1.96 * (mine - paying).std().item() / len(mine) ** 0.5,
-                     "thoughts": ro.is_think.sum().item() / logp.numel()}
+        mine = logp if name == "own" else mine
+        lost, count = ((mine - logp) * paid).sum(1), paid.sum(1)  # [R]
+        worse = lost.sum() / count.sum()
+        out[name] = {"nats": -logp.mean().item(), "worse": worse.item(), "thoughts": ro.is_think.sum().item() / logp.numel(),
+                     "worse_95": 1.96 * (lost - worse * count).norm().item() / count.sum().item()}
         if n is not None:
             by, counts = by_n(n[:, P:][paid], hit[paid])
             out[name] |= {"nats_paying": -logp[paid].mean().item(), "accuracy_by_n": by, "answers_by_n": counts}
@@ -271,9 +271,9 @@ def probe(model: GPT, rules: Rules, a: dict, data, each: int, seed: int) -> dict
     """All that can be asked of this checkpoint on these data, ready for probe.json. Raises ValueError where the data are
     too short."""
     if not isinstance(data, Cups):
-        ids = torch.from_numpy(data.batch(each, a["prompt_tokens"] + a["new_tokens"], seed, 3000, "eval").ids).to(model.device)
-        u = luck_on_text(seed, 0, "eval_rollout", rules, each, a["new_tokens"], model.device)
-        case = Case(model, rules, ids, a["prompt_tokens"], u)
+        P, S = a["prompt_tokens"], a["new_tokens"]
+        ids = torch.from_numpy(data.batch(each, P + S, seed, 3000, "eval").ids).to(model.device)
+        case = Case(model, rules, ids, P, luck_on_text(seed, 0, "eval_rollout", rules, each, S, model.device))
         out = {"conditions": conditions(case, None, None, each, seed)}
     else:
         ids, n, pays, roomy, u = story_set(data, rules, each, seed, model.device)
@@ -296,8 +296,8 @@ def probe(model: GPT, rules: Rules, a: dict, data, each: int, seed: int) -> dict
     out["aoc"] = {name: {m: aoc(x) for m, x in by_m.items()} for name, by_m in out["same_answer"].items()}
     if words is not None:  # by distance: how many moves after the written word is the question?
         out["synonyms"] = sum(wrote["synonyms"] for _, wrote in found.values()) / len(found)
-        out["counterfactual"] = {k: [sum(wrote[k][m - 1 - d] for m, (_, wrote) in found.items() if d < m) for d in range(LENGTHS[-1])]
-                                 for k in ("written", "follows", "true")}
+        out["counterfactual"] = {what: [sum(wrote[what][m - 1 - d] for m, (_, wrote) in found.items() if d < m)
+                                        for d in range(LENGTHS[-1])] for what in ("written", "follows", "true")}
     return out
 
 
@@ -317,8 +317,8 @@ def show(out: dict) -> None:
     """One table, and what the dictionary and the interventions say below it."""
     cups = "cups" in out
     ns = (1, 3, 6, 10, 20, 30) if cups else ()
-    print(f"{'thoughts':<20}" + "".join(f"{f'n = {n}':>8}" for n in ns) + ("  nats, answers" if cups else "") + "  nats, all text"
-          "  worse than own, nats a paying token")
+    print(f"{'thoughts':<20}" + "".join(f"{f'n = {n}':>8}" for n in ns) + "  nats, answers" * cups + "  nats, all text"
+          "  worse than own (nats a paying token)")
     for name, x in out["conditions"].items():
         print(f"{NAMES[name]:<20}" + "".join(f"{x['accuracy_by_n'][n - 1]:8.1%}" for n in ns)
               + (f"{x['nats_paying']:15.4f}" if cups else "") + f"{x['nats']:16.4f}{x['worse']:+18.4f} +- {x['worse_95']:.4f}")
@@ -327,77 +327,67 @@ def show(out: dict) -> None:
     if "not_probed" in out:
         print(out["not_probed"])
     if "dictionary" in out:
-        print("dictionary: I(z; cup after the move) {I_after:.3f}, before it {I_before:.3f}, given the move {I_given_move:.3f} of "
-              "{H_cup:.3f} nats; ids name\n  the cup {reading} the move; in other stories {decoded:.1%} of thoughts decode to "
-              "the true cup".format(**out["dictionary"]))
+        print("dictionary: I(z; cup after the move) {I_after:.3f}, before it {I_before:.3f}, given the move {I_given_move:.3f} "
+              "of {H_cup:.3f} nats: ids name\n  the cup {reading} the move; in other stories {decoded:.1%} of thoughts decode "
+              "to the true cup".format(**out["dictionary"]))
     for name, by_m in out.get("aoc", {}).items():
         print(f"{THEN[name]:<40} AOC " + "".join(f"{f'{x:.2f} ({m} moves)':>17}" for m, x in by_m.items()))
     if "synonyms" in out:
         print(f"({out['synonyms']:.1%} of thoughts have a synonym)")
     if "counterfactual" in out:
-        far = out["counterfactual"]
-        for what in ("follows", "true"):
-            print(f"wrong word written, answer {what:<8} by moves until the question: " + ", ".join(
-                f"{d}: {x / max(w, 1):.0%}" for d, (x, w) in enumerate(zip(far[what], far["written"]))))
+        far, written = out["counterfactual"], sum(out["counterfactual"]["written"])
+        print(f"a wrong word written, {written:.0f} times: the answer follows it {sum(far['follows']) / max(written, 1):.1%}, "
+              f"stays true {sum(far['true']) / max(written, 1):.1%}\n  follows it, by moves until the question: "
+              + ", ".join(f"{d}: {x / max(w, 1):.0%}" for d, (x, w) in enumerate(zip(far["follows"], far["written"]))))
 
 
-def legend(axis, columns: int) -> None:  # below, where no curve can be
+def curves(axis, x, lines: dict[str, list], columns: int, chance: float | None, **labels) -> None:
+    for i, (name, y) in enumerate(lines.items()):
+        axis.plot(x, y, ".-", lw=max(1, 4 - i / 2), ms=8, label=name)  # thinner and thinner: one on top of another shows
+    if chance is not None:
+        axis.axhline(chance, color="grey", ls=":", label="chance")
+    axis.set(ylim=(-0.03, 1.03), ylabel="share of answers", **labels)
     axis.legend(ncols=columns, fontsize=10, loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False)
 
 
 def draw_conditions(axis, out: dict) -> None:
-    cups = "cups" in out
-    for i, (name, x) in enumerate(out["conditions"].items()):
-        if cups:
-            style = "o-" if name == "own" else "x--" if name == "refed" else ".-"
-            axis.plot(range(1, N_MAX + 1), x["accuracy_by_n"], style, label=NAMES[name], zorder=9 if name == "own" else 2)
-        else:
-            axis.barh(i, x["worse"], xerr=x["worse_95"], color="tab:blue", capsize=3)
-    if cups:
-        axis.set(title="Answers right with other thoughts", xlabel="moves since the anchor", ylabel="share", ylim=(-0.03, 1.03))
-        axis.axhline(1 / out["cups"], color="grey", ls=":", label="chance")
-        legend(axis, 4)
+    told = {NAMES[name]: x for name, x in out["conditions"].items() if name != "refed"}
+    if "cups" in out:
+        curves(axis, range(1, N_MAX + 1), {name: x["accuracy_by_n"] for name, x in told.items()}, 4, 1 / out["cups"],
+               title="Answers right, with these thoughts", xlabel="moves since the anchor")
     else:
-        axis.set(title="What other thoughts cost", xlabel="nats a token more than with own thoughts (bars: 95 % interval)",
-                 yticks=range(len(out["conditions"])), yticklabels=[NAMES[name] for name in out["conditions"]])
+        axis.barh(list(told), [x["worse"] for x in told.values()], xerr=[x["worse_95"] for x in told.values()], capsize=3)
+        axis.set(title="What other thoughts cost", xlabel="nats a token more than with own thoughts (95 % interval)")
         axis.invert_yaxis()
 
 
 def draw_ids(axis, out: dict) -> None:
     if "dictionary" not in out:
-        ids, counts = zip(*out["usage"]["most_used"]) if out["usage"]["most_used"] else ((), ())
-        axis.bar(range(len(ids)), counts)
-        axis.set(title=f"Thoughts by id ({out['usage']['ids_used']} in use)", ylabel="times", xlabel="think", xticks=range(len(ids)))
-        axis.set_xticklabels(ids, rotation=90)
+        axis.bar([str(i) for i, _ in out["usage"]["most_used"]], [times for _, times in out["usage"]["most_used"]])
+        axis.set(title=f"How often each id is thought ({out['usage']['ids_used']} in use)", xlabel="id")
         return
     d, columns = out["dictionary"], out["dictionary"]["columns"]
     axis.imshow(list(d["share_of_situation"].values()), aspect="auto", cmap="Blues", vmin=0, vmax=1)
-    axis.set(title=f"What is thought where (white 0, dark 1): cup {d['reading']} the move, and the move",
-             yticks=range(len(d["share_of_situation"])), xticks=range(len(columns)))
-    axis.set_yticklabels([f"think{i}" for i in d["share_of_situation"]], fontsize=9)
-    axis.set_xticklabels(columns, rotation=90, fontsize=9)
+    axis.set(title=f"What is thought where (0 white, 1 dark): the cup {d['reading']} the move, and the move")
+    axis.set_yticks(range(len(d["share_of_situation"])), [f"think{i}" for i in d["share_of_situation"]], fontsize=9)
+    axis.set_xticks(range(len(columns)), columns, rotation=90, fontsize=9)
     for i in range(1, len(columns)):
         if columns[i][0] != columns[i - 1][0]:
             axis.axvline(i - 0.5, color="tab:orange")
 
 
 def draw_writing(axis, out: dict) -> None:
-    far = out["counterfactual"]
-    for what, style, name in (("follows", "o-", "follows the written cup"), ("true", "s-", "stays true")):
-        axis.plot([x / w if w else float("nan") for x, w in zip(far[what], far["written"])], style, label=name)
-    axis.axhline(1 / out["cups"], color="grey", ls=":", label="chance")
-    axis.set(title="A thought that names another cup is written: the answer ...", xlabel="moves between the written thought and the question",
-             ylabel="share of answers", ylim=(-0.03, 1.03))
-    legend(axis, 3)
+    far, names = out["counterfactual"], {"follows": "follows the written cup", "true": "stays true"}
+    lines = {name: [x / w if w else float("nan") for x, w in zip(far[what], far["written"])] for what, name in names.items()}
+    curves(axis, range(len(far["written"])), lines, 3, 1 / out["cups"], title="Another cup's word is written: the answer ...",
+           xlabel="moves between the written thought and the question")
 
 
 def draw_cutting(axis, out: dict) -> None:
-    for name, by_m in out["same_answer"].items():
-        m = max(by_m)
-        axis.plot([i / m for i in range(m + 1)], by_m[m], ".-", label=f"{THEN[name]}: {out['aoc'][name][m]:.2f}")
-    axis.set(title=f"Answers that stay when a part of {m} thoughts is kept (and the area over the curve)",
-             xlabel="share of the chain kept", ylabel="share of answers", ylim=(-0.03, 1.03))
-    legend(axis, 2)
+    m = max(out["same_answer"]["early"])
+    lines = {f"{THEN[name]}: {out['aoc'][name][m]:.2f}": by_m[m] for name, by_m in out["same_answer"].items()}
+    curves(axis, [i / m for i in range(m + 1)], lines, 2, None, xlabel="share of thoughts kept",
+           title=f"Answers that stay as they were, {m} moves (and the area over the curve)")
 
 
 def draw(out: dict, path: Path, caption: str) -> None:
@@ -405,15 +395,14 @@ def draw(out: dict, path: Path, caption: str) -> None:
     import matplotlib  # a second of start-up
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    panels = [(draw_conditions, "conditions"), (draw_ids, "usage"), (draw_writing, "counterfactual"), (draw_cutting, "same_answer")]
-    panels = [panel for panel, needs in panels if needs in out]
-    figure, axes = plt.subplots((len(panels) + 1) // 2, 2, figsize=(15, 5.5 * ((len(panels) + 1) // 2)), squeeze=False)
+    panels = {"conditions": draw_conditions, "usage": draw_ids, "counterfactual": draw_writing, "same_answer": draw_cutting}
+    panels = [panel for needs, panel in panels.items() if needs in out]
+    rows = (len(panels) + 1) // 2
+    figure, axes = plt.subplots(rows, min(2, len(panels)), figsize=(15, 6 * rows), squeeze=False)
     for panel, axis in zip(panels, axes.flat):
         panel(axis, out)
-    for axis in axes.flat[len(panels):]:
-        axis.axis("off")
-    figure.text(0.01, 0.008, caption, fontsize=10)
-    figure.tight_layout(rect=(0, 0.03, 1, 1))
+    figure.text(0.01, 0.01, caption, fontsize=10)
+    figure.tight_layout(rect=(0, 0.03, 1, 1), h_pad=2)
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
@@ -431,7 +420,7 @@ def main() -> None:
             if getattr(args, flag) < least:
                 raise ValueError(f"--{flag} must be at least {least}, not {getattr(args, flag)}")
         model, rules, a = opened(args.checkpoint)
-        data = open_data(args.data or a["data"], model.text_ids, a["cups"])
+        data = open_data(args.data or a["data"], model.text_ids, a["cups"], a.get("idle", 0.0))
         if isinstance(data, Cups) and model.text_ids != data.text_ids:
             raise ValueError(f"{args.checkpoint} does not speak the language of cups: give it a text with --data")
         out_dir = args.out or args.checkpoint.parent
@@ -439,9 +428,8 @@ def main() -> None:
         (out_dir / "probe.json").touch()  # better now than after minutes
         out = probe(model, rules, a, data, args.stories, args.seed)
         (out_dir / "probe.json").write_text(json.dumps(out))
-        refed = out["conditions"].get("refed", out["conditions"]["own"])["worse"]
-        draw(out, out_dir / "probe.png", f"{args.checkpoint} on {args.data or a['data']}, seed {args.seed}, --stories {args.stories}; "
-             f"own thoughts fed again change {refed:g} nats")
+        draw(out, out_dir / "probe.png",
+             f"{args.checkpoint} on {args.data or a['data']}, --seed {args.seed} --stories {args.stories}")
     except (ValueError, OSError) as e:
         p.error(str(e))
     show(out)
@@ -454,7 +442,10 @@ def opened(path: Path) -> tuple[GPT, Rules, dict]:
     saved = read_weights(path)
     if not {"rules", "args"} <= saved.keys():
         raise ValueError(f"{path} is a model, but not the checkpoint of a run of train.py, with its rules")
-    model, rules = load(path), Rules(**saved["rules"])
+    try:
+        model, rules = load(path), Rules(**saved["rules"])
+    except TypeError as e:
+        raise ValueError(f"{path} was made by another version of train.py ({e})") from e
     if rules.think == "never" or not len(model.think):
         raise ValueError(f"{path} has no thoughts (--thoughts none): there is nothing to probe")
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), rules, saved["args"]

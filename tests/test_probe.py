@@ -97,14 +97,13 @@ def test_oracle_conditions():
 ], ids=["forced", "forced, 2", "free, 2", "free everywhere", "next_token", "next_token, free"])
 def test_self_splice_is_exactly_nothing(rules, tiny):
     """Own thoughts written over themselves: same answers, same nats, to the bit, in every kind of rollout."""
-    model, each, R = tiny(V=19, N=7, n_ctx=256, offset=1.0, dtype=torch.float32), 2, 12
-    ids, n, pays, roomy, _ = story_set(CUPS, rules, each, 3, "cpu")
-    ids, n, pays = ids[:R], n[:R], pays[:R]
-    u = luck_on_text(3, 0, "eval_rollout", roomy, R, ids.shape[1] - OPENING, "cpu")
-    case = Case(model, roomy, ids, OPENING, u)
-    out = conditions(case, pays, n, each, 0)
+    model, batch = tiny(V=19, N=7, n_ctx=256, offset=1.0, dtype=torch.float32), CUPS.batch(12, 33, 0, 0, "eval", n_max=3)
+    ids, n, pays = (torch.from_numpy(x) for x in (batch.ids, batch.n, batch.pays))
+    case = Case(model, rules, ids, OPENING, luck_on_text(0, 0, "eval_rollout", rules, 12, 33 - OPENING, "cpu"))
+    out = conditions(case, pays, n, 12, 0)
     assert case.own.is_think.any() and out["refed"] == out["own"]
-    assert all(torch.equal(getattr(case.write(case.own.ids), k), getattr(case.own, k)) for k in ("ids", "h", "is_think"))
+    for table in (case.own.ids, torch.full_like(case.own.ids, -1)):  # and so does thinking them anew
+        assert all(torch.equal(getattr(case.write(table), k), getattr(case.own, k)) for k in ("ids", "h", "is_think"))
     assert out["random"]["nats"] != out["own"]["nats"] and out["random"]["thoughts"] == out["own"]["thoughts"]
     assert out["none"]["thoughts"] == 0 < out["own"]["thoughts"]
 
@@ -119,6 +118,18 @@ def test_cut_chain_equals_smaller_budget(tiny):
         small = case.roll(Rules("forced", 1, j, 5, CUPS.think_after), 0.0, case.u)
         T = small.ids.shape[1]
         assert torch.equal(cut.ids[:, :T], small.ids) and torch.allclose(cut.h[:, :T - 1], small.h[:, :T - 1], atol=1e-9)
+
+
+def test_free_thoughts_are_rewritten_in_their_places(tiny):
+    """A model that chooses when to think thinks there and nowhere else, whatever is written."""
+    model, rules, m = tiny(V=19, N=7, n_ctx=256, offset=1.0), Rules("free", 2, 16, 5, CUPS.think_after), 3
+    words, told = make_dictionary(model, CUPS, rules, 8, 0)
+    same, wrote = chains(model, CUPS, rules, m, 8, words, 0)
+    assert 0 < told["decoded"] < 0.8 and all(len(x) == m + 1 and x[m] == 1 and 0 <= min(x) for x in same.values())
+    assert all(f + t <= w <= 8 for f, t, w in zip(wrote["follows"], wrote["true"], wrote["written"])) and sum(wrote["written"])
+    case, _ = probe.stories(model, CUPS, rules, 8, 13, 0, 0, exact=5)
+    other = case.write(probe.random_ids(model, case.own.ids.shape, torch.Generator().manual_seed(0)))
+    assert torch.equal(other.is_think, case.own.is_think) and not torch.equal(other.ids, case.own.ids)
 
 
 def test_continuous_thoughts_can_be_cut(tiny):
@@ -166,28 +177,44 @@ def test_information_of_hand_made_counts():
     assert usage(torch.tensor([], dtype=torch.long), 8)["perplexity"] == 1
 
 
-@pytest.mark.parametrize("argv, keys", [
-    (["--think_vocab", "16"], {"cups", "conditions", "usage", "dictionary", "synonyms", "same_answer", "aoc", "counterfactual"}),
-    (["--thoughts", "continuous"], {"cups", "conditions", "same_answer", "aoc", "not_probed"}),
-    (["--approach", "next_token", "--think_vocab", "16"], {"cups", "conditions", "usage", "not_probed"}),
-    (["--think_vocab", "16", "--think", "free", "--max_thoughts", "2"], {"conditions", "usage"}),
-], ids=" ".join)
-def test_command(argv, keys, tmp_path, monkeypatch, capsys):
-    """From a run of two steps: probe.json, probe.png and a table, on cups; and of free thoughts on a file of text."""
-    monkeypatch.setattr(train, "evaluate", lambda *a, **_: evaluate(*a[:6], 1, rows=4))
+def command(tmp, argv, monkeypatch, capsys) -> tuple[dict, str]:
+    """probe.py as a command -> probe.json, and what it printed."""
     monkeypatch.setattr(probe, "LENGTHS", (2, 3))
+    argv = ["--checkpoint", tmp / "ckpt.pt", "--stories", "2", "--out", tmp / "probe", *argv]
+    code, said, err = run(probe.main, argv, monkeypatch, capsys)
+    assert code == 0 and (tmp / "probe" / "probe.png").stat().st_size > 9999, err
+    return json.loads((tmp / "probe" / "probe.json").read_text()), said
+
+
+def test_command_after_a_run(tmp_path, monkeypatch, capsys):
+    """From a run of two steps: probe.json, probe.png and a table, with everything in them."""
+    monkeypatch.setattr(train, "evaluate", lambda *a, **_: evaluate(*a[:6], 1, rows=4))
+    monkeypatch.setattr(train, "draw_curves", lambda out: None)
+    argv = ["--approach", "stream", "--think_vocab", "16", "--steps", "2", "--prompts", "2", "--new_tokens", "12"]
+    assert run(train.main, [*argv, "--out", tmp_path], monkeypatch, capsys)[0] == 0
+    out, said = command(tmp_path, [], monkeypatch, capsys)
+    assert out.keys() == {"cups", "conditions", "usage", "dictionary", "synonyms", "same_answer", "aoc", "counterfactual"}
+    assert "n = 30" in said and "AOC" in said and len(out["conditions"]["own"]["accuracy_by_n"]) == 30
+
+
+SETTINGS = {"data": "cups", "cups": 3, "prompt_tokens": 17, "new_tokens": 12}
+
+
+@pytest.mark.parametrize("rules, N, keys", [
+    (Rules("forced", 1, 16, 5, CUPS.think_after, continuous=True), 1,
+     {"cups", "conditions", "same_answer", "aoc", "not_probed"}),
+    (Rules("forced", 2, 2, 7, [CUPS.id["?"]], persist=False), 16, {"cups", "conditions", "usage", "not_probed"}),
+    (Rules("free", 2, 9), 16, {"conditions", "usage"}),
+], ids=["continuous", "next_token", "free, on a file"])
+def test_command_does_what_it_can(rules, N, keys, tmp_path, monkeypatch, capsys):
+    """Where thoughts have no ids, or are forgotten, or the text is any text, what makes sense is probed; else it says why."""
+    model = GPT(Config(1, 2, 16, 256, 19, N), CUPS.text_ids)
+    model.think.data.normal_()
+    torch.save(as_checkpoint(model) | {"args": SETTINGS, "rules": vars(rules)}, tmp_path / "ckpt.pt")
     monkeypatch.setattr("data.CACHE", tmp_path / "cache")
-    short = ["--approach", "stream", "--steps", "2", "--eval_every", "2", "--prompts", "2", "--new_tokens", "12", "--out", tmp_path]
-    code, _, err = run(train.main, [*short, *argv], monkeypatch, capsys)
-    assert code == 0, err
     (tmp_path / "story.txt").write_text(Tokenizer(CUPS.text_ids).decode(CUPS.batch(1, 3000, 0, 0, "train").ids[0]))
-    text = ["--data", tmp_path / "story.txt"] if "free" in argv else []
-    code, said, err = run(probe.main, ["--checkpoint", tmp_path / "ckpt.pt", "--stories", "2", "--out", tmp_path / "probe", *text],
-                          monkeypatch, capsys)
-    assert code == 0 and "own" in said and (tmp_path / "probe" / "probe.png").stat().st_size > 9999, err
-    out = json.loads((tmp_path / "probe" / "probe.json").read_text())
-    assert keys == out.keys() and ("accuracy_by_n" in out["conditions"]["own"]) == (not text)
-    assert ("not_probed" in out) == ("cups" in keys and "dictionary" not in keys)
+    out, said = command(tmp_path, ["--data", tmp_path / "story.txt"] * ("cups" not in keys), monkeypatch, capsys)
+    assert out.keys() == keys and out["conditions"]["own"]["thoughts"] > 0 and out.get("not_probed", "nats") in said
 
 
 @pytest.mark.parametrize("argv, words", [
@@ -196,6 +223,7 @@ def test_command(argv, keys, tmp_path, monkeypatch, capsys):
     (["--checkpoint", "{tmp}/model.pt"], "not the checkpoint of a run"),
     (["--checkpoint", "{tmp}/silent.pt"], "nothing to probe"),
     (["--checkpoint", "{tmp}/foreign.pt"], "language of cups"),
+    (["--checkpoint", "{tmp}/other.pt"], "another version"),
     (["--stories", "1"], "at least 2"),
     (["--seed", "-1"], "at least 0"),
     (["--stries", "8"], "--stories"),
@@ -207,11 +235,12 @@ def test_refuses(argv, words, tmp_path, monkeypatch, capsys):
     """One clear line and exit code 2."""
     monkeypatch.setattr("data.CACHE", tmp_path / "cache")
     good = as_checkpoint(GPT(Config(1, 2, 16, 256, 19, 16), CUPS.text_ids))
-    settings = {"args": {"data": "cups", "cups": 3, "prompt_tokens": 17, "new_tokens": 12}, "rules": vars(RULES)}
+    settings = {"args": SETTINGS, "rules": vars(RULES)}
     torch.save(good, tmp_path / "model.pt")
     torch.save(good | settings, tmp_path / "ckpt.pt")
     (tmp_path / "truncated.pt").write_bytes((tmp_path / "ckpt.pt").read_bytes()[:999])
     torch.save(good | settings | {"rules": {"think": "never"}}, tmp_path / "silent.pt")
+    torch.save(good | settings | {"rules": {"think": "free", "aloud": True}}, tmp_path / "other.pt")
     torch.save(as_checkpoint(GPT(Config(1, 2, 16, 256, 50257, 16))) | settings, tmp_path / "foreign.pt")
     (tmp_path / "foreign.txt").write_text("A word outside the language of cups. " * 99)
     argv = [x.format(tmp=tmp_path) for x in argv]
