@@ -417,7 +417,8 @@ def branches(model: GPT, text: Tensor, P: int, K: int, rules: Rules, u: Tensor, 
             thinks = going & opens(gap, u[k, :, 0], think_temperature).view(R, S)
             gated[:, at], gated[:, P:L] = thinks, gated[:, P:L] | (going & ~thinks)  # to speak is a choice as well
         thought = torch.full_like(ids[:, at], V)
-        thought.view(-1)[who] += draw(think_logits, u[k, who, 1], think_temperature)
+        # rereading, the first thought only goes back: it is the likeliest one, as luck in it would be noise to all that follow
+        thought.view(-1)[who] += draw(think_logits, u[k, who, 1], 0.0 if rules.reread and not k else think_temperature)
         thought = thought if edit is None else edit(at, thought)
         ids[:, at], is_think[:, at] = thought.masked_fill(~thinks, 0), thinks
         left[:, P:L] = torch.where(thinks, at, left[:, P:L])

@@ -386,8 +386,10 @@ def shape_of_step(a: dict, cups: bool, state: dict) -> tuple[int | None, int, in
     S = min(a["new_tokens"], 2 * stage + 6) if stage else a["new_tokens"]
     # cups: the first two stages, and half of the steps later on, start at a story's very beginning
     P = 9 if cups and (state["step"] % 2 == 0 or (stage or 3) < 3) else a["prompt_tokens"]
-    # longer rounds hold more thoughts to learn from, so a step takes fewer of them, but never less than 64 rows
-    B = max(min(max(1, 64 // a["samples"]), a["prompts"]), a["prompts"] * 8 // S) if stage else a["prompts"]
+    # longer rounds hold more thoughts to learn from, so a step takes fewer of them, but never less than 64 rows. A given text
+    # costs nothing to write: 128 while the curriculum climbs. (With 64 two of seven seeds of `stream` got stuck on the way.)
+    least = 128 if a["teacher"] is None and stage != a["swaps"] else 64
+    B = max(min(max(1, least // a["samples"]), a["prompts"]), a["prompts"] * 8 // S) if stage else a["prompts"]
     return stage, S, P, B
 
 

@@ -151,7 +151,7 @@ def test_rereading_is_a_thought_written_there(tiny, window, K, reread):
             assert len(ids) == (K if text[row, P + s - 1] in AFTER else 0)
             state = ro.h[row, P + s - 1]
             for k, (i, z) in enumerate(zip(at, ids), 1):
-                assert z == V + draw(model.think_logits(state[None]), u[k - 1, row * S + s, 1:], 1.0).item()
+                assert z == V + draw(model.think_logits(state[None]), u[k - 1, row * S + s, 1:], float(k > 1)).item()
                 reads = max(P + s - 1 - reread * (K - k), 0)
                 x = torch.cat([text[row, :reads + 1], torch.tensor([z])])[None]
                 state = model(x, torch.arange(reads + 2) + 4, visible(x >= V, window))[0, -1]

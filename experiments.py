@@ -1,0 +1,215 @@
+"""Every figure of RESULTS.md, each by one command.
+
+    python experiments.py channel --seeds 5      # figures/channel.png and figures/channel.json, and a table
+    python experiments.py                        # lists them, with how long they take
+
+An experiment is a question, a prediction that was written down before the first run, and arms; an arm is a line of flags for
+train.py. Each (arm, seed) is one run of train.py in runs/, found again by its flags: an experiment that was cut off
+goes on where it was, and arms that two experiments share are run once. Two runs at a time, of one thread each.
+
+Left out on purpose: a sweep over hyperparameters, anything that a run's own metrics.jsonl does not say.
+"""
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from train import Parser
+
+ROOT = Path(__file__).resolve().parent
+SHOWN = (1, 2, 3, 6, 10, 20, 30)  # n of the table
+T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t for 1, 2, ... degrees of freedom
+
+
+@dataclass
+class Arm:
+    """flags: of train.py. seconds: of one run on one thread, roughly. after: the arm whose checkpoint this one starts from."""
+    flags: str
+    seconds: int
+    after: str | None = None
+
+
+@dataclass
+class Experiment:
+    question: str
+    prediction: str
+    arms: dict[str, Arm]
+
+
+STREAM = "--approach stream"
+EXPERIMENTS = {
+    "channel": Experiment(
+        "What does a channel of one thought a move carry, as an id, as a vector, as the truth, as nothing?",
+        "With a window, ids, vectors and the truth reach 100 % at n = 10 and hold at n = 30; filler and none stay near chance. "
+        "With full attention vectors reach 99 % at n = 10 and fall at n = 30; filler and none creep up to n = 4.",
+        {"tokens, window": Arm(f"{STREAM} --think_vocab 2048", 160),
+         "continuous, window": Arm(f"{STREAM} --thoughts continuous --steps 600", 60),
+         "oracle, window": Arm(f"{STREAM} --thoughts oracle --steps 600", 60),
+         "filler, window": Arm(f"{STREAM} --thoughts filler", 130),
+         "none, window": Arm(f"{STREAM} --thoughts none", 100),
+         "tokens, half full": Arm(f"{STREAM} --think_vocab 2048 --hide 0.5 --steps 3200", 320),
+         "continuous, full": Arm(f"{STREAM} --thoughts continuous --window 0 --steps 2400", 240),
+         "oracle, full": Arm(f"{STREAM} --thoughts oracle --window 0 --steps 600", 60),
+         "filler, full": Arm(f"{STREAM} --thoughts filler --window 0 --steps 4800", 390),
+         "none, full": Arm(f"{STREAM} --thoughts none --window 0 --steps 6000", 360),
+         "none, full, 4 layers": Arm(f"{STREAM} --thoughts none --window 0 --layers 4 --steps 3000", 480)}),
+    "waterfall": Experiment(
+        "Which parts of the recipe does it need?",
+        "Without the window, without the curriculum, or without siblings as a baseline nothing is learnt beyond n = 3. Without the "
+        "entropy bonus codes collapse at n = 2. Credit from the next answer alone (gamma 0.5) works, but slower.",
+        {"the recipe": Arm(f"{STREAM} --think_vocab 2048", 160),
+         "full attention": Arm(f"{STREAM} --think_vocab 2048 --window 0", 160),
+         "no curriculum": Arm(f"{STREAM} --think_vocab 2048 --curriculum off", 330),
+         "no entropy bonus": Arm(f"{STREAM} --think_vocab 2048 --entropy 0", 160),
+         "baseline: mean of the batch": Arm(f"{STREAM} --think_vocab 2048 --baseline batch", 160),
+         "no baseline": Arm(f"{STREAM} --think_vocab 2048 --baseline none", 160),
+         "gamma 0.5": Arm(f"{STREAM} --think_vocab 2048 --gamma 0.5", 160),
+         "answers by reward alone": Arm(f"{STREAM} --think_vocab 2048 --answer_grad off", 160)}),
+    "when": Experiment(
+        "Released from forced thinking, at a price for each thought: when does it still think?",
+        "After moves of the ball, P(think) stays over 0.95; after moves that leave it where it is, it falls under 0.3. The answers "
+        "stay right. Thoughts against n is a line whose slope is the share of moves that move the ball (0.4 here).",
+        {"forced": Arm(f"{STREAM} --think_vocab 2048 --idle 0.4", 160),
+         "released, 0.05 nats": Arm(f"{STREAM} --think free --think_prior 0.9 --think_cost 0.05 --idle 0.4 --curriculum off --steps 800",
+                                    200, "forced"),
+         "released, 0.2 nats": Arm(f"{STREAM} --think free --think_prior 0.9 --think_cost 0.2 --idle 0.4 --curriculum off --steps 800",
+                                   200, "forced")}),
+}
+
+
+def folder(experiment: Experiment, arm: str, seed: int) -> Path:
+    """Where a run lives: a name made of all that it depends on, its base's flags included."""
+    flags, after = experiment.arms[arm].flags, experiment.arms[arm].after
+    base = experiment.arms[after].flags if after else ""
+    return ROOT / "runs" / f"{hashlib.sha256(f'{base}|{flags}'.encode()).hexdigest()[:12]}_{seed}"
+
+
+def last_line(out: Path) -> dict | None:
+    """The evaluation that ended a run, or None where it has not ended."""
+    if not (out / "done").exists():
+        return None
+    lines = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()]
+    return [x for x in lines if x["kind"] == "eval"][-1]
+
+
+def run(experiment: Experiment, arm: str, seed: int) -> None:
+    """One run of train.py, unless it is there already. Raises ValueError with its last line where it fails."""
+    out, after = folder(experiment, arm, seed), experiment.arms[arm].after
+    if last_line(out):
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    base = ["--model", str(folder(experiment, after, seed) / "ckpt.pt")] if after else []
+    command = [sys.executable, "train.py", *experiment.arms[arm].flags.split(), *base, "--seed", str(seed), "--out", str(out)]
+    with open(out / "log.txt", "w") as log:
+        done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        text = (out / "log.txt").read_text().strip()
+        raise ValueError(f"{' '.join(command[1:])} failed: {text.splitlines()[-1] if text else done.returncode}")
+    (out / "done").touch()
+
+
+def run_all(experiment: Experiment, seeds: int) -> None:
+    """All runs, two at a time, those that others start from first."""
+    jobs = [(arm, s) for s in range(seeds) for arm in experiment.arms]
+    left = [j for j in jobs if not last_line(folder(experiment, *j))]
+    seconds = sum(experiment.arms[arm].seconds for arm, _ in left)
+    print(f"{len(left)} of {len(jobs)} runs are to be made, about {seconds / 60:.0f} minutes of one core")
+    bar = tqdm(total=len(left), unit="run")
+    with ThreadPoolExecutor(2) as pool:
+        for now in ([j for j in left if not experiment.arms[j[0]].after], [j for j in left if experiment.arms[j[0]].after]):
+            running = {pool.submit(run, experiment, *j): j for j in now}
+            for done in as_completed(running):
+                done.result()
+                bar.update()
+                bar.set_postfix_str(running[done][0])
+    bar.close()
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean and half of its 95 % interval over seeds (Student's t); one seed has none."""
+    x = np.array(values)
+    if len(x) < 2:
+        return float(x.mean()), float("nan")
+    return float(x.mean()), float(T95[min(len(x) - 2, len(T95) - 1)] * x.std(ddof=1) / len(x) ** 0.5)
+
+
+def collect(name: str, seeds: int) -> dict:
+    """What figures/NAME.json holds: question, prediction, and for each arm its command and what each seed ended with."""
+    experiment = EXPERIMENTS[name]
+    keep = ("seconds", "accuracy_by_n", "accuracy_shuffled_by_n", "nats_without_thoughts", "thoughts_per_token", "free_accuracy")
+    arms = {}
+    for arm, spec in experiment.arms.items():
+        ends = [last_line(folder(experiment, arm, s)) for s in range(seeds)]
+        arms[arm] = {"command": f"python train.py {spec.flags}" + (f" --model <{spec.after}>/ckpt.pt" if spec.after else ""),
+                     "seeds": [{k: end[k] for k in keep if k in end} for end in ends]}
+    return {"question": experiment.question, "prediction": experiment.prediction,
+            "command": f"python experiments.py {name} --seeds {seeds}", "arms": arms}
+
+
+def table(result: dict) -> str:
+    """Markdown: per cent right by n, mean and 95 % interval over seeds."""
+    lines = ["| arm | " + " | ".join(f"n = {n}" for n in SHOWN) + " | seconds |", "|---" * (len(SHOWN) + 2) + "|"]
+    for arm, found in result["arms"].items():
+        cells = []
+        for n in SHOWN:
+            mean, half = interval([100 * s["accuracy_by_n"][n - 1] for s in found["seeds"]])
+            cells.append(f"{mean:.0f}" + (f" ± {half:.0f}" if half == half else ""))
+        lines.append(f"| {arm} | " + " | ".join(cells) + f" | {np.mean([s['seconds'] for s in found['seeds']]):.0f} |")
+    return "\n".join(lines)
+
+
+def draw(result: dict, path: Path) -> None:
+    """Accuracy against n: a line for each arm's mean, and a thin one for each seed."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    figure, axis = plt.subplots(figsize=(9, 5.2))
+    for i, (arm, found) in enumerate(result["arms"].items()):
+        y, style = 100 * np.array([s["accuracy_by_n"] for s in found["seeds"]]), ("-", "--", ":")[i // 10]
+        x = np.arange(1, y.shape[1] + 1)
+        axis.plot(x, y.T, color=f"C{i % 10}", lw=0.5, alpha=0.4)
+        axis.plot(x, y.mean(0), color=f"C{i % 10}", ls=style, lw=2, label=arm)
+    axis.axhline(100 / 3, color="grey", lw=0.8, ls=":")
+    axis.set(xlabel="n, moves since the anchor (trained on n <= 10; dotted: chance)", ylabel="answers right, %", ylim=(0, 103),
+             title=result["question"])
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.text(0.01, 0.01, f"{result['command']}; thin lines: seeds", fontsize=7)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    plt.close(figure)
+
+
+def main() -> None:
+    p = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    p.add_argument("name", nargs="?", choices=list(EXPERIMENTS), help="which one; none: list them")
+    p.add_argument("--seeds", type=int, default=5, help="runs of each arm")
+    args = p.parse_args()
+    if args.name is None:
+        for name, e in EXPERIMENTS.items():
+            print(f"{name}: {e.question}\n    {len(e.arms)} arms, about {sum(a.seconds for a in e.arms.values()) / 60:.0f} "
+                  f"minutes of one core a seed\n    prediction: {e.prediction}")
+        return
+    if args.seeds < 1:
+        p.error(f"--seeds must be at least 1, not {args.seeds}")
+    start = time.time()
+    try:
+        run_all(EXPERIMENTS[args.name], args.seeds)
+        result = collect(args.name, args.seeds)
+        (ROOT / "figures").mkdir(exist_ok=True)
+        (ROOT / "figures" / f"{args.name}.json").write_text(json.dumps(result, indent=1))
+        draw(result, ROOT / "figures" / f"{args.name}.png")
+    except (ValueError, OSError) as e:
+        p.error(str(e))
+    print(f"{result['question']}\nprediction: {result['prediction']}\n\n{table(result)}\n\n"
+          f"{time.time() - start:.0f} s; figures/{args.name}.png and figures/{args.name}.json")
+
+
+if __name__ == "__main__":
+    main()
