@@ -32,7 +32,7 @@ from reward import slot_rewards, speaking_states
 from rollout import Rollout, Rules, rollout
 from train import Parser
 
-LENGTHS = (2, 4, 6, 8, 10)  # moves of the rounds whose chains of thoughts are cut and rewritten
+LENGTHS = (1, 2, 3, 4, 6, 8, 10)  # moves of the rounds whose chains of thoughts are cut and rewritten
 NAMES = {"own": "own", "refed": "own, fed again", "greedy": "own, greedy", "sampled": "own, sampled", "none": "none",
          "random": "random ids", "another": "another text's", "shuffled": "own, shuffled", "constant": "one id for all"}
 THEN = {"early": "first ones kept, then none", "mistake": "first ones kept, a wrong one, then own",
@@ -193,29 +193,43 @@ def move_at(cups: Cups, ids: Tensor) -> tuple[Tensor, Tensor]:  # any shape -> i
     return at.any(-1), at.float().argmax(-1)
 
 
-def seen_beside(case: Case, cups: Cups, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """state [R, L], see data.Batch -> [R, T] each: is this the last thought of a slot after a move; which move; the cup after
-    it (the latter two mean something only there)."""
-    own = case.own
-    follows = torch.nn.functional.pad(own.is_think[:, 1:], (0, 1))
-    is_move, move = move_at(cups, case.text.gather(1, own.slot.clamp(min=0)))
-    return own.is_think & ~follows & is_move, move, state.gather(1, own.slot.clamp(min=0)).clamp(min=0)
+def sight(case: Case) -> Tensor:  # -> [R, T]
+    """The last text token that each thought was chosen in sight of. In next_token's branches that reread, the eye moves on
+    from thought to thought (rollout.branch_layout), and the first one, which sends it back, is not about a move: -1."""
+    slot, L = case.own.slot.clamp(min=0), case.text.shape[1]
+    if not case.rules.reread:
+        return slot
+    S, T = L - case.P, slot.shape[1]
+    k = (torch.arange(T, device=slot.device) - L).div(S, rounding_mode="floor")  # which thought of its branch, from 0
+    return torch.where(k > 0, (slot - case.rules.reread * ((T - L) // S - k)).clamp(min=0), -1)
 
 
-def stories(model: GPT, cups: Cups, rules: Rules, R: int, S: int, seed: int, step: int, **kind) -> tuple[Case, Tensor]:
-    """R held-out stories with the model's own thoughts, and the true state [R, 9 + S]."""
+def seen_beside(case: Case, cups: Cups, state: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """state, n [R, L], see data.Batch -> [R, T] each: does this thought stand for a move's outcome (the last of its slot, in
+    a round of moves); which was the last move in sight; the cup after it (the latter two mean something only there)."""
+    own, seen = case.own, sight(case).clamp(min=0)
+    follows = torch.nn.functional.pad(own.is_think[:, 1:], (0, 1)) & (case.rules.reread == 0)
+    is_move, move = move_at(cups, case.text)
+    last = torch.where(is_move, torch.arange(case.text.shape[1], device=seen.device), 0).cummax(1).values.gather(1, seen)
+    read = own.is_think & ~follows & (sight(case) >= 0) & (n.gather(1, seen) > 0)
+    return read, move.gather(1, last), state.gather(1, seen).clamp(min=0)
+
+
+def stories(model: GPT, cups: Cups, rules: Rules, R: int, S: int, seed: int, step: int,
+            **kind) -> tuple[Case, Tensor, Tensor]:
+    """R held-out stories, and of each token the true state and n [R, 9 + S], see data.Batch."""
     batch = cups.batch(R, OPENING + S, seed, step, "eval", **kind)
-    ids, state = (torch.from_numpy(x).to(model.device) for x in (batch.ids, batch.state))
-    rules = replace(rules, budget=(S + 1) // 2 * rules.max_thoughts)
-    return Case(model, rules, ids, OPENING, luck_on_text(seed, step, "eval_rollout", rules, R, S, model.device)), state
+    ids, state, n = (torch.from_numpy(x).to(model.device) for x in (batch.ids, batch.state, batch.n))
+    rules = replace(rules, budget=(S + 1) // 2 * rules.max_thoughts) if rules.persist else rules
+    return Case(model, rules, ids, OPENING, luck_on_text(seed, step, "eval_rollout", rules, R, S, model.device)), state, n
 
 
 def make_dictionary(model: GPT, cups: Cups, rules: Rules, R: int, seed: int) -> tuple[Dictionary, dict]:
     """From own thoughts in R stories (rounds of at most 10 moves); what it decodes is measured on R others."""
     counts = []
     for step in (4000, 4001):
-        case, state = stories(model, cups, rules, R, 2 * N_MAX + 3, seed, step, n_max=10)
-        read, move, cup = seen_beside(case, cups, state)
+        case, state, n = stories(model, cups, rules, R, 2 * N_MAX + 3, seed, step, n_max=10)
+        read, move, cup = seen_beside(case, cups, state, n)
         z = case.own.ids[read] - model.config.vocab_size
         shape = (len(model.think), len(cups.move_ids), cups.m)
         flat = (z * shape[1] + move[read]) * shape[2] + cup[read]
@@ -235,14 +249,15 @@ def chains(model: GPT, cups: Cups, rules: Rules, m: int, each: int, words: Dicti
     something else. -> {what: share of answers that stay what they were, for i = 0..m}, and of wrong words at step i + 1
     counts for i = 0..m - 1: written (the dictionary had a word), follows (so many answers follow it), true (stay true);
     synonyms: the share of thoughts that have one."""
-    case, state = stories(model, cups, rules, m * each, 2 * m + 3, seed, 4100 + m, exact=m)
+    case, state, n = stories(model, cups, rules, m * each, 2 * m + 3, seed, 4100 + m, exact=m)
     own, z, luck = case.own, case.own.ids, torch.Generator().manual_seed(seed)
     kept = torch.arange(m, device=z.device).repeat(each)  # [R]: i
-    step = torch.where(own.is_think, (own.slot - OPENING) // 2, -1)  # [R, T]: which move a thought comes after
+    here = own.is_think & (rules.persist | (own.slot == case.text.shape[1] - 2))  # branches: the one that is asked
+    step = torch.where(here, (sight(case) - OPENING).div(2, rounding_mode="floor"), -1)  # [R, T]: which move it comes after
     later = step >= kept.unsqueeze(1)
     runs = {"early": (z, own.is_think & ~later)}
     if words is not None:
-        read, move, cup = seen_beside(case, cups, state)
+        read, move, cup = seen_beside(case, cups, state, n)
         noise, V = random_ids(model, z.shape, luck), model.config.vocab_size
         wrong = (cup + torch.randint(1, cups.m, (len(z), 1), generator=luck).to(cup)) % cups.m
         spelt, synonym = words.words[0][move, wrong], words.synonym((z - V).clamp(min=0), move)
@@ -250,7 +265,7 @@ def chains(model: GPT, cups: Cups, rules: Rules, m: int, each: int, words: Dicti
         runs |= {"mistake": (torch.where(at, V + spelt, -1),),
                  "paraphrase": (torch.where(later & read & (synonym >= 0), V + synonym, -1),),
                  "filler": (torch.where(later, most_used(own), z),), "random": (torch.where(later, noise, z),),
-                 "last": (torch.where(step < m - kept.unsqueeze(1), noise, z),)}
+                 "last": (torch.where(here & (step < m - kept.unsqueeze(1)), noise, z),)}
     said = {name: speaking_states((ro := case.write(*how)).h, ro)[:, -1] for name, how in runs.items()}
     said = {name: model.text_logits(h).argmax(-1) for name, h in said.items()}  # [R] answers
     before = model.text_logits(speaking_states(own.h, own)[:, -1]).argmax(-1)
@@ -283,21 +298,23 @@ def probe(model: GPT, rules: Rules, a: dict, data, each: int, seed: int) -> dict
         out["usage"] = usage(case.own.ids[case.own.is_think] - model.config.vocab_size, len(model.think))
     else:
         out["not_probed"] = "thoughts without ids (--thoughts continuous or filler) can't be read, nor be written over"
-    if isinstance(data, Cups) and not rules.persist:
-        out["not_probed"] = "thoughts that are forgotten after one token (next_token) make no chain to cut or to write into"
-    if not isinstance(data, Cups) or not rules.persist:
+    chained = rules.persist or (rules.reread and rules.max_thoughts > 1)
+    if isinstance(data, Cups) and not chained:
+        out["not_probed"] = "branches that see all of their prefix (next_token, --reread 0) make no chain to cut or to write into"
+    if not isinstance(data, Cups) or not chained:
         return out
     words = None
     if len(model.think) > 1:
         words, out["dictionary"] = make_dictionary(model, data, rules, 16 * each, seed)
         out["dictionary"] |= page(words, data, out["dictionary"]["reading"])
-    found = {m: chains(model, data, rules, m, each, words, seed) for m in tqdm(LENGTHS, desc="chains", disable=None)}
-    out["same_answer"] = {name: {m: same[name] for m, (same, _) in found.items()} for name in found[LENGTHS[0]][0]}
+    lengths = [m for m in LENGTHS if rules.persist or m < rules.max_thoughts]  # a branch of K rereads K - 1 moves
+    found = {m: chains(model, data, rules, m, each, words, seed) for m in tqdm(lengths, desc="chains", disable=None)}
+    out["same_answer"] = {name: {m: same[name] for m, (same, _) in found.items()} for name in found[lengths[0]][0]}
     out["aoc"] = {name: {m: aoc(x) for m, x in by_m.items()} for name, by_m in out["same_answer"].items()}
     if words is not None:  # by distance: how many moves after the written word is the question?
         out["synonyms"] = sum(wrote["synonyms"] for _, wrote in found.values()) / len(found)
         out["counterfactual"] = {what: [sum(wrote[what][m - 1 - d] for m, (_, wrote) in found.items() if d < m)
-                                        for d in range(LENGTHS[-1])] for what in ("written", "follows", "true")}
+                                        for d in range(lengths[-1])] for what in ("written", "follows", "true")}
     return out
 
 
@@ -330,8 +347,10 @@ def show(out: dict) -> None:
         print("dictionary: I(z; cup after the move) {I_after:.3f}, before it {I_before:.3f}, given the move {I_given_move:.3f} "
               "of {H_cup:.3f} nats: ids name\n  the cup {reading} the move; in other stories {decoded:.1%} of thoughts decode "
               "to the true cup".format(**out["dictionary"]))
+    if "aoc" in out:
+        print(f"{'area over the curve (AOC), rounds of':<40}" + "".join(f"{m:3} moves" for m in out["aoc"]["early"]))
     for name, by_m in out.get("aoc", {}).items():
-        print(f"{THEN[name]:<40} AOC " + "".join(f"{f'{x:.2f} ({m} moves)':>17}" for m, x in by_m.items()))
+        print(f"{THEN[name]:<40}" + "".join(f"{x:9.2f}" for x in by_m.values()))
     if "synonyms" in out:
         print(f"({out['synonyms']:.1%} of thoughts have a synonym)")
     if "counterfactual" in out:

@@ -111,7 +111,7 @@ def test_self_splice_is_exactly_nothing(rules, tiny):
 def test_cut_chain_equals_smaller_budget(tiny):
     """The first j thoughts and none after them is what a budget of j does; all of them is no change."""
     model, rules = tiny(V=19, N=7, n_ctx=256), Rules("forced", 1, 16, 5, CUPS.think_after)
-    case, _ = probe.stories(model, CUPS, rules, 6, 13, 0, 0, exact=5)
+    case, *_ = probe.stories(model, CUPS, rules, 6, 13, 0, 0, exact=5)
     rank = case.own.is_think.cumsum(1)
     for j in (0, 2, 5):
         cut = case.write(case.own.ids, case.own.is_think & (rank <= j))
@@ -127,7 +127,7 @@ def test_free_thoughts_are_rewritten_in_their_places(tiny):
     same, wrote = chains(model, CUPS, rules, m, 8, words, 0)
     assert 0 < told["decoded"] < 0.8 and all(len(x) == m + 1 and x[m] == 1 and 0 <= min(x) for x in same.values())
     assert all(f + t <= w <= 8 for f, t, w in zip(wrote["follows"], wrote["true"], wrote["written"])) and sum(wrote["written"])
-    case, _ = probe.stories(model, CUPS, rules, 8, 13, 0, 0, exact=5)
+    case, *_ = probe.stories(model, CUPS, rules, 8, 13, 0, 0, exact=5)
     other = case.write(probe.random_ids(model, case.own.ids.shape, torch.Generator().manual_seed(0)))
     assert torch.equal(other.is_think, case.own.is_think) and not torch.equal(other.ids, case.own.ids)
 
@@ -135,11 +135,27 @@ def test_free_thoughts_are_rewritten_in_their_places(tiny):
 def test_continuous_thoughts_can_be_cut(tiny):
     """There are no ids to write, but all thoughts kept still is no change."""
     model, rules = tiny(V=19, N=1, n_ctx=256), Rules("forced", 2, 16, 5, CUPS.think_after, continuous=True)
-    case, _ = probe.stories(model, CUPS, rules, 4, 13, 0, 0, exact=5)
+    case, *_ = probe.stories(model, CUPS, rules, 4, 13, 0, 0, exact=5)
     kept = case.write(case.own.ids, case.own.is_think)
     assert torch.allclose(kept.h[:, :-1], case.own.h[:, :-1], atol=1e-9)
     same, wrote = chains(model, CUPS, rules, 2, 4, None, 0)
     assert list(same) == ["early"] and not wrote
+
+
+def test_branches_that_reread_are_read_move_by_move(tiny):
+    """next_token: before the answer the eye goes back, and then each thought has seen one move more."""
+    model, rules, m = tiny(V=19, N=7, n_ctx=256), Rules("forced", 4, 4, 7, [CUPS.id["?"]], False, reread=2), 3
+    case, state, n = probe.stories(model, CUPS, rules, 5, 2 * m + 3, 0, 0, exact=m)
+    read, move, cup = probe.seen_beside(case, CUPS, state, n)
+    assert read.sum(1).tolist() == [m] * 5 and case.own.is_think.sum(1).tolist() == [m + 1] * 5
+    places = OPENING + 2 * torch.arange(m)  # of the moves
+    assert torch.equal(torch.from_numpy(CUPS.move_ids)[move[read]].view(5, m), case.text[:, places])
+    assert torch.equal(cup[read].view(5, m), state[:, places])
+    words, _ = make_dictionary(model, CUPS, rules, 8, 0)
+    same, wrote = chains(model, CUPS, rules, m, 4, words, 0)
+    assert set(same) == set(probe.THEN) and sum(wrote["written"]) and all(x[m] == 1 for x in same.values())
+    cut = case.write(case.own.ids, case.own.is_think)
+    assert torch.equal(cut.ids, case.own.ids) and torch.equal(cut.h, case.own.h)
 
 
 def test_others_and_shuffled():
