@@ -224,11 +224,11 @@ def stories(model: GPT, cups: Cups, rules: Rules, R: int, S: int, seed: int, ste
     return Case(model, rules, ids, OPENING, luck_on_text(seed, step, "eval_rollout", rules, R, S, model.device)), state, n
 
 
-def make_dictionary(model: GPT, cups: Cups, rules: Rules, R: int, seed: int) -> tuple[Dictionary, dict]:
-    """From own thoughts in R stories (rounds of at most 10 moves); what it decodes is measured on R others."""
+def make_dictionary(model: GPT, cups: Cups, rules: Rules, R: int, seed: int, n_max: int = 10) -> tuple[Dictionary, dict]:
+    """From own thoughts in R stories with rounds of at most n_max moves; what it decodes is measured on R others."""
     counts = []
     for step in (4000, 4001):
-        case, state, n = stories(model, cups, rules, R, 2 * N_MAX + 3, seed, step, n_max=10)
+        case, state, n = stories(model, cups, rules, R, 2 * N_MAX + 3, seed, step, n_max=n_max)
         read, move, cup = seen_beside(case, cups, state, n)
         z = case.own.ids[read] - model.config.vocab_size
         shape = (len(model.think), len(cups.move_ids), cups.m)
@@ -300,14 +300,13 @@ def probe(model: GPT, rules: Rules, a: dict, data, each: int, seed: int) -> dict
         out["not_probed"] = "thoughts without ids (--thoughts continuous or filler) can't be read, nor be written over"
     chained = rules.persist or (rules.reread and rules.max_thoughts > 1)
     if isinstance(data, Cups) and not chained:
-        out["not_probed"] = "branches that see all of their prefix (next_token, --reread 0) make no chain to cut or to write into"
+        out["not_probed"] = "branches that see their whole prefix (next_token, --reread 0) are no chain to cut or to write into"
     if not isinstance(data, Cups) or not chained:
         return out
-    words = None
+    lengths, words = [m for m in LENGTHS if rules.persist or m < rules.max_thoughts], None  # a branch rereads K - 1 moves
     if len(model.think) > 1:
-        words, out["dictionary"] = make_dictionary(model, data, rules, 16 * each, seed)
+        words, out["dictionary"] = make_dictionary(model, data, rules, 16 * each, seed, lengths[-1])
         out["dictionary"] |= page(words, data, out["dictionary"]["reading"])
-    lengths = [m for m in LENGTHS if rules.persist or m < rules.max_thoughts]  # a branch of K rereads K - 1 moves
     found = {m: chains(model, data, rules, m, each, words, seed) for m in tqdm(lengths, desc="chains", disable=None)}
     out["same_answer"] = {name: {m: same[name] for m, (same, _) in found.items()} for name in found[lengths[0]][0]}
     out["aoc"] = {name: {m: aoc(x) for m, x in by_m.items()} for name, by_m in out["same_answer"].items()}
