@@ -12,7 +12,7 @@ write the id of another cup and see whether the answer follows. Writes probe.jso
 A model with a window can't answer long rounds but by its thoughts: that it uses them is no surprise, what they say may be.
 
 Left out on purpose: probes that are trained (here thoughts are read by counting alone), own text (evaluate.py), and
-which word of a thought of several says what: with --max_thoughts K > 1 the last one of a slot is read and written.
+which thought of a slot says what: of --max_thoughts K > 1 the last one is read and written (next_token: each).
 """
 import argparse
 import json
