@@ -21,6 +21,7 @@ from reward import slot_rewards, teacher_states
 from rollout import Rollout, Rules, rollout, visible
 
 N_MAX = 30  # the longest round that is asked for; training sees --swaps at the most
+OPENING = 9  # tokens of a story of cups before its first move: The ball is under cup B. Moves:
 
 
 def uniforms(seed: int, step: int, purpose: str, steps: int, R: int, device) -> Tensor:  # -> [steps, R, 2]
@@ -42,15 +43,22 @@ def by_n(n: Tensor, right: Tensor, n_max: int = N_MAX) -> tuple[list[float], lis
     return (hits / counts.clamp(min=1)).tolist(), counts.tolist()
 
 
+def story_set(cups: Cups, rules: Rules, each: int, seed: int, device) -> tuple[Tensor, Tensor, Tensor, Rules, Tensor]:
+    """`each` stories whose first round has n moves, one block for every n = 1..30: ids, n and pays, each [30 * each, 72]
+    (see data.Batch), the rules with room for all their thoughts, and luck for a rollout over them."""
+    S = 2 * N_MAX + 3
+    rules = replace(rules, budget=(S + 1) // 2 * rules.max_thoughts) if rules.persist else rules
+    story = [cups.batch(each, OPENING + S, seed, n, "eval", n_max=10, exact=n) for n in range(1, N_MAX + 1)]
+    ids, n, pays = (torch.cat([torch.from_numpy(getattr(b, k)) for b in story]).to(device) for k in ("ids", "n", "pays"))
+    return ids, n, pays, rules, luck_on_text(seed, 0, "eval_rollout", rules, len(ids), S, device)
+
+
 @torch.no_grad()
 def given_stories(model: GPT, cups: Cups, rules: Rules, each: int, seed: int = 0) -> dict:
     """accuracy_by_n and accuracy_shuffled_by_n (index 0 is n = 1, up to 30) over `each` stories whose first round
     has n moves; the rounds after it count for their own n."""
-    dev, P, S = model.device, 9, 2 * N_MAX + 3
-    rules = replace(rules, budget=(S + 1) // 2 * rules.max_thoughts) if rules.persist else rules
-    story = [cups.batch(each, P + S, seed, n, "eval", n_max=10, exact=n) for n in range(1, N_MAX + 1)]
-    ids, n, pays = (torch.cat([torch.from_numpy(getattr(b, k)) for b in story]).to(dev) for k in ("ids", "n", "pays"))
-    u = luck_on_text(seed, 0, "eval_rollout", rules, len(ids), S, dev)
+    ids, n, pays, rules, u = story_set(cups, rules, each, seed, model.device)
+    P, S = OPENING, ids.shape[1] - OPENING
     ro = rollout(model, ids, P, S, rules, u, temperature=0.0)
     out = {}
     pairs = [("accuracy_by_n", ro)]
