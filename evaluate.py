@@ -61,16 +61,19 @@ def given_stories(model: GPT, cups: Cups, rules: Rules, each: int, seed: int = 0
     P, S = OPENING, ids.shape[1] - OPENING
     ro = rollout(model, ids, P, S, rules, u, temperature=0.0)
     out = {}
-    pairs = [("accuracy_by_n", ro)]
+    pairs = [("accuracy_by_n", ro, pays[:, P:])]
     if ro.is_think.any() and model.config.think_vocab > 1:  # one row alone says nothing that could be shuffled
         # thoughts of the neighbour with the same n, wherever it had one at this place, all along the story
         other = torch.where(ro.is_think, ro.ids, -1).view(N_MAX, each, -1).roll(1, 1).flatten(0, 1)
         swap = rollout(model, ids, P, S, rules, u, temperature=0.0,
                        edit=lambda t, z: torch.where(other[:, t] >= 0, other[:, t], z))
-        pairs.append(("accuracy_shuffled_by_n", swap))
-    for name, r in pairs:
+        # a branch is as good as its last thought: one whose place the neighbour left empty was not shuffled
+        heard = rules.persist | (other.gather(1, ro.left.gather(1, ro.place[:, P:])) >= 0)
+        pairs.append(("accuracy_shuffled_by_n", swap, pays[:, P:] & heard))
+    for name, r, counts in pairs:
         _, hit = slot_rewards(model, r, None, None, None)
-        out[name], out["answers_by_n"] = by_n(n[:, P:][pays[:, P:]], hit[pays[:, P:]])
+        out[name], answers = by_n(n[:, P:][counts], hit[counts])
+        out.setdefault("answers_by_n", answers)
     return out
 
 

@@ -4,6 +4,8 @@
     python train.py --approach stream --think_vocab 2048     # thoughts between the tokens of a given text
     python train.py --approach next_token --think_vocab 2048 # before each token thoughts of its own, then forgotten
 
+    torchrun --nproc_per_node=4 train.py ...                 # a step's contexts shared out among four processes
+
 One step: 1 take text, 2 roll out siblings, 3 score, 4 advantage, 5 one gradient step. With a GPU this is GPT-2
 on WebText, without one the shipped `pico` on the built-in game `cups`; what depends on the machine is printed.
 
@@ -20,11 +22,12 @@ import signal
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 from data import Batch, Cups, check_path, open_data, seeded
@@ -34,6 +37,7 @@ from reward import advantage, returns_to_go, rollout_loss, sibling_spread, slot_
 from rollout import Rollout, Rules, rollout, states, visible
 from tokenizer import Tokenizer, html_page
 
+WORLD, RANK = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))  # torchrun says so: processes, and which
 FLOOR_STD = 0.1  # keeps noise from being blown up once all siblings agree
 OFFSETS = 65  # stories on cups start at any position below: no position may mean a place in a round
 OTHER_TEXT = 0.2  # weight of text that does not pay: on cups all but the answers, learnt as plain language
@@ -334,11 +338,22 @@ def ask_to_stop() -> list[int]:
     return asked
 
 
+def join_processes() -> None:
+    """torchrun: find the others; the first one alone speaks."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if RANK:
+        sys.stdout = open(os.devnull, "w")
+
+
 def main() -> None:
     """Exit codes: 0 done; 1 the run broke off, what was saved is whole; 2 refused before the first step; 130, 143 stopped by
     Ctrl-C or SIGTERM, and saved."""
     args = parse()
     saved, out = None, args.out
+    if WORLD > 1:
+        join_processes()
     try:
         if args.resume:
             a, saved = pick_up(args)
@@ -421,7 +436,7 @@ def shape_of_step(a: dict, cups: bool, state: dict) -> tuple[int | None, int, in
     # costs nothing to write: 128 while the curriculum climbs. (With 64 two of seven seeds of `stream` got stuck on the way.)
     least = 128 if a["teacher"] is None and stage != a["swaps"] else 64
     B = max(min(max(1, least // a["samples"]), a["prompts"]), a["prompts"] * 8 // S) if stage else a["prompts"]
-    return stage, S, P, B
+    return stage, S, P, -(-B // WORLD) * WORLD  # each process has whole contexts, and as many as the others
 
 
 def contexts(a: dict, model: GPT, data, rules: Rules, B: int, P: int, S: int, step: int, stage: int | None,
@@ -492,6 +507,33 @@ def gradient_pass(a: dict, model: GPT, teacher: GPT | None, ro: Rollout, adv: to
         loss.backward()
         loss_sum, entropy = loss_sum + loss.item(), entropy + H
     return loss_sum, entropy
+
+
+def gather(x: torch.Tensor) -> torch.Tensor:
+    """The rows of all processes, in order: [R / WORLD, ...] -> [R, ...]."""
+    if WORLD == 1:
+        return x
+    rows = [torch.empty_like(x, dtype=torch.uint8 if x.dtype == torch.bool else x.dtype) for _ in range(WORLD)]
+    dist.all_gather(rows, x.to(rows[0].dtype).contiguous())
+    return torch.cat(rows).to(x.dtype)
+
+
+def gather_rollout(ro: Rollout) -> Rollout:
+    """What step 4 has to know of everybody's rollouts; hidden states stay where they are."""
+    if WORLD == 1:
+        return ro
+    return Rollout(*(gather(getattr(ro, f.name)[:, :0] if f.name == "h" else getattr(ro, f.name)) for f in fields(ro)[:-1]), ro.P)
+
+
+def sum_gradients(model: GPT, *numbers: float) -> list[float]:
+    """Everybody's gradients, in place, and these numbers, summed. (DistributedDataParallel would average, and wants one forward
+    a step; here a forward is in pieces, and each term is divided by the whole batch's count already.)"""
+    if WORLD == 1:
+        return list(numbers)
+    numbers = torch.tensor(numbers, device=model.device)
+    for x in [*(p.grad for p in model.parameters() if p.grad is not None), numbers]:
+        dist.all_reduce(x)
+    return numbers.tolist()
 
 
 def make_optimizer(a: dict, model: GPT, saved: dict | None = None) -> torch.optim.Optimizer:
@@ -586,12 +628,13 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
     state |= saved["state"] if saved is not None else {}
     sampler = torch.compile(model) if a["compile"] == "on" else model
     autocast = torch.autocast(dev.type, torch.bfloat16) if a["dtype"] == "bfloat16" else nullcontext()
-    if saved is None:  # before the log begins anew: at any moment the two belong to one run
+    chief = RANK == 0  # writes the log, the checkpoint and the bar
+    if saved is None and chief:  # before the log begins anew: at any moment the two belong to one run
         save(out / "ckpt.pt", whole_run(a, model, rules, state, optimizer))
-    journal = Journal(out, state["step"])
-    if not journal.evals:
+    journal = Journal(out, state["step"]) if chief else None
+    if chief and not journal.evals:
         journal.measure(a, state["step"], model, teacher, data, rules)
-    bar = tqdm(total=a["steps"], initial=state["step"], desc=a["approach"])
+    bar = tqdm(total=a["steps"], initial=state["step"], desc=a["approach"], disable=not chief)
     while state["step"] < a["steps"]:
         step = state["step"]
         # 1. B contexts of text, each repeated for its G siblings
@@ -602,30 +645,34 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
 
         # 2. G rollouts each, no gradient, cached
         now = rules_of_step(a, model, rules, text, P, S, step, stage)
-        u = luck_on_text(a["seed"], step, "rollout", now, R, S, dev)
+        mine = slice(RANK * R // WORLD, (RANK + 1) * R // WORLD)  # of R rows: all, where there is one process
+        u = luck_on_text(a["seed"], step, "rollout", now, R, S, dev).unflatten(1, (R, -1))[:, mine].flatten(1, 2)
         with autocast:
-            ro = rollout(sampler, text, P, S, now, u, a["temperature"], offset=offset, siblings=G)
+            ro = rollout(sampler, text[mine], P, S, now, u, a["temperature"], offset=offset, siblings=G)
             if a["thoughts"] == "oracle":  # the same places, and the truth in them
-                ro = rollout(sampler, text, P, S, now, u, offset=offset, siblings=G, edit=truth(model, ro, cup))
+                ro = rollout(sampler, text[mine], P, S, now, u, offset=offset, siblings=G, edit=truth(model, ro, cup[mine]))
 
         # 3. score: the teacher sees the text closed up, as if no thought had been there
         with autocast:
             t_states = teacher_states(teacher, ro, G if a["siblings"] == "shared" else 1) if teacher is not None else None
-            r, hit = slot_rewards(model, ro, teacher, t_states, pays, a["beta"], a["text_grad"] == "sampled")
+            r, hit = slot_rewards(model, ro, teacher, t_states, pays[mine] if pays is not None else None, a["beta"],
+                                  a["text_grad"] == "sampled")
+        r, hit, everyone = gather(r), gather(hit), gather_rollout(ro)
 
         # 4. returns, siblings as baseline, advantage
-        adv, felt, returns = advantages(a, ro, r)
+        adv, felt, returns = advantages(a, everyone, r)
 
         # 5. one forward with gradient, one step
-        thoughts, (fade, target) = int(ro.is_think.sum()), entropy_scale(a, step, stage)
+        thoughts, (fade, target) = int(everyone.is_think.sum()), entropy_scale(a, step, stage)
         frontier = pays & (n == stage) if n is not None and (stage or 1) > 1 and thinking and rules.persist else None
         scale = {"policy": 1 / max(felt, 1), "entropy": fade / max(thoughts, 1), "target": target}
         warm = min(1.0, (step + 1) / a["warmup"]) * min(1.0, 5 * (1 - step / a["steps"]) + 0.05)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * warm
         optimizer.zero_grad(set_to_none=True)
-        loss, entropy = gradient_pass(a, model, teacher, ro, adv, text_weights(a, r, pays, frontier), t_states, scale, rules,
-                                      offset, autocast)
+        loss, entropy = gradient_pass(a, model, teacher, ro, adv[mine], text_weights(a, r, pays, frontier)[mine], t_states, scale,
+                                      now, offset, autocast)
+        loss, entropy = sum_gradients(model, loss, entropy)
         norm = step_or_skip(model, optimizer, loss, state)
 
         if n is not None and stage:
@@ -636,25 +683,30 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         line = {"reward": (r.sum() / max(paying, 1)).item(), "loss": loss, "spread": spread,
                 "entropy": entropy / max(thoughts, 1), "thoughts": thoughts / (R * S), "grad_norm": norm,
                 "stage": state["stage"], "skipped": state["skipped"]}
-        journal.write("step", step, line)
-        notice_dead(state, bool(thoughts and thinking and G > 1 and spread < 0.002))
+        if chief:
+            journal.write("step", step, line)
+        notice_dead(state, bool(chief and thoughts and thinking and G > 1 and spread < 0.002))
         bar.update()
         bar.set_postfix({k: f"{line[k]:.3g}" for k in ("reward", "spread", "entropy", "stage", "skipped")})
-        due, stopping = state["step"] % a["eval_every"] == 0 or state["step"] == a["steps"], bool(stop)
+        due, stopping = state["step"] % a["eval_every"] == 0 or state["step"] == a["steps"], gather(torch.tensor([bool(stop)], device=dev)).any()
         sound = not state["in_a_row"]  # spoilt weights, which show in the next loss, must not replace a good checkpoint
-        if due:
+        if due and chief:
             journal.measure(a, state["step"], model, teacher, data, rules)
             sound = math.isfinite(journal.evals[-1]["nats_without_thoughts"])
             tqdm.write(f"step {state['step']}: "
                        + ", ".join(f"{k} {v:.3f}" for k, v in journal.evals[-1].items() if isinstance(v, float) and k != "seconds"))
-        if sound and (due or stopping):
+        if chief and sound and (due or stopping):
             save(out / "ckpt.pt", whole_run(a, model, rules, state, optimizer))
         if stopping:
             break
     bar.close()
     if state["step"] < a["steps"]:
         print(f"stopped after step {state['step']}; go on with: python train.py --resume --out {out}")
-        sys.exit(128 + stop[0])
+        sys.exit(128 + (stop or [signal.SIGTERM])[0])
+    if WORLD > 1:
+        dist.destroy_process_group()
+    if not chief:
+        return
     draw_curves(out)
     report(journal.evals[0], journal.evals[-1])
     print(f"{time.time() - journal.t0:.0f} s; {out}/ holds ckpt.pt, metrics.jsonl, curves.png, samples.html; now try\n"
