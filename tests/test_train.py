@@ -8,8 +8,9 @@ import torch
 import train
 from data import Cups
 from evaluate import free_text
-from rollout import Rules, rollout, states
-from train import advance, advantages, contexts, entropy_scale, shape_of_step, text_weights
+from model import gate_logit
+from rollout import Rules, rollout, states, visible
+from train import advance, advantages, contexts, entropy_scale, rules_of_step, shape_of_step, text_weights
 
 R, P, S, V = 4, 3, 6, 11
 
@@ -128,3 +129,41 @@ def test_each_gradient_is_of_its_own_step(tmp_path, monkeypatch):
     assert rates == [[pytest.approx(x)] * 2 for x in (0.5, 1.0, 1.0, 1.0)]
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [x["kind"] for x in lines] == ["eval", "step", "step", "step", "step", "eval"]
+
+
+def test_hide_gives_a_share_of_steps_the_window(tiny):
+    """Guards --hide: so many steps have the window, the others and the test see everything, and the choice is the seed's."""
+    a = settings("--hide", "0.3", "--window", "5")
+    text = texts(4, 10)
+    windows = [rules_of_step(a, tiny(), Rules("forced", 1, 8), text, 2, 8, step, None).window for step in range(300)]
+    assert set(windows) == {0, 5} and 0.2 < windows.count(5) / 300 < 0.4
+    assert windows == [rules_of_step(a, tiny(), Rules("forced", 1, 8), text, 2, 8, step, None).window for step in range(300)]
+    assert train.setup(a | {"out": ""}, None)[3].window == 0 and train.setup(a | {"hide": 1.0, "out": ""}, None)[3].window == 5
+
+
+def test_no_idle_thoughts(tiny):
+    """Guards what a step leaves out: places for thoughts that no slot will hold; rereading, thoughts that would look back
+    beyond the longest round of the stage."""
+    a, text = settings(), torch.tensor([[0, 1, 2, 1, 3, 1], [0, 1, 2, 2, 3, 1]])
+    rules = Rules("forced", 1, 5, think_after=[1])
+    assert rules_of_step(a, tiny(), rules, text, 2, 4, 0, None).budget == 2
+    assert rules_of_step(a, tiny(), Rules("free", 1, 5, think_after=[1]), text, 2, 4, 0, None).budget == 5
+    branch = Rules("forced", 4, 4, persist=False, reread=2)
+    assert [rules_of_step(a, tiny(), branch, text, 2, 4, 0, stage).max_thoughts for stage in (1, 2, 3, 9, None)] == [2, 3, 4, 4, 4]
+
+
+def test_rows_that_are_there_are_kept(tmp_path):
+    """Guards a start from a grown model: its thinking rows stay as they are, and their gate starts at the prior where thinking
+    is asked for; another number of rows is refused."""
+    a = settings("--width", "16", "--think_vocab", "8") | {"out": ""}
+    model = train.setup(a, None)[0]
+    train.save(tmp_path / "base.pt", train.as_checkpoint(model))
+    free = a | {"model": str(tmp_path / "base.pt"), "think": "free", "think_prior": 0.9}
+    again, _, data, rules = train.setup(free, None)
+    assert torch.equal(again.think, model.think) and rules.think == "free"
+    ids = torch.from_numpy(data.batch(16, a["prompt_tokens"] + a["new_tokens"], a["seed"], 0, "birth").ids)
+    mask = visible(ids < 0, rules.window)
+    p = torch.sigmoid(gate_logit(again.logits(again(ids, mask=mask)), again.config.vocab_size))
+    assert p[rules.table(again)[ids]].mean().item() == pytest.approx(0.9, rel=0.01)
+    with pytest.raises(ValueError, match="8 thinking rows"):
+        train.setup(free | {"think_vocab": 9}, None)
