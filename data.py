@@ -137,21 +137,26 @@ class Cups:
         ids, state, n, pays = zip(*(self.story(rng, S, n_max, exact, prompt, lies, peak, again) for _ in range(B)))
         return Batch(np.array(ids), np.array(pays), np.array(state), np.array(n))
 
-    def check(self, ids: list[int]) -> list[tuple[int, int, bool]]:
-        """Any text, by the rule: (place of the answer, n, is it right?) for each question. The answer anchors anew,
-        right or wrong. A question that is followed by no cup counts as answered wrongly."""
-        ids = [int(i) for i in ids]
+    def follow(self, ids: list[int]) -> list[tuple[int | None, int]]:
+        """Any text, by the rule: (the ball's cup, or None before it is told; moves since then) after each token."""
         cup = {int(c): i for i, c in enumerate(self.cup_ids)}
         move = {int(c): i for i, c in enumerate(self.move_ids)}
         ball, n, out = None, 0, []
-        for place, (before, i) in enumerate(zip([-1] + ids, ids)):
-            if before == self.id["?"] and ball is not None:
-                out.append((place, n, cup.get(i) == ball))
+        for before, i in zip([-1] + ids, ids):
             if i in cup and before in (self.id["?"], self.id[" cup"]):
                 ball, n = cup[i], 0
             elif i in move and ball is not None:
                 ball, n = int(self.goes[move[i], ball]), n + 1
+            out.append((ball, n))
         return out
+
+    def check(self, ids: list[int]) -> list[tuple[int, int, bool]]:
+        """(place of the answer, n, is it right?) for each question of any text. The answer anchors anew, right or wrong. A
+        question that is followed by no cup counts as answered wrongly."""
+        ids = [int(i) for i in ids]
+        told = [(None, 0)] + self.follow(ids)  # what was known before each token
+        return [(place, told[place][1], bool(i == self.cup_ids[told[place][0]])) for place, (before, i) in
+                enumerate(zip([-1] + ids, ids)) if before == self.id["?"] and told[place][0] is not None]
 
 
 class TextFile:

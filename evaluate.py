@@ -74,7 +74,26 @@ def given_stories(model: GPT, cups: Cups, rules: Rules, each: int, seed: int = 0
         _, hit = slot_rewards(model, r, None, None, None)
         out[name], answers = by_n(n[:, P:][counts], hit[counts])
         out.setdefault("answers_by_n", answers)
+    if rules.think == "free" and rules.persist:
+        out |= when_it_thinks(model, cups, rules, ro, pays)
     return out
+
+
+def when_it_thinks(model: GPT, cups: Cups, rules: Rules, ro: Rollout, pays: Tensor) -> dict:
+    """Of the slots that may hold thoughts, the share that does after moves that move the ball, and elsewhere; and thoughts in
+    the first round, by its n. ro: rollouts over `story_set`."""
+    follow = [cups.follow(row) for row in ro.text.tolist()]
+    ball = torch.tensor([[-1 if b is None else b for b, _ in row] for row in follow], device=ro.ids.device)  # [R, L]
+    move = torch.isin(ro.text, torch.as_tensor(cups.move_ids, device=ro.ids.device))
+    moved = move & (ball != ball.roll(1, 1))
+    thoughts = torch.zeros_like(ball).scatter_add(1, ro.slot.clamp(min=0), ro.is_think.long())  # in each slot
+    may = rules.table(model)[ro.text]
+    may[:, :OPENING - 1], may[:, -1] = False, False  # none in the prompt, none after the end
+    first = pays.long().argmax(1, keepdim=True)  # the first answer's place
+    in_round = (thoughts * (torch.arange(ball.shape[1], device=ball.device) < first)).sum(1).float()
+    share = {name: (thoughts[where] > 0).float().mean().item() if where.any() else 0.0
+             for name, where in (("thinks_after_moved", may & moved), ("thinks_elsewhere", may & ~moved))}
+    return share | {"thoughts_by_n": in_round.view(N_MAX, -1).mean(1).tolist()}
 
 
 def plain_nats(model: GPT, ids: Tensor, window: int) -> tuple[float, float]:

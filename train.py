@@ -292,6 +292,8 @@ def report(before: dict, after: dict) -> None:
     line("reverse KL to the teacher, nats a text token", "reverse_kl")
     line("p_think on held-out text", "p_think")
     line("thoughts a text token in own stories", "thoughts_per_token")
+    line("greedy: thinks after moves that move the ball", "thinks_after_moved")
+    line("greedy: thinks elsewhere, where it may", "thinks_elsewhere")
     line("nats a held-out token, without thoughts", "nats_without_thoughts")
     line("what thoughts gain on held-out text, nats a token", "gain")
     if "accuracy_by_n" in after:

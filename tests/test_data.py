@@ -407,3 +407,12 @@ def test_idle_moves():
     assert len(Cups(3).text_ids) == len(cups.text_ids) - 1
     with pytest.raises(ValueError, match="idle"):
         Cups(3, idle=1.0)
+
+
+def test_follow_by_hand():
+    """Guards the rule itself: a swap, a turn, an idle move, a wrong answer that anchors the story all the same."""
+    cups = Cups(3, idle=0.4)
+    words = ["The", " ball", " is", " under", " cup", " B", ".", " Moves", ":", " AB", ",", " left", ",", " nothing", ".", " Where", "?", " A"]
+    told = cups.follow([cups.id[w] for w in words])
+    assert told == [(None, 0)] * 5 + [(1, 0)] * 4 + [(0, 1)] * 2 + [(2, 2)] * 2 + [(2, 3)] * 4 + [(0, 0)]
+    assert cups.check([cups.id[w] for w in words]) == [(17, 3, False)]

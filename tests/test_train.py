@@ -1,13 +1,14 @@
 """train.py's own pieces, each against numbers made by hand: who stands beside whom, what a token weighs, what a stage is."""
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 import train
 from data import Cups
-from evaluate import free_text
+from evaluate import OPENING, free_text, story_set, when_it_thinks
 from model import gate_logit
 from rollout import Rules, rollout, states, visible
 from train import advance, advantages, contexts, entropy_scale, rules_of_step, shape_of_step, text_weights
@@ -167,3 +168,22 @@ def test_rows_that_are_there_are_kept(tmp_path):
     assert p[rules.table(again)[ids]].mean().item() == pytest.approx(0.9, rel=0.01)
     with pytest.raises(ValueError, match="8 thinking rows"):
         train.setup(free | {"think_vocab": 9}, None)
+
+
+def test_when_it_thinks(tiny):
+    """Guards the shares of a model that thinks on its own: every thought is counted once, after its own move."""
+    cups, rules = Cups(3), Rules("free", 1, 40, 5, Cups(3).think_after)
+    ids, n, pays, roomy, u = story_set(cups, rules, 2, 0, "cpu")
+    model = tiny(V=len(cups.text_ids), n_ctx=256)
+    sharp = u.clone()
+    for moved_only in (False, True):
+        follow = [cups.follow(row) for row in ids.tolist()]
+        ro = rollout(model, ids, OPENING, ids.shape[1] - OPENING, replace(roomy, think="forced"), sharp, 0.0)
+        if moved_only:  # as if thoughts after moves of other cups had not been
+            ball = [[b for b, _ in row] for row in follow]
+            still = torch.tensor([[ball[r][s] == ball[r][s - 1] for s in row] for r, row in enumerate(ro.slot.tolist())])
+            ro.is_think &= ~still
+        out = when_it_thinks(model, cups, roomy, ro, pays)
+        assert out["thinks_after_moved"] == 1.0 and out["thinks_elsewhere"] == (0.0 if moved_only else 1.0)
+        if not moved_only:
+            assert out["thoughts_by_n"] == [float(k) for k in range(1, 31)]
