@@ -38,6 +38,12 @@ def test_round_trip_long(tok):
     assert len(text) > 287_000 and tok.decode(tok.encode(text)) == text
 
 
+def test_long_run_of_spaces(tok):
+    """Guards against a panic of tiktoken, which no `except` would see, on a million spaces before a word."""
+    for text in (" " * 10**6 + "a", "a" + "\n" * 10**6 + "b", " " * 99_999 + "a", (" " * 10**5 + "a") * 3):
+        assert tok.decode(tok.encode(text)) == text
+
+
 @pytest.mark.parametrize("text, ids", [
     (GAME, GAME_IDS), ("Hello world", [15496, 995]), ("The dog", [464, 3290]), ("", []), ("\n", [198]),
     (" was found in a", [373, 1043, 287, 257]),
