@@ -9,7 +9,7 @@ answered, and the answer anchors the story anew, so the cup of the ball is the o
 moves are ` nothing`: is a thought needed after those?
 
 Left out on purpose: shuffled epochs (windows are drawn at random), padding (windows have equal length).
-Knows tokenizer.py only. Letters: B contexts, S text tokens, m cups, n moves since the last anchor.
+Knows tokenizer.py and download.py. Letters: B contexts, S text tokens, m cups, n moves since the last anchor.
 """
 import codecs
 import hashlib

@@ -2,12 +2,12 @@
 
 - given stories: thoughts greedy, the answer is the argmax over text rows; right by n = moves since the anchor;
 - the same with the thoughts of another story of the same shape: what is left is what the recipe alone teaches;
-- own free stories, checked by the rule, with counts (a story that stops asking answers nothing wrongly);
+- own free stories, checked by the rule, with counts (a story that stops asking gives no wrong answers, but few);
 - on given text, what own thoughts add to the log-prob of the data (`gain`);
 - reverse KL to the teacher on own text, where there is a teacher; p_think; and, on any data, nats a token on
   held-out text without thoughts: did RL hurt the language?
 
-Left out on purpose: anything that learns. Knows data.py, rollout.py and reward.py.
+Left out on purpose: anything that learns. Knows data.py, model.py, rollout.py and reward.py.
 """
 from dataclasses import replace
 

@@ -1,11 +1,11 @@
-"""Every figure of RESULTS.md, each by one command.
+"""Questions that take several seeds of several arms, each answered by one command.
 
     python experiments.py channel --seeds 5      # figures/channel.png and figures/channel.json, and a table
     python experiments.py                        # lists them, with how long they take
 
 An experiment is a question, a prediction that was written down before the first run, and arms; an arm is a line of flags for
-train.py. Each (arm, seed) is one run of train.py in runs/, found again by its flags: an experiment that was cut off
-goes on where it was, and arms that two experiments share are run once. Two runs at a time, of one thread each.
+train.py. Each (arm, seed) is one run of train.py in runs/, found again by its flags: finished runs are kept when an
+experiment is cut off, and arms that two experiments share are run once. Two runs at a time, of one thread each.
 
 Left out on purpose: a sweep over hyperparameters, anything that a run's own metrics.jsonl does not say.
 """
@@ -124,14 +124,17 @@ def run_all(experiment: Experiment, seeds: int) -> None:
     seconds = sum(experiment.arms[arm].seconds for arm, _ in left)
     print(f"{len(left)} of {len(jobs)} runs are to be made, about {seconds / 60:.0f} minutes of one core")
     bar = tqdm(total=len(left), unit="run")
-    with ThreadPoolExecutor(2) as pool:
+    pool = ThreadPoolExecutor(2)
+    try:
         for now in ([j for j in left if not experiment.arms[j[0]].after], [j for j in left if experiment.arms[j[0]].after]):
             running = {pool.submit(run, experiment, *j): j for j in now}
             for done in as_completed(running):
                 done.result()
                 bar.update()
                 bar.set_postfix_str(running[done][0])
-    bar.close()
+    finally:  # a run that failed, or Ctrl-C: those that wait in the queue are not begun
+        pool.shutdown(cancel_futures=True)
+        bar.close()
 
 
 def interval(values: list[float]) -> tuple[float, float]:

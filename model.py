@@ -107,6 +107,8 @@ class GPT(nn.Module):
         self.think = nn.Parameter(torch.zeros(config.think_vocab, config.n_embd))  # tied in and out, as wte is
         self.think_offset = nn.Parameter(torch.zeros(()))  # one learnt scalar: how readily any thought comes
         self.apply(self._init)
+        # positions start small: with a larger spread each position has to learn the task anew
+        nn.init.normal_(self.wpe.weight, std=0.02)
 
     def _init(self, module: nn.Module) -> None:
         # GPT-2's 0.02 is 0.55 / sqrt(768); written this way it also suits a width of 64
@@ -115,8 +117,7 @@ class GPT(nn.Module):
             nn.init.normal_(module.weight, std=std)
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
-            # positions start small (0.02): with a larger spread each position has to learn the task anew
-            nn.init.normal_(module.weight, std=0.02 if module.num_embeddings == self.config.n_ctx else std)
+            nn.init.normal_(module.weight, std=std)
 
     @property
     def device(self) -> torch.device:

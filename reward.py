@@ -115,7 +115,7 @@ class _Pieces(torch.autograd.Function):
         total, stats = 0.0, 0.0
         for i in range(0, len(h), PIECE):
             x = h[i:i + PIECE]
-            logits = torch.cat([x @ wte.T, x @ think.T + offset], -1).float().requires_grad_()
+            logits = torch.cat([(x @ wte.T).float(), (x @ think.T).float() + offset], -1).requires_grad_()
             with torch.enable_grad():
                 value, stat = loss(logits, V, *(c[i:i + PIECE] for c in columns))
             g = torch.autograd.grad(value, logits)[0].to(h.dtype)

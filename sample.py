@@ -78,6 +78,8 @@ def main() -> None:
                      edit=lambda _, ids: table[ids])
     except (ValueError, OSError) as e:
         args.error(str(e))
+    except TypeError as e:
+        args.error(f"{args.checkpoint} has rules that this version does not know ({e})")
     rows = [[int(i) for i, real in zip(row, kept) if real] for row, kept in zip(ro.ids, ro.is_text | ro.is_think)]
     style = "ansi" if use_color(args.color, sys.stdout) else "plain"
     for row in rows:

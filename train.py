@@ -67,20 +67,20 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--width", type=whole, help="of --model scratch (64)")
     p.add_argument("--data", help="cups, webtext, or a .txt or .jsonl file")
     p.add_argument("--cups", type=whole, help="how many cups (3)")
-    p.add_argument("--swaps", type=whole, help="the longest round that a curriculum reaches (10)")
+    p.add_argument("--swaps", type=whole, help="the longest round that a curriculum reaches (10; next_token 3)")
     p.add_argument("--idle", type=real, help="share of moves that do nothing (0)")
     # thoughts
     p.add_argument("--think_vocab", type=whole, help="N, the number of thinking rows (2048)")
     p.add_argument("--think", choices=["free", "forced"], help="may the model choose when to think?")
     p.add_argument("--think_prior", type=real, help="mean p_think at birth")
-    p.add_argument("--max_thoughts", type=whole, help="K, thoughts in a row at one slot (1)")
+    p.add_argument("--max_thoughts", type=whole, help="K, thoughts in a row at one slot (1; next_token: swaps + 1, on text 4)")
     p.add_argument("--budget", type=whole, help="M, thoughts in a whole rollout")
     p.add_argument("--think_cost", type=real, help="nats that a thought costs")
     p.add_argument("--window", type=whole, help="tokens back that are seen beside the last thought; 0: all")
-    p.add_argument("--hide", type=real, help="share of steps with the window; below 1 the model is tested without (1)")
+    p.add_argument("--hide", type=real, help="share of training steps with the window (1); if below 1, it is tested with full attention")
     p.add_argument("--reread", type=whole, help="next_token: tokens that a branch reads on from thought to thought; 0: sees all")
     # rollouts
-    p.add_argument("--prompts", type=whole, help="B, contexts a step")
+    p.add_argument("--prompts", type=whole, help="B, contexts a step; a curriculum takes fewer of longer rounds")
     p.add_argument("--samples", type=whole, help="G, siblings of a context")
     p.add_argument("--prompt_tokens", type=whole, help="P, real text that a rollout starts from")
     p.add_argument("--new_tokens", type=whole, help="S, text tokens that follow")
@@ -125,12 +125,13 @@ ON_TEXT = dict(think="free", window=0, lr=1e-5, think_lr=1e-3, samples=4, entrop
 DEFAULTS = {
     ("teacher", "cups"): ON_CUPS | dict(new_tokens=48, budget=20, steps=1500, eval_every=750),
     ("stream", "cups"): ON_CUPS | dict(new_tokens=32, budget=16, steps=1600, eval_every=800, prompts=16, gamma=1.0, lr=1e-3),
-    ("next_token", "cups"): ON_CUPS | dict(new_tokens=32, budget=1, swaps=3, steps=1500, eval_every=750, prompts=16, lr=1e-3,
+    ("next_token", "cups"): ON_CUPS | dict(new_tokens=32, budget=0, swaps=3, steps=1500, eval_every=750, prompts=16, lr=1e-3,
                                            window=7, reread=2),
     ("teacher", "text"): ON_TEXT, ("stream", "text"): ON_TEXT, ("next_token", "text"): ON_TEXT | dict(max_thoughts=4),
 }
 ALWAYS = dict(think_vocab=2048, max_thoughts=1, temperature=1.0, baseline="loo", beta=1.0, cups=3, swaps=10, idle=0.0, hide=1.0,
               reread=0, text_grad="exact", answer_grad="on", curriculum="on", layers=1, width=64)
+MOST = dict(hide=1, gamma=1, entropy=1, think_prior=1)
 LEAST = dict(prompts=1, samples=1, prompt_tokens=1, new_tokens=1, steps=1, micro_batch=1, eval_every=1, warmup=1, swaps=1, layers=1,
              width=8, max_thoughts=1, budget=0, window=0, reread=0, hide=0, seed=0, lr=0, think_lr=0, temperature=0.01, entropy=0,
              gamma=0, think_cost=-1e3, think_prior=0, beta=0)
@@ -143,7 +144,7 @@ def resolve(args: argparse.Namespace) -> dict:
         raise ValueError("--device cuda: torch sees no CUDA device here; try --device auto")
     if args.device == "mps" and not torch.backends.mps.is_available():
         raise ValueError("--device mps: torch sees no Apple GPU here; try --device auto")
-    why = "a GPU is there" if gpu else "there is no GPU"
+    why = f"--device {args.device}" if args.device != "auto" else "a GPU is there" if gpu else "there is no GPU"
     a = {k: v for k, v in vars(args).items() if k not in ("error", "out", "resume")}
     a["device"] = "cuda" if gpu else args.device if args.device != "auto" else "cpu"
     said = {k for k, v in a.items() if v is not None}
@@ -173,6 +174,10 @@ def resolve(args: argparse.Namespace) -> dict:
     if a["approach"] == "next_token":  # a thought serves one prediction, and has its branch to itself
         a |= dict(gamma=0.0, budget=a["max_thoughts"])
     a["siblings"] = a["siblings"] or ("shared" if a["text_grad"] == "exact" else "free")
+    if a["siblings"] == "free" and cups:  # each sibling writes its own rounds: there is no stage whose answers could be counted
+        if args.curriculum == "on":
+            raise ValueError("--siblings free writes rounds of any length: it has no curriculum (--curriculum off)")
+        a["curriculum"] = "off"
     if a["siblings"] == "shared" and a["text_grad"] == "sampled":
         raise ValueError("--text_grad sampled treats own text as a choice, so each sibling needs its own: --siblings free")
     if a["thoughts"] == "oracle" and (a["approach"] != "stream" or not cups or a["think"] != "forced"):
@@ -184,6 +189,12 @@ def resolve(args: argparse.Namespace) -> dict:
     for k, least in LEAST.items():
         if not least <= a[k] < 2 ** 31:  # nan is refused as well
             raise ValueError(f"--{k} must be at least {least}, and below 2^31, not {a[k]}")
+        if a[k] > MOST.get(k, a[k]):
+            raise ValueError(f"--{k} must be at most {MOST[k]}, not {a[k]}")
+    room = max(1, (a["new_tokens"] - 3) // 2)  # n moves, each with its comma, and "Where? A" after them
+    if cups and a["swaps"] > room:
+        print(f"--new_tokens {a['new_tokens']} has room for rounds of {room} moves: the curriculum ends there, not at {a['swaps']}")
+        a["swaps"] = room
     if a["width"] % 2:
         raise ValueError(f"--width must be even, for two heads, not {a['width']}")
     if a["thoughts"] == "tokens" and not 1 <= a["think_vocab"] < 2 ** 31:
@@ -249,8 +260,8 @@ def give_rows(a: dict, model: GPT, data, rules: Rules) -> dict[str, float]:
     # not the plain seed: a base model that was itself initialised from it would share its numbers with the new rows,
     # and one row would then stick out of all others in every context
     luck = torch.Generator().manual_seed(int(seeded(a["seed"], 0, "birth").integers(2 ** 62)))
-    # forced thoughts have no gate that would have to stay even; a base that can do without them starts to listen sooner
-    # where their logits differ more
+    # logits that differ more make a base that can do without thoughts listen to them sooner; where a gate decides, they would
+    # make p_think differ too much between contexts
     spread = 3.2 if rules.think == "forced" and a["model"] != "scratch" else 2.4
     return model.grow(a["think_vocab"], ids, a["think_prior"], luck, mask=mask, spread=spread)
 
@@ -313,6 +324,9 @@ def pick_up(args: argparse.Namespace) -> tuple[dict, dict]:
     if not path.exists():
         raise ValueError(f"nothing to resume: there is no {path}")
     saved = read_weights(path)
+    steps = saved.get("state", {}).get("step", 0)
+    if args.steps is not None and args.steps < max(steps, 1):
+        raise ValueError(f"--steps {args.steps}: the run that is to go on has made {steps} steps already")
     if not {"args", "rules", "state", "optimizer"} <= saved.keys():
         raise ValueError(f"{path} is a model, but not the checkpoint of a run that could go on")
     said = [k for k, v in vars(args).items() if v != silent[k] and k not in ("steps", "out", "resume", "error")]
@@ -365,6 +379,7 @@ def main() -> None:
         model, teacher, data, rules = setup(a, saved)
         make_optimizer(a, model, saved)  # moments of another model? text too short? better now than after an hour
         take_text(a, data, 1, a["prompt_tokens"], 0, a["new_tokens"], None)
+        data.batch(1, a["prompt_tokens"] + a["new_tokens"], 0, 0, "eval")
     except (ValueError, OSError) as e:
         args.error(str(e))
     except (RuntimeError, MemoryError) as e:
