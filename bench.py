@@ -51,12 +51,17 @@ QUICK = dict(config=Config(2, 2, 32, 128, 400, 50), batches=(2,), P=8, S=8, roun
              branch=(2, 6, 2), cups_steps=3, scale=Config(1, 2, 32, 128, 400, 50), sizes=(Config(2, 2, 32, 128, 400, 50),))
 
 
-def seconds(task: Callable) -> float:
-    start = time.perf_counter()
-    task()
+def now() -> float:
+    """Seconds; of one thread on a CPU its own CPU seconds, so that neighbours who take turns on a core do not count."""
     if GPU:
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.process_time() if torch.get_num_threads() == 1 and not GPU else time.perf_counter()
+
+
+def seconds(task: Callable) -> float:
+    start = now()
+    task()
+    return now() - start
 
 
 def interleave(arms: dict[str, Callable], rounds: int, warm: bool = True) -> dict[str, list[float]]:
@@ -233,10 +238,10 @@ class Clock:
     evals, t0 = [{}], 0
 
     def __init__(self, *args):
-        self.steps, self.parts, self.inside = [time.perf_counter()], {}, False
+        self.steps, self.parts, self.inside = [now()], {}, False
 
     def write(self, *line) -> None:
-        self.steps.append(time.perf_counter())
+        self.steps.append(now())
 
     def measure(self, *args) -> None:
         pass
@@ -247,12 +252,10 @@ class Clock:
         def timed(*args, **kwargs):
             if self.inside:  # own_text, a part of contexts, has a rollout of its own
                 return task(*args, **kwargs)
-            self.inside, start, out = True, time.perf_counter(), None
+            self.inside, start = True, now()
             out = task(*args, **kwargs)
-            if GPU:
-                torch.cuda.synchronize()
             self.inside = False
-            self.parts[name] = self.parts.get(name, 0) + time.perf_counter() - start
+            self.parts[name] = self.parts.get(name, 0) + now() - start
             return out
         return timed
 
@@ -305,10 +308,10 @@ def trl_arm(config: Config, B: int, G: int, P: int, S: int, steps: int, threads:
 
     class Stamps(TrainerCallback):
         def on_step_begin(self, *args, **kwargs):
-            stamps.append(-time.perf_counter())
+            stamps.append(-now())
 
         def on_step_end(self, *args, **kwargs):
-            stamps[-1] += time.perf_counter()
+            stamps[-1] += now()
 
     prompts = Dataset.from_dict({"prompt": [" ".join(map(str, row)) for row in torch.randint(1, V, (B * steps, P)).tolist()]})
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
