@@ -43,9 +43,9 @@ from rollout import Rules, draw, rollout, states
 ROOT = Path(__file__).resolve().parent
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
-FULL = dict(config=Config(think_vocab=2048), small=Config(6, 6, 384, think_vocab=2048), batches=(1, 16, 64), P=64, S=64, rounds=3,
-            tokens=1024, updates=3, branches=(2, 64, 8), cups=40, dials=dict(
-                prompts=(1, 2, 4, 8), new_tokens=(16, 32, 64, 128), max_thoughts=(1, 2, 4, 8), think_vocab=(256, 2048, 16384)))
+DIALS = dict(prompts=(1, 2, 4, 8), new_tokens=(16, 32, 64, 128), max_thoughts=(1, 2, 4, 8), think_vocab=(256, 2048, 16384))
+FULL = dict(config=Config(think_vocab=2048), small=Config(6, 6, 384, think_vocab=2048), batches=(1, 16, 64), P=64, S=64,
+            rounds=3, tokens=1024, updates=3, branches=(2, 64, 8), cups=40, dials=DIALS)
 QUICK = dict(config=Config(2, 2, 32, 128, 400, 50), small=Config(1, 2, 32, 128, 400, 50), batches=(2,), P=8, S=8, rounds=2,
              tokens=64, updates=2, branches=(2, 6, 2), cups=3, dials=dict(prompts=(1, 2)))
 
@@ -99,8 +99,8 @@ def show(title: str, times: dict[str, list[float]], limit: float = 0.0, peaks: d
     ours, table = next(iter(times.values())), {}
     for arm, spent in times.items():
         row = {"seconds": median(spent), "all": spent, "x_ours": median(b / a for a, b in zip(ours, spent))}
-        table[arm] = row | {"limit": limit / row["seconds"], "peak_mib": peaks[arm] if peaks else 0.0}
-        share, peak = (format(table[arm][key], form) if table[arm][key] else "" for key, form in (("limit", ".0%"), ("peak_mib", ".0f")))
+        table[arm] = row = row | {"limit": limit / row["seconds"], "peak_mib": peaks[arm] if peaks else 0.0}
+        share, peak = f"{row['limit']:.0%}" if limit else "", f"{row['peak_mib']:.0f}" if peaks else ""
         print(f"    {arm:<64} {row['seconds']:9.4f} {row['x_ours']:7.2f} {share:>6} {peak:>6}")
     return {"title": title, "arms": table}
 
@@ -284,6 +284,7 @@ def trl_arm(config: Config, B: int, G: int, P: int, S: int, steps: int, threads:
     V, stamps, (student, teacher) = config.vocab_size, [], (hugging_face(GPT(config)) for _ in range(2))
     words = Tokenizer(models.WordLevel({str(i): i for i in range(V)}, unk_token="0"))  # ids written out
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="0", pad_token="0")
 
     @torch.no_grad()
     def reward(prompts, completion_ids, **_) -> list[float]:
@@ -303,8 +304,7 @@ def trl_arm(config: Config, B: int, G: int, P: int, S: int, steps: int, threads:
         settings = RLOOConfig(folder, per_device_train_batch_size=B * G, num_generations=G, max_completion_length=S, beta=0.0,
                               max_steps=steps, report_to="none", save_strategy="no", use_cpu=not GPU, bf16=False,
                               gradient_checkpointing=False, disable_tqdm=True, generation_kwargs={"min_new_tokens": S})
-        RLOOTrainer(student, reward, settings, train_dataset=prompts, callbacks=[Stamps()], processing_class=PreTrainedTokenizerFast(
-            tokenizer_object=words, eos_token="0", pad_token="0")).train()
+        RLOOTrainer(student, reward, settings, train_dataset=prompts, processing_class=words, callbacks=[Stamps()]).train()
     return median(stamps[1:]), memory("VmHWM")
 
 
@@ -313,9 +313,10 @@ def updates(size: dict) -> list[dict]:
     config, P, S, steps, threads = size["config"], size["P"], size["S"], size["updates"], torch.get_num_threads()
     flags = ["--prompts", 2, "--samples", 4, "--prompt_tokens", P, "--new_tokens", S, "--steps", steps]
     same = ["--thoughts", "none", "--siblings", "free", "--text_grad", "sampled", "--beta", 0, "--gamma", 1]
-    trl = {"TRL's RLOOTrainer": (trl_arm, config, 2, 4, P, S, steps, threads)} if have("trl") else {}
-    arms = {"ours, as TRL's: text alone, sampled log-prob": (update_arm, flags + same, config, threads), **trl,
-            "ours, the default: free thoughts, exact KL": (update_arm, flags + ["--think_vocab", config.think_vocab], config, threads)}
+    thoughts = ["--think_vocab", config.think_vocab]
+    arms = {"ours, as TRL's: text alone, sampled log-prob": (update_arm, flags + same, config, threads)}
+    arms |= {"TRL's RLOOTrainer": (trl_arm, config, 2, 4, P, S, steps, threads)} if have("trl") else {}
+    arms |= {"ours, the default: free thoughts, exact KL": (update_arm, flags + thoughts, config, threads)}
     return [in_turn(f"an update, 2 x 4 samples, {P} + {S} tokens (MiB of the process)", arms, max(1, size["rounds"] - 1))]
 
 
@@ -353,7 +354,8 @@ def cups(size: dict) -> list[dict]:
             a = train.resolve(train.parse(["--approach", approach])) | {"out": ".", "steps": size["cups"]}
             model, *others = train.setup(a, None)
         state = {"step": 0, "stage": stage, "accuracy": -1e9, "in_stage": 0, "dead": 0}  # so it never leaves this stage
-        times, shares = train_loop(a, {"optimizer": train.make_optimizer(a, model).state_dict(), "state": state}, model, *others)
+        saved = {"optimizer": train.make_optimizer(a, model).state_dict(), "state": state}
+        times, shares = train_loop(a, saved, model, *others)
         tables.append(show(f"cups, rounds of {stage}: {1 / median(times):.1f} updates a second", {approach: times}))
         print("      " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.005))
         tables[-1]["shares"] = shares
@@ -427,11 +429,12 @@ def compiled(size: dict) -> list[dict]:
     if GPU and have("transformers"):
         hf = hugging_face(model).bfloat16()
         arms["Hugging Face generate, static cache"] = lambda: hf.generate(
-            text, attention_mask=torch.ones_like(text), max_new_tokens=S, do_sample=False, pad_token_id=0, cache_implementation="static")
+            text, attention_mask=torch.ones_like(text), max_new_tokens=S, do_sample=False, pad_token_id=0,
+            cache_implementation="static")
     table = show(f"rollout, B = {B}, {P} + {S}{', bfloat16' if GPU else ''}", interleave(arms, size["rounds"]))
-    table |= {"first": first, "graphs": [early, graphs()], "same_ids": (ids["eager"] == ids["compiled"]).float().mean().item()}
-    print(f"    the first takes {first:.1f} s; {early} graphs after it, {graphs()} at the end; {table['same_ids']:.1%} of greedy ids equal")
-    return [table]
+    same = (ids["eager"] == ids["compiled"]).float().mean().item()
+    print(f"    the first takes {first:.1f} s; {early} graphs after it, {graphs()} at the end; greedy ids {same:.1%} equal")
+    return [table | {"first": first, "graphs": [early, graphs()], "same_ids": same}]
 
 
 def start(size: dict) -> list[dict]:
@@ -472,16 +475,17 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     out, size = Path("bench.json"), QUICK if args.quick else FULL
     peak, stream = roofline(size["config"])
-    print(f"{torch.cuda.get_device_name() if GPU else f'CPU, {os.cpu_count()} cores'}, {args.threads} threads, torch {torch.__version__}: "
-          f"{peak / 1e9:.0f} GFLOP/s, {stream / 1e9:.1f} GB/s" + ("" if GPU else "; on a GPU: unmeasured, there is none"))
+    device = torch.cuda.get_device_name() if GPU else f"CPU, {os.cpu_count()} cores"
+    print(f"{device}, {args.threads} threads, torch {torch.__version__}: {peak / 1e9:.0f} GFLOP/s, {stream / 1e9:.1f} GB/s"
+          + ("" if GPU else "; on a GPU: unmeasured, there is none"))
     for name in args.only:
         print(name)
         torch.manual_seed(0)
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # how many others ran, on a shared machine
         tables = SECTIONS[name](size | {"peak": peak, "stream": stream})
         results = json.loads(out.read_text()) if out.exists() else {}
-        results[name] = {"gpu": GPU, "threads": args.threads, "torch": torch.__version__, "load": load, "quick": args.quick,
-                         "gflops": peak / 1e9, "gb_per_second": stream / 1e9, "tables": tables}
+        results[name] = {"device": device, "threads": args.threads, "torch": torch.__version__, "load": load,
+                         "quick": args.quick, "gflops": peak / 1e9, "gb_per_second": stream / 1e9, "tables": tables}
         out.write_text(json.dumps(results, indent=1) + "\n")
 
 
