@@ -6,7 +6,8 @@
 Arms that are compared run in turn (A B A B), since a shared machine drifts by a quarter within minutes. Shown are medians;
 `x ours` is the median of the ratios pair by pair: over 1, ours is faster. `limit` is the share of the roofline: what the same
 matrix products would take at the best rate seen in this run, or one pass over the weights where that is longer (attention
-and sampling left out). Weights are random, as speed does not depend on them.
+and sampling left out). Weights are random, as speed does not depend on them. On a GPU the same sections run there, and
+`compile` has bfloat16 and CUDA graphs. The peers: pip install -r tests/requirements-bench.txt
 
 Left out on purpose: int8 (another policy than the one that is trained), several GPUs, servers. Knows all other files.
 """
@@ -46,7 +47,7 @@ DEVICE = "cuda" if GPU else "cpu"
 DIALS = dict(prompts=(1, 2, 4, 8), new_tokens=(16, 32, 64, 128), max_thoughts=(1, 2, 4, 8), think_vocab=(256, 2048, 16384))
 FULL = dict(config=Config(think_vocab=2048), small=Config(6, 6, 384, think_vocab=2048), batches=(1, 16, 64), P=64, S=64,
             rounds=3, tokens=1024, updates=3, branches=(2, 64, 8), cups=40, dials=DIALS)
-QUICK = dict(config=Config(2, 2, 32, 128, 400, 50), small=Config(1, 2, 32, 128, 400, 50), batches=(2,), P=8, S=8, rounds=2,
+QUICK = dict(config=Config(2, 2, 32, 128, 400, 50), small=Config(1, 2, 32, 128, 400, 50), batches=(2,), P=8, S=8, rounds=1,
              tokens=64, updates=2, branches=(2, 6, 2), cups=3, dials=dict(prompts=(1, 2)))
 
 

@@ -213,9 +213,11 @@ def unembed(h: Tensor, rows: Tensor) -> Tensor:  # [..., C], [V, C] -> [..., V]
     states 890 and 518. oneDNN's has no gradient. A small vocabulary is left alone to the bit."""
     learning = torch.is_grad_enabled() and (h.requires_grad or rows.requires_grad)
     if len(rows) > 2 ** 14 and plain_cpu(rows) and h.dtype == rows.dtype and not learning:
-        with contextlib.suppress(AttributeError, RuntimeError):  # in parts, since it makes a copy of the rows
-            return torch.cat([torch.ops.mkldnn._linear_pointwise(h, part.detach(), None, "none", [], "")
-                              for part in rows.split(2 ** 14)], -1)
+        out = h.new_empty(*h.shape[:-1], len(rows))
+        with contextlib.suppress(AttributeError, RuntimeError):
+            for part, columns in zip(rows.detach().split(2 ** 14), out.split(2 ** 14, -1)):  # oneDNN copies a part of the rows
+                columns.copy_(torch.ops.mkldnn._linear_pointwise(h, part, None, "none", [], ""))
+            return out
     return h @ rows.T
 
 
