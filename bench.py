@@ -64,6 +64,13 @@ def seconds(task: Callable) -> float:
     return now() - start
 
 
+def wall(task: Callable) -> float:
+    """Seconds on the wall, where other processes do the work."""
+    start = time.perf_counter()
+    task()
+    return time.perf_counter() - start
+
+
 def interleave(arms: dict[str, Callable], rounds: int, warm: bool = True, clock: Callable = seconds) -> dict[str, list[float]]:
     """Seconds of each arm, in turn: A B A B, after one warm-up."""
     runs = [{name: clock(task) for name, task in arms.items()}
@@ -422,7 +429,7 @@ def compiled(size: dict) -> list[dict]:
 
     torch._dynamo.utils.counters.clear()
     try:
-        first = seconds(lambda: run("compiled", fast))
+        first = wall(lambda: run("compiled", fast))
     except Exception as e:  # whatever torch meets where there is no C++ compiler
         print(f"  torch.compile does not run here: {str(e).splitlines()[0]}")
         return []
@@ -439,7 +446,7 @@ def compiled(size: dict) -> list[dict]:
 
 
 def start(size: dict) -> list[dict]:
-    """How long until something happens, in seconds by the clock on the wall."""
+    """How long until something happens."""
     def command(*words: str) -> Callable:
         return lambda: subprocess.run([sys.executable, *words], cwd=ROOT, check=True, capture_output=True)
 
@@ -450,11 +457,6 @@ def start(size: dict) -> list[dict]:
                 while process.poll() is None and not (log.exists() and '"kind": "step"' in log.read_text()):
                     time.sleep(0.05)
                 process.kill()
-
-    def wall(task: Callable) -> float:
-        begin = time.perf_counter()
-        task()
-        return time.perf_counter() - begin
 
     arms = {"python train.py --help": command("train.py", "--help"), "python -c 'import torch'": command("-c", "import torch"),
             "python train.py --think_vocab 2048, until its first step is done": first_step}
