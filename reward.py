@@ -17,12 +17,15 @@ Letters: B contexts, G siblings, R = B * G rows, S text slots, T places, V text 
 import torch
 from torch import Tensor
 
-from model import GPT
+from model import GPT, unembed
 from rollout import Rollout, action_logp
 
 FLOOR = 0.02  # share of the uniform in the teacher: else one token that it rules out makes every advantage an outlier
 ENTROPY_WEIGHT, ENTROPY_GAIN = 0.05, 0.7  # price of a nat at the target, and how steeply it rises below
 PIECE = 512  # rows of logits that exist at once: 512 * 52,305 floats are 107 MB
+# ... and at most 36 MiB of them: at 52,305 columns 180 rows. glibc gives blocks over 32 MiB back at once, smaller ones leave
+# holes: the loss of 1,024 tokens peaks at 591 MiB with 512 rows, 382 with 256, 309 with 170, 418 with 128
+FLOATS = 9 * 2 ** 20
 
 
 def floored(teacher_logits: Tensor) -> Tensor:  # [..., V] -> [..., V]
@@ -53,6 +56,11 @@ def slot_value(text_logits: Tensor, y: Tensor, log_q: Tensor | None, beta: float
     return value.gather(-1, y.unsqueeze(-1)).squeeze(-1) if sampled else (logp.exp() * value).sum(-1)
 
 
+def piece(columns: int) -> int:
+    """Rows of so many logits that exist at once."""
+    return max(1, min(PIECE, FLOATS // max(columns, 1)))
+
+
 @torch.no_grad()
 def slot_rewards(model: GPT, ro: Rollout, teacher: GPT | None, t_states: Tensor | None, pays: Tensor | None,
                  beta: float = 1.0, sampled: bool = False) -> tuple[Tensor, Tensor]:
@@ -61,14 +69,14 @@ def slot_rewards(model: GPT, ro: Rollout, teacher: GPT | None, t_states: Tensor 
     pays [R, S]: the slots that pay at all (cups: the answers); None: all.
     """
     h, y = speaking_states(ro.h, ro).flatten(0, 1), ro.text[:, ro.P:].flatten()
-    values, hits = [], []
-    for i in range(0, len(h), PIECE):
-        text_logits = model.text_logits(h[i:i + PIECE])
-        log_q, best = None, y[i:i + PIECE]
+    values, hits, size = [], [], piece(model.config.vocab_size)
+    for i in range(0, len(h), size):
+        text_logits = model.text_logits(h[i:i + size])
+        log_q, best = None, y[i:i + size]
         if teacher is not None:
-            log_q = floored(teacher.text_logits(t_states.flatten(0, 1)[i:i + PIECE]))
+            log_q = floored(teacher.text_logits(t_states.flatten(0, 1)[i:i + size]))
             best = log_q.argmax(-1)
-        values.append(slot_value(text_logits, y[i:i + PIECE], log_q, beta, sampled))
+        values.append(slot_value(text_logits, y[i:i + size], log_q, beta, sampled))
         hits.append(text_logits.argmax(-1) == best)
     r, hit = torch.cat(values).view(ro.text.shape[0], -1), torch.cat(hits).view(ro.text.shape[0], -1)
     return (r if pays is None else r * pays), hit
@@ -110,26 +118,28 @@ class _Pieces(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, h, wte, think, offset, loss, columns):  # [n, C], [V, C], [N, C], [], callable, tensors [n, ...]
-        V = wte.shape[0]
-        g_h, g_wte, g_think, g_offset = (torch.zeros_like(x) for x in (h, wte, think, offset))
-        total, stats = 0.0, 0.0
-        for i in range(0, len(h), PIECE):
-            x = h[i:i + PIECE]
-            logits = torch.cat([(x @ wte.T).float(), (x @ think.T).float() + offset], -1).requires_grad_()
+        V, total, stats = wte.shape[0], 0.0, 0.0
+        g_h, g_wte, g_think, g_offset = ctx.gradients = [torch.zeros_like(x) for x in (h, wte, think, offset)]
+        size = piece(V + len(think))
+        for i in range(0, len(h), size):
+            x = h[i:i + size]
+            logits = torch.cat([unembed(x, wte).float(), (x @ think.T).float() + offset], -1).requires_grad_()
             with torch.enable_grad():
-                value, stat = loss(logits, V, *(c[i:i + PIECE] for c in columns))
+                value, stat = loss(logits, V, *(c[i:i + size] for c in columns))
             g = torch.autograd.grad(value, logits)[0].to(h.dtype)
             total, stats = total + value.detach(), stats + stat
-            g_h[i:i + PIECE] = g[:, :V] @ wte + g[:, V:] @ think
+            g_h[i:i + size] = g[:, :V] @ wte + g[:, V:] @ think
             g_wte.addmm_(g[:, :V].T, x)
             g_think.addmm_(g[:, V:].T, x)
             g_offset += g[:, V:].sum()
-        ctx.save_for_backward(g_h, g_wte, g_think, g_offset)
+            del logits, value, g  # else they are still there while the next piece is made
         return total, stats
 
     @staticmethod
     def backward(ctx, g, _):
-        return *(g * saved for saved in ctx.saved_tensors), None, None
+        # scaled in place and handed over, since 154 MB for a copy of g_wte would be most of this loss's memory
+        gradients, ctx.gradients = ctx.gradients, None
+        return *(x.mul_(g) for x in gradients), None, None
 
 
 def rollout_loss(model: GPT, h: Tensor, ro: Rollout, adv: Tensor, weight: Tensor, scale: dict[str, float],

@@ -20,7 +20,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from model import GPT, gate_logit
+from model import GPT, gate_logit, packed
 
 
 @dataclass
@@ -210,15 +210,16 @@ def rollout(model: GPT, text: Tensor, P: int, S: int, rules: Rules, u: Tensor, t
     if offset + P + S + M > model.config.n_ctx:
         raise ValueError(f"{P} prompt + {S} new text tokens + {M} thoughts do not fit the context of {model.config.n_ctx}")
     think_temperature = temperature if think_temperature is None else think_temperature
-    if not rules.persist:
-        if P < given < P + S:
-            raise ValueError("thoughts that do not persist: the text is all given, or the prompt alone")
-        if given == P + S:
+    if not rules.persist and P < given < P + S:
+        raise ValueError("thoughts that do not persist: the text is all given, or the prompt alone")
+    with packed(model, len(text), S):
+        if not rules.persist and given == P + S:
             return branches(model, text, P, min(M, rules.max_thoughts), rules, u, think_temperature, offset, siblings, edit)
-        return speak_by_branches(model, text, P, S, M, rules, u, temperature, think_temperature, top_k, edit)
-    if rules.think != "free" and given == P + S:
-        return rollout_planned(model, text, P, M, rules, u, think_temperature, offset, siblings, edit)
-    return rollout_stepwise(model, text, P, S, M, rules, u, temperature, think_temperature, top_k, offset, siblings, edit)
+        if not rules.persist:
+            return speak_by_branches(model, text, P, S, M, rules, u, temperature, think_temperature, top_k, edit)
+        if rules.think != "free" and given == P + S:
+            return rollout_planned(model, text, P, M, rules, u, think_temperature, offset, siblings, edit)
+        return rollout_stepwise(model, text, P, S, M, rules, u, temperature, think_temperature, top_k, offset, siblings, edit)
 
 
 def rollout_stepwise(model: GPT, text: Tensor, P: int, S: int, M: int, rules: Rules, u: Tensor, temperature: float,

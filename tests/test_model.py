@@ -10,7 +10,7 @@ import torch
 
 import model as model_py
 from conftest import one_line
-from model import Config, GPT, as_checkpoint, export, from_openai, gate_logit, load
+from model import Config, GPT, as_checkpoint, export, from_openai, gate_logit, load, unembed
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = Path(torch.hub.get_dir()) / "checkpoints" / "gpt2-pytorch_model.bin"
@@ -379,3 +379,25 @@ def test_demonstrations(room):
     argv = ["The ball"] if room == "tokenizer" else []
     done = subprocess.run([sys.executable, ROOT / f"{room}.py", *argv], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and len(done.stdout.splitlines()) > 1, done.stderr
+
+
+def test_unembed(monkeypatch):
+    """Guards the fast unembedding: it is h @ rows.T up to rounding, never where a gradient is asked for, nor for few rows."""
+    torch.manual_seed(0)
+    calls, ops = [], torch.ops.mkldnn
+    real = ops._linear_pointwise
+    monkeypatch.setattr(ops, "_linear_pointwise", lambda *args: calls.append(args) or real(*args))
+    h, rows = torch.randn(2, 3, 64), torch.randn(2 ** 15 + 7, 64)
+    assert (unembed(h, rows) - h @ rows.T).abs().max() < 1e-4 and len(calls) == 3  # parts of 2 ** 14
+    assert torch.equal(unembed(h, rows[:99]), h @ rows[:99].T)
+    for x in (h, rows):
+        x.requires_grad_()
+        assert torch.autograd.grad(unembed(h, rows).sum(), x)[0].abs().sum() > 0
+        x.requires_grad_(False)
+    assert len(calls) == 3
+    monkeypatch.setattr(ops, "_linear_pointwise", missing)
+    assert torch.equal(unembed(h, rows), h @ rows.T)
+
+
+def missing(*args):
+    raise RuntimeError("a torch without oneDNN")

@@ -423,3 +423,23 @@ def test_124m():
             assert ro.is_think.any() and (ro.is_text.sum(1) == 16).all() and torch.equal(ro.text[:, :12], text)
             h = one_forward(model, ro, window)
             assert (h - ro.h)[:, :-1][real(ro)[:, :-1]].abs().max() < 1e-4 and ro.h[:, :-1].std() > 0.5
+
+
+@pytest.mark.parametrize("persist", [True, False])
+def test_packed_weights(monkeypatch, persist):
+    """Guards the packed products: they are the plain ones up to rounding, touch no narrow model, and leave nothing behind."""
+    ops, calls = torch.ops.mkldnn, []
+    pack = ops._reorder_linear_weight
+
+    def missing(*args):
+        raise RuntimeError
+
+    rules, u = Rules("free", 2, 4, persist=persist), torch.rand(12 if persist else 2, 8 if persist else 64, 2)
+    for width, products in ((256, 0), (512, 5)):  # four in the layer, and the unembedding
+        model, text = GPT(Config(1, 8, width, 32, 300, 20)), torch.randint(300, (8, 4 if persist else 12))
+        monkeypatch.setattr(ops, "_reorder_linear_weight", lambda *args: calls.append(args) or pack(*args))
+        fast = rollout(model, text, 4, 8, rules, u, 0.0)
+        assert len(calls) == products and not any({"forward", "text_logits"} & m.__dict__.keys() for m in model.modules())
+        monkeypatch.setattr(ops, "_reorder_linear_weight", missing)
+        slow = rollout(model, text, 4, 8, rules, u, 0.0)
+        assert torch.equal(fast.ids, slow.ids) and (fast.h - slow.h).abs().max() <= (1e-4 if products else 0)
