@@ -236,7 +236,7 @@ class Noise:
 class Clock:
     """Stands in for train.py's journal, and around the parts of its loop."""
     PARTS = ("contexts", "rollout", "teacher_states", "slot_rewards", "advantages", "gradient_pass")
-    evals, t0 = [{}], 0.0
+    evals, t0 = [{"nats_without_thoughts": 0.0}], 0.0
 
     def __init__(self):
         self.steps, self.parts, self.inside = [now()], dict.fromkeys(self.PARTS, 0.0), False
