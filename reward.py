@@ -24,7 +24,8 @@ FLOOR = 0.02  # share of the uniform in the teacher: else one token that it rule
 ENTROPY_WEIGHT, ENTROPY_GAIN = 0.05, 0.7  # price of a nat at the target, and how steeply it rises below
 PIECE = 512  # rows of logits that exist at once: 512 * 52,305 floats are 107 MB
 # ... and at most 36 MiB of them: at 52,305 columns 180 rows. glibc gives blocks over 32 MiB back at once, smaller ones leave
-# holes: the loss of 1,024 tokens peaks at 591 MiB with 512 rows, 382 with 256, 309 with 170, 418 with 128
+# holes: the loss of 1,024 tokens peaked at 591 MiB with 512 rows, 382 with 256, 309 with 170, 418 with 128 by torch's
+# product, and at 375 with 180 by oneDNN's (`unembed`), which saves time and takes a copy of some rows
 FLOATS = 9 * 2 ** 20
 
 
