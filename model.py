@@ -209,7 +209,9 @@ class GPT(nn.Module):
     def fit_offset(self, ids: Tensor, prior: float, positions: Tensor | None = None, mask: Tensor | None = None,
                    where: Tensor | None = None) -> dict[str, float]:
         """Move the thinking rows' common offset so that the mean p_think over the ids [R, T] (over those of them that
-        `where`, bool, says) is `prior`. Returns {"p05", "mean", "p95"} of p_think."""
+        `where`, bool, says) is `prior`. Returns {"p05", "mean", "p95"} of p_think. Raises ValueError for a prior outside (0, 1)."""
+        if not 0 < prior < 1:
+            raise ValueError(f"the prior of thinking rows must lie between 0 and 1, not {prior}")
         h, V = self(ids, positions, mask), self.config.vocab_size
         h = h.flatten(0, 1) if where is None else h[where]
         self.think_offset.zero_()

@@ -70,11 +70,16 @@ def main() -> None:
         P, S = len(ids), args.new_tokens
         if P + S > model.config.n_ctx:
             raise ValueError(f"{P} tokens of --prompt and {S} new ones do not fit the model's context of {model.config.n_ctx}")
+        # where thoughts stand after certain words, as on cups, they are made for such words of the prompt as well: from the first
+        # of them on it is given text
+        opens = [i + 1 for i, word in enumerate(ids) if rules.persist and word in (rules.think_after or [])]
+        start = min(opens, default=P)
+        steps = P - start + S
         if rules.persist:
-            rules.budget = max(0, min(S * rules.max_thoughts, model.config.n_ctx - P - S)) if rules.budget else 0
+            rules.budget = max(0, min(steps * rules.max_thoughts, model.config.n_ctx - P - S)) if rules.budget else 0
         table = overwritten(args.replace, tokenizer.V, tokenizer.N)
-        u = uniforms(args.seed, 0, "rollout", max(rules.draws(S), 1), args.samples, "cpu")
-        ro = rollout(model, torch.tensor([ids] * args.samples), P, S, rules, u, args.temperature, top_k=args.top_k,
+        u = uniforms(args.seed, 0, "rollout", max(rules.draws(steps), 1), args.samples, "cpu")
+        ro = rollout(model, torch.tensor([ids] * args.samples), start, steps, rules, u, args.temperature, top_k=args.top_k,
                      edit=lambda _, ids: table[ids])
     except (ValueError, OSError) as e:
         args.error(str(e))
@@ -82,10 +87,15 @@ def main() -> None:
         args.error(f"{args.checkpoint} has rules that this version does not know ({e})")
     rows = [[int(i) for i, real in zip(row, kept) if real] for row, kept in zip(ro.ids, ro.is_text | ro.is_think)]
     style = "ansi" if use_color(args.color, sys.stdout) else "plain"
+
+    def shown(row: list[int], style: str) -> str:
+        prompt = [i for i, word in enumerate(row) if word < tokenizer.V][P - 1] + 1  # its ids, thoughts among them
+        return tokenizer.show(row, prompt, style, thoughts=not args.hide_thoughts)
+
     for row in rows:
-        print(tokenizer.show(row, P, style, thoughts=not args.hide_thoughts), end="\n\n")
+        print(shown(row, style), end="\n\n")
     if args.html:
-        page = html_page([tokenizer.show(row, P, "html", thoughts=not args.hide_thoughts) for row in rows], args.prompt)
+        page = html_page([shown(row, "html") for row in rows], args.prompt)
         try:
             args.html.write_text(page, encoding="utf-8")
         except OSError as e:

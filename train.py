@@ -124,14 +124,14 @@ ON_TEXT = dict(think="free", window=0, lr=1e-5, think_lr=1e-3, samples=4, entrop
                prompts=8, prompt_tokens=64, new_tokens=64, budget=32, steps=1000, think_prior=0.1, eval_every=100)
 DEFAULTS = {
     ("teacher", "cups"): ON_CUPS | dict(new_tokens=48, budget=20, steps=1500, eval_every=750),
-    ("stream", "cups"): ON_CUPS | dict(new_tokens=32, budget=16, steps=1600, eval_every=800, prompts=16, gamma=1.0, lr=1e-3),
+    ("stream", "cups"): ON_CUPS | dict(new_tokens=32, budget=16, steps=1400, eval_every=700, prompts=16, gamma=1.0, lr=1e-3),
     ("next_token", "cups"): ON_CUPS | dict(new_tokens=32, budget=0, swaps=3, steps=1500, eval_every=750, prompts=16, lr=1e-3,
                                            window=7, reread=2),
     ("teacher", "text"): ON_TEXT, ("stream", "text"): ON_TEXT, ("next_token", "text"): ON_TEXT | dict(max_thoughts=4),
 }
 ALWAYS = dict(think_vocab=2048, max_thoughts=1, temperature=1.0, baseline="loo", beta=1.0, cups=3, swaps=10, idle=0.0, hide=1.0,
               reread=0, text_grad="exact", answer_grad="on", curriculum="on", layers=1, width=64)
-MOST = dict(hide=1, gamma=1, entropy=1, think_prior=1)
+MOST = dict(hide=1, gamma=1, entropy=1)
 LEAST = dict(prompts=1, samples=1, prompt_tokens=1, new_tokens=1, steps=1, micro_batch=1, eval_every=1, warmup=1, swaps=1, layers=1,
              width=8, max_thoughts=1, budget=0, window=0, reread=0, hide=0, seed=0, lr=0, think_lr=0, temperature=0.01, entropy=0,
              gamma=0, think_cost=-1e3, think_prior=0, beta=0)
@@ -556,8 +556,10 @@ def sum_gradients(model: GPT, *numbers: float) -> list[float]:
 def make_optimizer(a: dict, model: GPT, saved: dict | None = None) -> torch.optim.Optimizer:
     """AdamW with two groups, as thinking rows have a learning rate of their own, and no weight decay. Raises ValueError where
     what was saved belongs to another model."""
-    rows = [model.think, model.think_offset]
-    body = [p for p in model.parameters() if all(p is not r for r in rows)]
+    # without a gate to open the offset plays no part: its gradient is rounding, which Adam would blow up to a random walk
+    model.think_offset.requires_grad_(a["think"] == "free")
+    rows = [model.think, model.think_offset][:1 + model.think_offset.requires_grad]
+    body = [p for p in model.parameters() if all(p is not r for r in (model.think, model.think_offset))]
     groups = [{"params": body, "peak": a["lr"]}] + ([{"params": rows, "peak": a["think_lr"]}] if a["think_vocab"] else [])
     optimizer = torch.optim.AdamW(groups, lr=a["lr"], betas=(0.9, 0.98), weight_decay=0.0, fused=model.device.type == "cuda")
     if saved is not None:

@@ -1,5 +1,6 @@
 """The commands as a person types them: what they refuse, in one line, and what they leave behind."""
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -155,6 +156,9 @@ def test_sample_shows_thoughts(finished, monkeypatch, capsys):
     assert "&lt;think" in page and '<span class="prompt">The ball' in page
     code, hidden, _ = run(sample.main, [*base, "--hide_thoughts"], monkeypatch, capsys)
     assert code == 0 and "think" not in hidden and "\033" not in hidden
+    moves = ["--checkpoint", out / "ckpt.pt", "--prompt", "The ball is under cup B. Moves: AB, left. Where?", "--new_tokens", "3"]
+    code, inside, _ = run(sample.main, moves, monkeypatch, capsys)  # a prompt's moves are thought about as well
+    assert re.match(r"The ball is under cup B. Moves: AB<think\d+>, left<think\d+>. Where\?", inside), inside
     every = [x for i in range(15) for x in ("--replace", f"{i}=15")]
     code, replaced, _ = run(sample.main, [*base, *every], monkeypatch, capsys)
     assert "<think15>" in replaced and not any(f"<think{i}>" in replaced for i in range(15))
