@@ -14,7 +14,6 @@ A model with a window can't answer long rounds but by its thoughts: that it uses
 Left out on purpose: probes that are trained (here thoughts are read by counting alone), own text (evaluate.py), and
 which thought of a slot says what: of --max_thoughts K > 1 the last one is read and written (next_token: each).
 """
-import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -123,7 +122,7 @@ def conditions(case: Case, pays: Tensor | None, n: Tensor | None, block: int, se
                  "another": lambda: case.write(anothers(case.own, block)),
                  "shuffled": lambda: case.write(shuffled(case.own, chain(), luck)),
                  "constant": lambda: case.write(torch.full_like(ids(), most_used(case.own)))}
-    out, paid = {}, torch.ones_like(case.text[:, P:], dtype=torch.bool) if pays is None else pays[:, P:]
+    out, mine, paid = {}, None, torch.ones_like(case.text[:, P:], dtype=torch.bool) if pays is None else pays[:, P:]
     for name, run in tqdm(runs.items(), desc="conditions", disable=None):
         ro = run()
         logp, hit = slot_rewards(case.model, ro, None, None, None)

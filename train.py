@@ -186,13 +186,23 @@ def resolve(args: argparse.Namespace) -> dict:
     if a["thoughts"] != "tokens" and (a["think"] == "forced" or a["thoughts"] == "none") and not {"prompts", "samples"} & said:
         # nothing is sampled, so siblings would be copies: as many contexts instead
         a |= dict(prompts=a["prompts"] * a["samples"], samples=1, baseline=args.baseline or "none")
+    check_bounds(a)
+    a["dtype"] = ("bfloat16" if gpu and torch.cuda.is_bf16_supported() else "float32") if args.dtype == "auto" else args.dtype
+    a["compile"] = ("on" if gpu else "off") if args.compile == "auto" else args.compile
+    print(f"{why}: {a['device']}, {a['dtype']}, compile {a['compile']}, {a['model']} on {a['data']}"
+          + (f", judged by {a['teacher']}" if a["teacher"] else ""))
+    return a
+
+
+def check_bounds(a: dict) -> None:
+    """Numbers that can't be. Raises ValueError."""
     for k, least in LEAST.items():
         if not least <= a[k] < 2 ** 31:  # nan is refused as well
             raise ValueError(f"--{k} must be at least {least}, and below 2^31, not {a[k]}")
         if a[k] > MOST.get(k, a[k]):
             raise ValueError(f"--{k} must be at most {MOST[k]}, not {a[k]}")
     room = max(1, (a["new_tokens"] - 3) // 2)  # n moves, each with its comma, and "Where? A" after them
-    if cups and a["swaps"] > room:
+    if a["data"] == "cups" and a["swaps"] > room:
         print(f"--new_tokens {a['new_tokens']} has room for rounds of {room} moves: the curriculum ends there, not at {a['swaps']}")
         a["swaps"] = room
     if a["width"] % 2:
@@ -201,11 +211,6 @@ def resolve(args: argparse.Namespace) -> dict:
         raise ValueError(f"--think_vocab must be at least 1, not {a['think_vocab']} (--thoughts none runs without thoughts)")
     if a["baseline"] == "loo" and a["samples"] < 2:
         raise ValueError("--samples 1 leaves no sibling to compare with: use at least 2, or --baseline batch")
-    a["dtype"] = ("bfloat16" if gpu and torch.cuda.is_bf16_supported() else "float32") if args.dtype == "auto" else args.dtype
-    a["compile"] = ("on" if gpu else "off") if args.compile == "auto" else args.compile
-    print(f"{why}: {a['device']}, {a['dtype']}, compile {a['compile']}, {a['model']} on {a['data']}"
-          + (f", judged by {a['teacher']}" if a["teacher"] else ""))
-    return a
 
 
 def setup(a: dict, saved: dict | None):

@@ -93,7 +93,7 @@ def test_branches_are_separate_rollouts(tiny, window, think, K, after, temperatu
 def test_gradient_is_that_of_separate_rollouts(tiny, think):
     """Guards the packed gradient pass: loss and every gradient are those of the R * S sequences, each by itself."""
     model, text, K = tiny(), texts(), 3
-    L, S = text.shape[1], text.shape[1] - P
+    S = text.shape[1] - P
     rules, u = Rules(think, K, K, persist=False), luck(K, R * S)
     ro = rollout(model, text, P, S, rules, u)
     adv, weight = luck(2, R * S)[:, :, 0].view(2, R, S) - 0.3

@@ -178,7 +178,7 @@ def test_lies(cups):
     batch = cups.batch(60, 150, 0, 0, "pretrain", lies=0.5)
     paid, wrong, right = 0, 0, 0
     for ids, pays, state in zip(batch.ids.tolist(), batch.pays, batch.state):
-        for i, (word, ball, _) in enumerate(play(cups, ids)):
+        for i, (_, ball, _) in enumerate(play(cups, ids)):
             assert state[i] == (-1 if ball is None else "ABC".index(ball))
         fine = [ok for _, ok in judged(cups, ids)]
         wrong, right, paid = wrong + len(fine) - sum(fine), right + sum(fine), paid + pays.sum()
@@ -268,9 +268,8 @@ def test_windows_reach_both_ends(tmp_path, cached):
     """Guards the borders of random windows: the first and the last token of a part can come, and none past them."""
     path = tmp_path / "a.txt"
     path.write_text(" a b c d e f g h" * 50)
-    part = TextFile(path, gpt2()).train
     source = TextFile(path, gpt2())
-    source.train = part = np.arange(10, dtype=np.uint16)
+    source.train = np.arange(10, dtype=np.uint16)
     rows = source.batch(400, 4, 0, 0, "train").ids
     assert {tuple(r) for r in rows.tolist()} == {tuple(range(s, s + 4)) for s in range(7)}
     assert source.batch(3, 10, 0, 0, "train").ids.tolist() == [list(range(10))] * 3

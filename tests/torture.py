@@ -32,7 +32,7 @@ import sample  # noqa: E402
 import test_nothing_lost as quick  # noqa: E402
 import tokenizer  # noqa: E402
 import train  # noqa: E402
-from model import GPT, Config, as_checkpoint, load, read_weights, save  # noqa: E402
+from model import GPT, Config, as_checkpoint, load, save  # noqa: E402
 from test_nothing_lost import APPROACHES, child, ended, is_complete, left, limited, run, same, small_world, tiny  # noqa: E402
 
 
@@ -318,7 +318,7 @@ def files(folder: Path, count: int, luck: random.Random) -> str:
     broken = [b"{", b"[" * 99999, b'{"text": ', b"\xff\xfe", b'{"title": "x"}', b"null", b"7", b'"text"',
               b'{"text": null}', b'{"text": [1]}', b'{"text": 1e', b"\0\0"]
     lines, text, n = [], b"", 0
-    for i in range(2000):
+    for _ in range(2000):
         if luck.random() < 0.3:
             lines, n = lines + [luck.choice(broken)], n + 1
         else:
