@@ -56,12 +56,14 @@ def story_set(cups: Cups, rules: Rules, each: int, seed: int, device) -> tuple[T
 @torch.no_grad()
 def given_stories(model: GPT, cups: Cups, rules: Rules, each: int, seed: int = 0) -> dict:
     """accuracy_by_n and accuracy_shuffled_by_n (index 0 is n = 1, up to 30) over `each` stories whose first round
-    has n moves; the rounds after it count for their own n."""
+    has n moves; the rounds after it count for their own n. accuracy_first_by_n: first rounds alone, `each` for every n, which is
+    kinder to full attention (late in a story there is much before the anchor to look past, and training's stories are short)."""
     ids, n, pays, rules, u = story_set(cups, rules, each, seed, model.device)
     P, S = OPENING, ids.shape[1] - OPENING
     ro = rollout(model, ids, P, S, rules, u, temperature=0.0)
     out = {}
-    pairs = [("accuracy_by_n", ro, pays[:, P:])]
+    asked = pays[:, P:]
+    pairs = [("accuracy_by_n", ro, asked), ("accuracy_first_by_n", ro, asked & (asked.cumsum(1) == 1))]
     if ro.is_think.any() and model.config.think_vocab > 1:  # one row alone says nothing that could be shuffled
         # thoughts of the neighbour with the same n, wherever it had one at this place, all along the story
         other = torch.where(ro.is_think, ro.ids, -1).view(N_MAX, each, -1).roll(1, 1).flatten(0, 1)
@@ -69,7 +71,7 @@ def given_stories(model: GPT, cups: Cups, rules: Rules, each: int, seed: int = 0
                        edit=lambda t, z: torch.where(other[:, t] >= 0, other[:, t], z))
         # a branch is as good as its last thought: one whose place the neighbour left empty was not shuffled
         heard = rules.persist | (other.gather(1, ro.left.gather(1, ro.place[:, P:])) >= 0)
-        pairs.append(("accuracy_shuffled_by_n", swap, pays[:, P:] & heard))
+        pairs.append(("accuracy_shuffled_by_n", swap, asked & heard))
     for name, r, counts in pairs:
         _, hit = slot_rewards(model, r, None, None, None)
         out[name], answers = by_n(n[:, P:][counts], hit[counts])

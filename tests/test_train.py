@@ -105,9 +105,9 @@ def test_shape_of_a_step():
 def test_entropy_fades():
     """Guards crisp thoughts: the bonus is whole for three quarters of a run and gone at its end; its target is twice as broad
     in the first stage."""
-    a = {"steps": 100, "entropy": 0.25, "think_vocab": 16, "thoughts": "tokens"}
-    assert entropy_scale(a, 10, 2) == (1.0, pytest.approx(0.25 * math.log(16)))
-    assert entropy_scale(a, 90, 1) == (pytest.approx(0.4), pytest.approx(0.5 * math.log(16)))
+    a = {"entropy": 0.25, "think_vocab": 16, "thoughts": "tokens"}
+    assert entropy_scale(a, 10, 100, 2) == (1.0, pytest.approx(0.25 * math.log(16)))
+    assert entropy_scale(a, 90, 100, 1) == (pytest.approx(0.4), pytest.approx(0.5 * math.log(16)))
 
 
 def test_each_gradient_is_of_its_own_step(tmp_path, monkeypatch):
@@ -187,3 +187,33 @@ def test_when_it_thinks(tiny):
         assert out["thinks_after_moved"] == 1.0 and out["thinks_elsewhere"] == (0.0 if moved_only else 1.0)
         if not moved_only:
             assert out["thoughts_by_n"] == [float(k) for k in range(1, 31)]
+
+
+def test_a_stage_that_does_not_end_begins_again(tmp_path, monkeypatch):
+    """Guards the second chance of `stream`: after PATIENCE steps in a stage the weights are other ones, as new ones would be, and
+    the stage is the first; and a curriculum that is at its end brings the end of the run nearer."""
+    a = settings("--steps", "9", "--width", "8", "--think_vocab", "4", "--swaps", "2", "--eval_every", "9") | {"out": ""}
+    monkeypatch.setattr(train, "PATIENCE", 3)
+    monkeypatch.setattr(train, "TAIL", 1)
+    monkeypatch.setattr(train.Journal, "measure", lambda self, *rest: self.evals.append({"nats_without_thoughts": 0.0}))
+    monkeypatch.setattr(train, "draw_curves", lambda out: None)
+    monkeypatch.setattr(train, "report", lambda *ends: None)
+    begun, real = [], train.begin_again
+
+    def spy(a, model, optimizer, state):
+        real(a, model, optimizer, state)
+        fresh = train.setup(a | {"seed": a["seed"] + 10_000 * state["attempt"]}, None)[0]
+        begun.append((state["step"], all(torch.equal(p, q) for p, q in zip(model.parameters(), fresh.parameters()))))
+
+    def three_stages(state, right, last):  # four steps in stage 2, again stage 1, then the last one and all right
+        state["in_stage"] += 1
+        state |= {"stage": last, "accuracy": 1.0} if begun else {}
+    monkeypatch.setattr(train, "begin_again", spy)
+    monkeypatch.setattr(train, "advance", three_stages)
+    model, teacher, data, rules = train.setup(a | {"swaps": 3}, None)
+    saved = train.whole_run(a, model, rules, {"step": 0, "stage": 2, "accuracy": 0.0, "in_stage": 0, "dead": 0, "skipped": 0, "in_a_row": 0,
+                                              "end": 9, "born": 0, "attempt": 0}, train.make_optimizer(a, model, None))
+    train.train(a | {"swaps": 3}, saved, tmp_path, model, teacher, data, rules)
+    assert begun == [(4, True)]
+    steps = [json.loads(x)["stage"] for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [2, 2, 2, 1, 3, 3, 3]  # in the sixth step it is in the last stage, and one more is left
