@@ -48,7 +48,7 @@ MUTANTS = [  # what is wrong, file, string, what it becomes, tests that must not
     ("thinking rows without mean(wte)", "model.py", "nn.Parameter((mean + noise)", "nn.Parameter((noise)", "test_model.py"),
     ("a pickle may run code", "model.py", "weights_only=True)", "weights_only=False)", "test_model.py test_nothing_lost.py"),
     ("the checksum is not compared", "model.py", "digest(f, size) != end", "digest(f, size) == b\"\"", "test_nothing_lost.py"),
-    ("a new run leaves the old one's checkpoint beside its own log", "train.py", "    if saved is None:  # before the log",
+    ("a new run leaves the old one's checkpoint beside its own log", "train.py", "    if saved is None and chief:  # before the log",
      "    if False:  # before the log", "test_nothing_lost.py"),
     ("training sees the held-out text", "data.py", "self.train, self.eval = self.train[:cut],",
      "self.train, self.eval = self.train,", "test_data.py"),
