@@ -3,7 +3,7 @@
 A batch is a function of (seed, step, purpose) and of nothing else, so a resumed run sees what an
 uninterrupted one would have seen, and an evaluation sees the same stories every time.
 
-The game. `The ball is under cup B. Moves: AB, left, BC. Where? A. Moves: right, AC. Where? C. ...`
+The game. `The ball is under cup B. Moves: AB, left, BC. Where? B. Moves: right, AC. Where? A. ...`
 A move swaps two cups (` AB`) or turns them all (` left`: the ball goes from B to A). Every question is
 answered, and the answer anchors the story anew, so the cup of the ball is the only hidden state. With `idle`, some
 moves are ` nothing`: is a thought needed after those?

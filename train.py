@@ -318,7 +318,7 @@ def report(before: dict, after: dict) -> None:
         for n in (1, 2, 3, 6, 10, 20, 30):
             own, shuffled = after["accuracy_by_n"][n - 1], after.get("accuracy_shuffled_by_n")
             print(f"  given stories, n = {n:<2}: answers right               {before['accuracy_by_n'][n - 1]:6.1%} -> {own:6.1%}"
-                  + (f"   own minus shuffled thoughts {100 * (own - shuffled[n - 1]):+.0f} points" if shuffled else ""))
+                  + (f"   own minus another story's thoughts {100 * (own - shuffled[n - 1]):+.0f} points" if shuffled else ""))
         print(f"  own free stories: answers right                {before['free_accuracy']:6.1%} -> {after['free_accuracy']:6.1%}   "
               f"({before['free_answers']} -> {after['free_answers']} answers)")
         print("    by n: " + ", ".join(f"{n}: {100 * after['free_accuracy_by_n'][n - 1]:.0f}% of {after['free_answers_by_n'][n - 1]}"
