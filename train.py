@@ -452,7 +452,7 @@ def advance(state: dict, right: torch.Tensor, last: int) -> None:
 
 
 def begin_again(a: dict, model: GPT, optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Throw the weights away and start with other ones, at stage 1. About one seed in eight of `stream` comes by a code in which some
+    """Throw the weights away and start with other ones, at stage 1. Now and then a seed of `stream` comes by a code in which some
     states share their thoughts; it creeps out of that in 1,000 steps or never, and a fresh start takes 600."""
     state |= {"stage": 1, "accuracy": 0.0, "in_stage": 0, "born": state["step"], "attempt": state["attempt"] + 1}
     tqdm.write(f"step {state['step']}: this stage has taken {PATIENCE} steps, so it begins again with other luck")
@@ -471,7 +471,7 @@ def shape_of_step(a: dict, cups: bool, state: dict) -> tuple[int | None, int, in
     # cups: the first two stages, and half of the steps later on, start at a story's very beginning
     P = 9 if cups and (state["step"] % 2 == 0 or (stage or 3) < 3) else a["prompt_tokens"]
     # longer rounds hold more thoughts to learn from, so a step takes fewer of them, but never less than 64 rows. A given text
-    # costs nothing to write: 128 while the curriculum climbs. (With 64 two of seven seeds of `stream` got stuck on the way.)
+    # costs nothing to write: 128 while the curriculum climbs. (With 64 rows one of five seeds of `stream` got stuck.)
     least = 128 if a["teacher"] is None and stage != a["swaps"] else 64
     B = max(min(max(1, least // a["samples"]), a["prompts"]), a["prompts"] * 8 // S) if stage else a["prompts"]
     return stage, S, P, -(-B // WORLD) * WORLD  # each process has whole contexts, and as many as the others
