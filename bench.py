@@ -236,7 +236,7 @@ class Noise:
 class Clock:
     """Stands in for train.py's journal, and around the parts of its loop."""
     PARTS = ("contexts", "rollout", "teacher_states", "slot_rewards", "advantages", "gradient_pass")
-    evals, t0 = [{"nats_without_thoughts": 0.0}], 0.0
+    evals, out = [{"nats_without_thoughts": 0.0}], Path(".")
 
     def __init__(self):
         self.steps, self.parts, self.inside = [now()], dict.fromkeys(self.PARTS, 0.0), False
@@ -245,6 +245,9 @@ class Clock:
         self.steps.append(now())
 
     def measure(self, *args) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
     def around(self, name: str) -> Callable:
@@ -262,8 +265,8 @@ class Clock:
 
 def train_loop(a: dict, saved: dict | None, *parts) -> tuple[list[float], dict[str, float]]:
     """train.py's own loop without evaluations and files -> seconds of each step but the first, share of each part."""
-    clock, quiet = Clock(), {name: lambda *args: None for name in ("save", "draw_curves", "report")}
-    with patch.multiple(train, Journal=lambda *args: clock, **quiet, **{name: clock.around(name) for name in Clock.PARTS}), \
+    clock = Clock()
+    with patch.multiple(train, Journal=lambda *args: clock, save=lambda *args: None, **{name: clock.around(name) for name in Clock.PARTS}), \
             contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         train.train(a, saved, Path("."), *parts)
     whole = clock.steps[-1] - clock.steps[0]

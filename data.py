@@ -28,6 +28,7 @@ from tokenizer import END_OF_TEXT, Tokenizer
 CACHE = Path(__file__).resolve().parent / "cache"
 WEBTEXT = "https://openaipublic.blob.core.windows.net/gpt-2/output-dataset/v1/webtext.{}.jsonl"
 PIECE = 1 << 22  # characters that are encoded at once: the ids of a line of 100 MB would be a list of 3 GB
+OPENING = 9  # tokens of a story of cups before its first move: The ball is under cup B. Moves:
 PURPOSES = ("train", "eval", "rollout", "eval_rollout", "pretrain", "offset", "birth", "own_text", "hide")
 
 
@@ -131,7 +132,7 @@ class Cups:
     def batch(self, B: int, S: int, seed: int, step: int, purpose: str, n_max: int | None = None,
               exact: int | None = None, prompt: int = 0, lies: float = 0.0, peak: float = 0.0, again: float = 0.0) -> Batch:
         """B stories of S tokens each. Raises ValueError for a prompt length that no story has."""
-        if prompt and (prompt < 9 or prompt % 2 == 0 or 9 < prompt < 17):
+        if prompt and (prompt < OPENING or prompt % 2 == 0 or OPENING < prompt < OPENING + 8):
             raise ValueError(f"a prompt of cups ends with 'Moves:': 9, 17, 19, 21, ... tokens, not {prompt}")
         rng = seeded(seed, step, purpose)
         ids, state, n, pays = zip(*(self.story(rng, S, n_max, exact, prompt, lies, peak, again) for _ in range(B)))

@@ -15,13 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data import Cups, TextFile, seeded
+from data import OPENING, Cups, TextFile, seeded
 from model import GPT, gate_logit
 from reward import slot_rewards, teacher_states
-from rollout import Rollout, Rules, rollout, visible
+from rollout import Rollout, Rules, rollout, visible_text
 
 N_MAX = 30  # the longest round that is asked for; training sees --swaps at the most
-OPENING = 9  # tokens of a story of cups before its first move: The ball is under cup B. Moves:
 
 
 def uniforms(seed: int, step: int, purpose: str, steps: int, R: int, device) -> Tensor:  # -> [steps, R, 2]
@@ -46,8 +45,7 @@ def by_n(n: Tensor, right: Tensor, n_max: int = N_MAX) -> tuple[list[float], lis
 def story_set(cups: Cups, rules: Rules, each: int, seed: int, device) -> tuple[Tensor, Tensor, Tensor, Rules, Tensor]:
     """`each` stories whose first round has n moves, one block for every n = 1..30: ids, n and pays, each [30 * each, 72]
     (see data.Batch), the rules with room for all their thoughts, and luck for a rollout over them."""
-    S = 2 * N_MAX + 3
-    rules = replace(rules, budget=(S + 1) // 2 * rules.max_thoughts) if rules.persist else rules
+    S, rules = 2 * N_MAX + 3, rules.with_room(2 * N_MAX + 3)
     story = [cups.batch(each, OPENING + S, seed, n, "eval", n_max=10, exact=n) for n in range(1, N_MAX + 1)]
     ids, n, pays = (torch.cat([torch.from_numpy(getattr(b, k)) for b in story]).to(device) for k in ("ids", "n", "pays"))
     return ids, n, pays, rules, luck_on_text(seed, 0, "eval_rollout", rules, len(ids), S, device)
@@ -103,7 +101,7 @@ def plain_nats(model: GPT, ids: Tensor, window: int) -> tuple[float, float]:
     nats, p = [], []
     with torch.no_grad():
         for row in ids.split(8):
-            h = model(row[:, :-1], mask=visible(row[:, :-1] < 0, window))
+            h = model(row[:, :-1], mask=visible_text(row[:, :-1], window))
             logits = model.logits(h).float()
             V = model.config.vocab_size
             nats.append(F.cross_entropy(logits[..., :V].flatten(0, 1), row[:, 1:].flatten(), reduction="none"))

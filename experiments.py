@@ -46,17 +46,18 @@ class Experiment:
 
 
 STREAM = "--approach stream"
+TOKENS = f"{STREAM} --think_vocab 2048"
 EXPERIMENTS = {
     "channel": Experiment(
         "What does a channel of one thought a move carry, as an id, as a vector, as the truth, as nothing?",
         "With a window, ids, vectors and the truth reach 100 % at n = 10 and hold at n = 30; filler and none stay near chance. "
         "With full attention vectors reach 99 % at n = 10 and fall at n = 30; filler and none creep up to n = 4.",
-        {"tokens, window": Arm(f"{STREAM} --think_vocab 2048", 160),
+        {"tokens, window": Arm(TOKENS, 160),
          "continuous, window": Arm(f"{STREAM} --thoughts continuous --steps 600", 60),
          "oracle, window": Arm(f"{STREAM} --thoughts oracle --steps 600", 60),
          "filler, window": Arm(f"{STREAM} --thoughts filler", 130),
          "none, window": Arm(f"{STREAM} --thoughts none", 100),
-         "tokens, half full": Arm(f"{STREAM} --think_vocab 2048 --hide 0.5 --steps 3200", 320),
+         "tokens, half full": Arm(f"{TOKENS} --hide 0.5 --steps 3200", 320),
          "continuous, full": Arm(f"{STREAM} --thoughts continuous --window 0 --steps 2400", 240),
          "oracle, full": Arm(f"{STREAM} --thoughts oracle --window 0 --steps 600", 60),
          "filler, full": Arm(f"{STREAM} --thoughts filler --window 0 --steps 4800", 390),
@@ -66,19 +67,19 @@ EXPERIMENTS = {
         "Which parts of the recipe does it need?",
         "Without the window, without the curriculum, or without siblings as a baseline nothing is learnt beyond n = 3. Without the "
         "entropy bonus codes collapse at n = 2. Credit from the next answer alone (gamma 0.5) works, but slower.",
-        {"the recipe": Arm(f"{STREAM} --think_vocab 2048", 160),
-         "full attention": Arm(f"{STREAM} --think_vocab 2048 --window 0", 160),
-         "no curriculum": Arm(f"{STREAM} --think_vocab 2048 --curriculum off", 330),
-         "no entropy bonus": Arm(f"{STREAM} --think_vocab 2048 --entropy 0", 160),
-         "baseline: mean of the batch": Arm(f"{STREAM} --think_vocab 2048 --baseline batch", 160),
-         "no baseline": Arm(f"{STREAM} --think_vocab 2048 --baseline none", 160),
-         "gamma 0.5": Arm(f"{STREAM} --think_vocab 2048 --gamma 0.5", 160),
-         "answers by reward alone": Arm(f"{STREAM} --think_vocab 2048 --answer_grad off", 160)}),
+        {"the recipe": Arm(TOKENS, 160),
+         "full attention": Arm(f"{TOKENS} --window 0", 160),
+         "no curriculum": Arm(f"{TOKENS} --curriculum off", 330),
+         "no entropy bonus": Arm(f"{TOKENS} --entropy 0", 160),
+         "baseline: mean of the batch": Arm(f"{TOKENS} --baseline batch", 160),
+         "no baseline": Arm(f"{TOKENS} --baseline none", 160),
+         "gamma 0.5": Arm(f"{TOKENS} --gamma 0.5", 160),
+         "answers by reward alone": Arm(f"{TOKENS} --answer_grad off", 160)}),
     "when": Experiment(
         "Released from forced thinking, at a price for each thought: when does it still think?",
         "After moves of the ball, P(think) stays over 0.95; after moves that leave it where it is, it falls under 0.3. The answers "
         "stay right. Thoughts against n is a line whose slope is the share of moves that move the ball (0.4 here).",
-        {"forced": Arm(f"{STREAM} --think_vocab 2048 --idle 0.4", 160),
+        {"forced": Arm(f"{TOKENS} --idle 0.4", 160),
          "released, 0.05 nats": Arm(f"{STREAM} --think free --think_prior 0.9 --think_cost 0.05 --idle 0.4 --curriculum off --steps 800",
                                     200, "forced"),
          "released, 0.2 nats": Arm(f"{STREAM} --think free --think_prior 0.9 --think_cost 0.2 --idle 0.4 --curriculum off --steps 800",

@@ -28,9 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from data import Batch, Cups, seeded
+from data import OPENING, Batch, Cups, seeded
 from model import PICO, Config, GPT, as_checkpoint, save
-from rollout import visible
+from rollout import visible_text
 
 S, CONTEXT = 64, 256
 ROLES = {  # layers, window (0: the whole story), steps, peak learning rate
@@ -57,10 +57,10 @@ def answers_by_n(model: GPT, cups: Cups, window: int, n_max: int = 12, stories_e
     """Share of right answers (argmax over text rows) after exactly n moves, n = 1..n_max, on the model's own language."""
     out = []
     for n in range(1, n_max + 1):
-        batch = cups.batch(stories_each, 9 + 2 * n + 3, 1, n, "eval", exact=n)
+        batch = cups.batch(stories_each, OPENING + 2 * n + 3, 1, n, "eval", exact=n)
         ids = torch.from_numpy(batch.ids)
         with torch.no_grad():
-            h = model(ids[:, :-1], mask=visible(ids[:, :-1] < 0, window))[:, -1]
+            h = model(ids[:, :-1], mask=visible_text(ids[:, :-1], window))[:, -1]
         out.append((model.logits(h).argmax(-1) == ids[:, -1]).float().mean().item())
     return out
 
@@ -69,7 +69,7 @@ def held_out_nats(model: GPT, cups: Cups, window: int) -> float:
     """Nats per text token on 512 plain stories that training never draws."""
     ids = torch.from_numpy(cups.batch(512, S, 1, 0, "eval").ids)
     with torch.no_grad():
-        logits = model.logits(model(ids[:, :-1], mask=visible(ids[:, :-1] < 0, window)))
+        logits = model.logits(model(ids[:, :-1], mask=visible_text(ids[:, :-1], window)))
     return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).item()
 
 
@@ -102,7 +102,7 @@ def loss_of(model: GPT, heads: torch.nn.ModuleList, batch: Batch, target: np.nda
             window: int, offset: int) -> Tensor:
     """Cross-entropy of the fair targets, and (teacher only) of every layer's head."""
     ids = torch.from_numpy(batch.ids)
-    x, mask = model.embed(ids[:, :-1], torch.arange(S - 1) + offset), visible(ids[:, :-1] < 0, window)
+    x, mask = model.embed(ids[:, :-1], torch.arange(S - 1) + offset), visible_text(ids[:, :-1], window)
     loss = 0.0
     for k, block in enumerate(model.h):
         x = block(x, mask, None, None)

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data import Cups, open_data
-from evaluate import N_MAX, OPENING, by_n, luck_on_text, story_set
+from data import OPENING, Cups, open_data
+from evaluate import N_MAX, by_n, luck_on_text, story_set
 from model import GPT, load, read_weights
 from reward import slot_rewards, speaking_states
 from rollout import Rollout, Rules, rollout
@@ -219,7 +219,7 @@ def stories(model: GPT, cups: Cups, rules: Rules, R: int, S: int, seed: int, ste
     """R held-out stories, and of each token the true state and n [R, 9 + S], see data.Batch."""
     batch = cups.batch(R, OPENING + S, seed, step, "eval", **kind)
     ids, state, n = (torch.from_numpy(x).to(model.device) for x in (batch.ids, batch.state, batch.n))
-    rules = replace(rules, budget=(S + 1) // 2 * rules.max_thoughts) if rules.persist else rules
+    rules = rules.with_room(S)
     return Case(model, rules, ids, OPENING, luck_on_text(seed, step, "eval_rollout", rules, R, S, model.device)), state, n
 
 

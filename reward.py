@@ -156,7 +156,7 @@ def rollout_loss(model: GPT, h: Tensor, ro: Rollout, adv: Tensor, weight: Tensor
     chosen = ro.ids[:, P:]  # [R, T - P]: what was chosen, from these states:
     left = h.gather(1, ro.left[:, P:].unsqueeze(-1).expand(-1, -1, h.shape[-1]))
     is_think, is_text, gated = ro.is_think[:, P:], ro.is_text[:, P:], ro.gated[:, P:]
-    slot = (ro.slot[:, P:] - (P - 1)).clamp(0, adv.shape[1] - 1)  # [R, T - P] in 0..S-1
+    slot = ro.new_slot()
     exact = not (sampled and teacher is not None)  # the text's own term; else text is a choice like any other
     given = ro.given[:, P:] | (exact & is_text)
 

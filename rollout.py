@@ -15,7 +15,7 @@ Knows model.py only. Letters: R rows, P prompt tokens, S new text tokens, K thou
 T = P + S + M places (branches: P + S + K * S), V text rows, N thinking rows, C width.
 """
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -46,6 +46,10 @@ class Rules:
     def draws(self, S: int) -> int:
         """How many uniforms a row needs for S tokens of its own."""
         return S + self.budget if self.persist else S * (self.max_thoughts + 1)
+
+    def with_room(self, S: int) -> "Rules":
+        """These rules with a thought for every move in S tokens of cups, where at the most every other token is one."""
+        return replace(self, budget=(S + 1) // 2 * self.max_thoughts) if self.persist else self
 
     def table(self, model: GPT) -> Tensor:  # -> [V] bool
         V = model.config.vocab_size
@@ -81,6 +85,14 @@ class Rollout:
         """Some of the rows, for a gradient pass in pieces."""
         return Rollout(*(getattr(self, f.name)[start:stop] for f in fields(self)[:-1]), self.P)
 
+    def new_slot(self) -> Tensor:  # -> [R, T - P]
+        """Which of the S new text tokens' slots each new place belongs to, from 0."""
+        return (self.slot[:, self.P:] - (self.P - 1)).clamp(0, self.text.shape[1] - self.P - 1)
+
+    def kept(self) -> list[list[int]]:
+        """Each row's ids as a person reads them, without idle places."""
+        return [row[real].tolist() for row, real in zip(self.ids, self.is_text | self.is_think)]
+
 
 def visible(is_think: Tensor, window: int) -> Tensor | None:  # [R, T] bool -> [R, 1, T, T] bool, or None for causal
     """Who sees whom: the last `window` tokens and the last thought. The one rule of prefill, decode and gradient.
@@ -94,6 +106,11 @@ def visible(is_think: Tensor, window: int) -> Tensor | None:  # [R, T] bool -> [
     last = torch.where(is_think, i, -1).cummax(1).values  # [R, T]: the last thought up to here, -1 for none
     back = i[:, None] - i[None, :]  # [T, T]: how far query i looks back to key j
     return (((back >= 0) & (back < window)) | (i == last.unsqueeze(-1))).unsqueeze(1)
+
+
+def visible_text(ids: Tensor, window: int) -> Tensor | None:
+    """`visible` where nobody has thought yet."""
+    return visible(torch.zeros_like(ids, dtype=torch.bool), window)
 
 
 def explicit(mask: Tensor | None, T: int, device) -> Tensor:  # -> [R or 1, 1, T, T]
@@ -184,7 +201,7 @@ def read_prompt(model: GPT, prompt: Tensor, T: int, window: int, offset: int,
     R, P = prompt.shape
     prompt, places = prompt[::siblings], torch.arange(P, device=prompt.device)
     cache, first = model.new_cache(R, T), model.new_cache(R // siblings, P)
-    mask = explicit(visible(prompt < 0, window), P, prompt.device)
+    mask = explicit(visible_text(prompt, window), P, prompt.device)
     h = model(prompt, places + offset, mask, first, places)
     for own, shared in zip(cache, first):
         own[:, :, :, :P] = shared.repeat_interleave(siblings, 1)
@@ -472,9 +489,9 @@ if __name__ == "__main__":  # a demonstration: two siblings over one text, and w
     n, rules = story.shape[1] - 9, Rules("free", max_thoughts=1, budget=4, window=4)
     luck = torch.rand(n + 4, 2, 2, generator=torch.Generator().manual_seed(1))
     both = rollout(pico, story, 9, n, rules, luck, siblings=2)
-    for row, real in zip(both.ids, both.is_text | both.is_think):
-        print(Tokenizer(pico.text_ids, 64).show([int(i) for i in row[real]], 9, "plain"))
+    for row in both.kept():
+        print(Tokenizer(pico.text_ids, 64).show(row, 9, "plain"))
     seen = visible(both.is_think, rules.window)[0, 0]
     print("the first one's mask; a row looks at columns, z: a thought, seen from anywhere until the next one comes")
-    for i in range(8, int((both.is_text | both.is_think)[0].sum())):
+    for i in range(8, len(both.kept()[0])):
         print(("z" if both.is_think[0, i] else ".") + " " + "".join("x" if x else " " for x in seen[i]))

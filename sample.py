@@ -85,17 +85,16 @@ def main() -> None:
         args.error(str(e))
     except TypeError as e:
         args.error(f"{args.checkpoint} has rules that this version does not know ({e})")
-    rows = [[int(i) for i, real in zip(row, kept) if real] for row, kept in zip(ro.ids, ro.is_text | ro.is_think)]
     style = "ansi" if use_color(args.color, sys.stdout) else "plain"
 
     def shown(row: list[int], style: str) -> str:
         prompt = [i for i, word in enumerate(row) if word < tokenizer.V][P - 1] + 1  # its ids, thoughts among them
         return tokenizer.show(row, prompt, style, thoughts=not args.hide_thoughts)
 
-    for row in rows:
+    for row in ro.kept():
         print(shown(row, style), end="\n\n")
     if args.html:
-        page = html_page([shown(row, "html") for row in rows], args.prompt)
+        page = html_page([shown(row, "html") for row in ro.kept()], args.prompt)
         try:
             args.html.write_text(page, encoding="utf-8")
         except OSError as e:

@@ -30,11 +30,11 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from data import Batch, Cups, check_path, open_data, seeded
+from data import OPENING, Batch, Cups, check_path, open_data, seeded
 from evaluate import N_MAX, evaluate, luck_on_text, uniforms
 from model import GPT, PICO, SIZES, Config, as_checkpoint, load, read_weights, save
 from reward import advantage, returns_to_go, rollout_loss, sibling_spread, slot_rewards, teacher_states
-from rollout import Rollout, Rules, rollout, states, visible
+from rollout import Rollout, Rules, rollout, states, visible_text
 from tokenizer import Tokenizer, html_page
 
 WORLD, RANK = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))  # torchrun says so: processes, and which
@@ -127,7 +127,7 @@ ON_TEXT = dict(think="free", window=0, lr=1e-5, think_lr=1e-3, samples=4, entrop
 DEFAULTS = {
     ("teacher", "cups"): ON_CUPS | dict(new_tokens=48, budget=20, steps=1500, eval_every=750),
     ("stream", "cups"): ON_CUPS | dict(new_tokens=32, budget=16, steps=1600, eval_every=800, prompts=16, gamma=1.0, lr=1e-3),
-    ("next_token", "cups"): ON_CUPS | dict(new_tokens=32, budget=0, swaps=3, steps=1500, eval_every=750, prompts=16, lr=1e-3,
+    ("next_token", "cups"): ON_CUPS | dict(new_tokens=32, swaps=3, steps=1500, eval_every=750, prompts=16, lr=1e-3,
                                            window=7, reread=2),
     ("teacher", "text"): ON_TEXT, ("stream", "text"): ON_TEXT, ("next_token", "text"): ON_TEXT | dict(max_thoughts=4),
 }
@@ -171,10 +171,10 @@ def resolve(args: argparse.Namespace) -> dict:
         a["max_thoughts"] = a["swaps"] + 1  # one to go back with, then one for each move
     warmup, rows = 50 if a["model"] == "scratch" else 15, a["prompts"] * a["samples"]
     a |= {k: v for k, v in (ALWAYS | dict(warmup=warmup, micro_batch=rows)).items() if a[k] is None}
-    if cups and "budget" not in said:
-        a["budget"] *= a["max_thoughts"]
     if a["approach"] == "next_token":  # a thought serves one prediction, and has its branch to itself
         a |= dict(gamma=0.0, budget=a["max_thoughts"])
+    elif cups and "budget" not in said:
+        a["budget"] *= a["max_thoughts"]
     a["siblings"] = a["siblings"] or ("shared" if a["text_grad"] == "exact" else "free")
     if a["siblings"] == "free" and cups:  # each sibling writes its own rounds: there is no stage whose answers could be counted
         if args.curriculum == "on":
@@ -244,7 +244,7 @@ def setup(a: dict, saved: dict | None):
         rules.think_after = [data.id["?"]] if rules.think == "forced" else None
     longest = a["prompt_tokens"] + a["new_tokens"] + rules.budget + (OFFSETS - 1) * cups
     if cups and rules.persist:  # and the longest stories of the evaluation
-        longest = max(longest, 9 + 2 * N_MAX + 3 + (N_MAX + 2) * rules.max_thoughts * (rules.think != "never"))
+        longest = max(longest, OPENING + 2 * N_MAX + 3 + (N_MAX + 2) * rules.max_thoughts * (rules.think != "never"))
     if longest > min(m.config.n_ctx for m in (model, teacher) if m is not None):
         raise ValueError(f"prompt, new tokens and thoughts can make {longest} places, more than the model's context: lower "
                          "--new_tokens, --budget or --max_thoughts")
@@ -257,7 +257,7 @@ def setup(a: dict, saved: dict | None):
 def give_rows(a: dict, model: GPT, data, rules: Rules) -> dict[str, float]:
     """Thinking rows for a model without; one that has them keeps them. -> p_think on text. Raises ValueError."""
     ids = torch.from_numpy(data.batch(16, a["prompt_tokens"] + a["new_tokens"], a["seed"], 0, "birth").ids).to(model.device)
-    mask = visible(ids < 0, rules.window)
+    mask = visible_text(ids, rules.window)
     if N := model.config.think_vocab:
         if N != a["think_vocab"]:
             raise ValueError(f"--model {a['model']} has {N} thinking rows already: leave --think_vocab at {N}, or start from "
@@ -418,8 +418,8 @@ def own_text(a: dict, model: GPT, data, batch: Batch, B: int, P: int, rules: Rul
     """The student's own continuation of B prompts. On cups the answers are what pays. With a curriculum 3 B texts are
     written; the B with the longest first round of at most `stage` moves stay, and longer rounds do not pay yet."""
     R = len(batch.ids)
-    if isinstance(data, Cups):  # a move is every other token at the most: no places that stay idle
-        rules = replace(rules, budget=min(rules.budget, (S + 1) // 2 * rules.max_thoughts))
+    if isinstance(data, Cups):  # no places that stay idle
+        rules = replace(rules, budget=min(rules.budget, rules.with_room(S).budget))
     u = uniforms(a["seed"], step, "own_text", S + rules.budget, R, model.device)
     prompts = torch.from_numpy(batch.ids).to(model.device)
     text = rollout(model, prompts, P, S, rules, u, a["temperature"], offset=offset).text.cpu().numpy()
@@ -437,7 +437,8 @@ def own_text(a: dict, model: GPT, data, batch: Batch, B: int, P: int, rules: Rul
 def entropy_scale(a: dict, step: int, end: int, stage: int | None) -> tuple[float, float]:
     """(weight of the entropy bonus, its target in nats). The target is twice as broad in the first stage, where states
     that come to share a code would rarely part again. In the last quarter of a run the bonus fades: crisp thoughts."""
-    return (a["thoughts"] == "tokens") * min(1.0, 4 * (1 - step / end)), (2 if stage == 1 else 1) * a["entropy"] * math.log(max(a["think_vocab"], 2))
+    weight = (a["thoughts"] == "tokens") * min(1.0, 4 * (1 - step / end))
+    return weight, (2 if stage == 1 else 1) * a["entropy"] * math.log(max(a["think_vocab"], 2))
 
 
 def advance(state: dict, right: torch.Tensor, last: int) -> None:
@@ -463,13 +464,25 @@ def begin_again(a: dict, model: GPT, optimizer: torch.optim.Optimizer, state: di
     optimizer.state.clear()
 
 
+def climb(a: dict, model: GPT, optimizer: torch.optim.Optimizer, rules: Rules, state: dict, stage: int, right: torch.Tensor) -> None:
+    """The curriculum after a step of `stage`: the next stage, over given stories also the end of the run (which only ever comes
+    nearer), and in `stream` a second chance where a stage does not end."""
+    advance(state, right, a["swaps"])
+    if a["teacher"] is not None:
+        return
+    if stage == a["swaps"] and state["accuracy"] > 0.9:
+        state["end"] = min(state["end"], state["step"] + TAIL)
+    if a["thoughts"] == "tokens" and rules.persist and 1 < state["stage"] < a["swaps"] and state["in_stage"] > PATIENCE:
+        begin_again(a, model, optimizer, state)
+
+
 def shape_of_step(a: dict, cups: bool, state: dict) -> tuple[int | None, int, int, int]:
     """-> stage (None without a curriculum), S, P, B of this step. On cups a stage asks for rounds of at most `stage`
     moves, and a rollout is just long enough for one of them."""
     stage = state["stage"] if cups and a["curriculum"] == "on" else None
     S = min(a["new_tokens"], 2 * stage + 6) if stage else a["new_tokens"]
     # cups: the first two stages, and half of the steps later on, start at a story's very beginning
-    P = 9 if cups and (state["step"] % 2 == 0 or (stage or 3) < 3) else a["prompt_tokens"]
+    P = OPENING if cups and (state["step"] % 2 == 0 or (stage or 3) < 3) else a["prompt_tokens"]
     # longer rounds hold more thoughts to learn from, so a step takes fewer of them, but never less than 64 rows. A given text
     # costs nothing to write: 128 while the curriculum climbs. (With 64 rows one of five seeds of `stream` got stuck.)
     least = 128 if a["teacher"] is None and stage != a["swaps"] else 64
@@ -490,10 +503,15 @@ def contexts(a: dict, model: GPT, data, rules: Rules, B: int, P: int, S: int, st
     return (text, pays[:, P:], n[:, P:], cup) if pays is not None and text.shape[1] == P + S else (text, None, None, None)
 
 
-def truth(model: GPT, ro: Rollout, cup: torch.Tensor):
-    """The oracle, as an `edit` for the rollout: each thought becomes the cup that the ball is under by then."""
-    told = model.config.vocab_size + cup.gather(1, ro.slot.clamp(min=0)).clamp(min=0)  # [R, T]
-    return lambda place, _: told[:, place]
+def tell(model: GPT, cup: torch.Tensor):
+    """The oracle, as an `edit` for the rollout: each thought becomes the cup that the ball is under by then. cup [R, P + S]."""
+    V, used = model.config.vocab_size, torch.zeros(len(cup), dtype=torch.long, device=cup.device)
+
+    def told(place: int, ids: torch.Tensor) -> torch.Tensor:  # thoughts come in order: what is no thought before a place is text
+        slot = (place - 1 - used).clamp(max=cup.shape[1] - 1)
+        used.add_(ids >= V)
+        return V + cup.gather(1, slot.unsqueeze(1)).squeeze(1).clamp(min=0)
+    return told
 
 
 def rules_of_step(a: dict, model: GPT, rules: Rules, text: torch.Tensor, P: int, S: int, step: int, stage: int | None) -> Rules:
@@ -512,7 +530,7 @@ def rules_of_step(a: dict, model: GPT, rules: Rules, text: torch.Tensor, P: int,
 
 def advantages(a: dict, ro: Rollout, r: torch.Tensor) -> tuple[torch.Tensor, int, torch.Tensor]:
     """r [R, S] -> A [R, S], divided by its spread over what was chosen; the number of choices; returns [R, S]."""
-    slot = (ro.slot[:, ro.P:] - (ro.P - 1)).clamp(0, r.shape[1] - 1)
+    slot = ro.new_slot()
     cost = torch.zeros_like(r).scatter_add(1, slot, ro.is_think[:, ro.P:].to(r.dtype)) * a["think_cost"]
     returns = returns_to_go(r - cost, a["gamma"])
     adv = advantage(returns, a["samples"], a["baseline"])
@@ -572,6 +590,18 @@ def sum_gradients(model: GPT, *numbers: float) -> list[float]:
     for x in [*(p.grad for p in model.parameters() if p.grad is not None), numbers]:
         dist.all_reduce(x)
     return numbers.tolist()
+
+
+def asked_to_stop(stop: list[int] | None, device) -> bool:
+    """Did a signal come, to any of the processes?"""
+    return bool(stop) if WORLD == 1 else bool(gather(torch.tensor([bool(stop)], device=device)).any())
+
+
+def set_rates(optimizer: torch.optim.Optimizer, a: dict, state: dict) -> None:
+    """Learning rates rise in the first steps after birth, and fall in the last fifth of the run."""
+    warm = min(1.0, (state["step"] - state["born"] + 1) / a["warmup"]) * min(1.0, 5 * (1 - state["step"] / state["end"]) + 0.05)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * warm
 
 
 def make_optimizer(a: dict, model: GPT, saved: dict | None = None) -> torch.optim.Optimizer:
@@ -639,9 +669,16 @@ class Journal:
                               rows=128 if isinstance(data, Cups) else a["prompts"] * a["samples"])  # a step's worth
         self.write("eval", step, result)
         tokenizer = Tokenizer(model.text_ids, model.config.think_vocab, rules.continuous)
-        html = [tokenizer.show([int(i) for i, real in zip(ids, kept) if real], ro.P, "html")
-                for ids, kept in zip(ro.ids[:8], (ro.is_text | ro.is_think)[:8])]
+        html = [tokenizer.show(row, ro.P, "html") for row in ro.rows(0, 8).kept()]
         (self.out / "samples.html").write_text(html_page(html, f"step {step}"), encoding="utf-8")
+
+
+    def close(self) -> None:
+        """The curves, and the last lines that a run prints."""
+        draw_curves(self.out)
+        report(self.evals[0], self.evals[-1])
+        print(f"{time.time() - self.t0:.0f} s; {self.out}/ holds ckpt.pt, metrics.jsonl, curves.png, samples.html; now try\n"
+              f"  python sample.py --checkpoint {self.out}/ckpt.pt")
 
 
 def notice_dead(state: dict, dead: bool) -> None:
@@ -657,11 +694,33 @@ def whole_run(a: dict, model: GPT, rules: Rules, state: dict, optimizer: torch.o
     return as_checkpoint(model) | {"args": a, "rules": asdict(rules), "state": state, "optimizer": optimizer.state_dict()}
 
 
+def line_of_step(state: dict, r: torch.Tensor, pays: torch.Tensor | None, returns: torch.Tensor, G: int, loss: float,
+                 entropy: float, thoughts: int, norm: float) -> dict:
+    """What metrics.jsonl says of a step (README: Columns). r, returns [R, S]; entropy: summed over thoughts."""
+    paying = pays.sum().item() if pays is not None else r.numel()
+    return {"reward": (r.sum() / max(paying, 1)).item(), "loss": loss, "spread": sibling_spread(returns, G).item() if G > 1 else 0.0,
+            "entropy": entropy / max(thoughts, 1), "thoughts": thoughts / r.numel(), "grad_norm": norm, "stage": state["stage"],
+            "skipped": state["skipped"]}
+
+
+def look_and_save(journal: Journal, a: dict, state: dict, stopping: bool, model: GPT, teacher: GPT | None, data, rules: Rules,
+                  optimizer: torch.optim.Optimizer) -> None:
+    """An evaluation and a checkpoint every eval_every steps and at the end, a checkpoint where the run is to stop."""
+    due = state["step"] % a["eval_every"] == 0 or state["step"] == state["end"]
+    sound = not state["in_a_row"]  # spoilt weights, which show in the next loss, must not replace a good checkpoint
+    if due:
+        journal.measure(a, state["step"], state["step"] == state["end"], model, teacher, data, rules)
+        sound = math.isfinite(journal.evals[-1]["nats_without_thoughts"])
+        tqdm.write(f"step {state['step']}: "
+                   + ", ".join(f"{k} {v:.3f}" for k, v in journal.evals[-1].items() if isinstance(v, float) and k != "seconds"))
+    if sound and (due or stopping):
+        save(journal.out / "ckpt.pt", whole_run(a, model, rules, state, optimizer))
+
+
 def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | None, data, rules: Rules,
           stop: list[int] | None = None) -> None:
     """The algorithm. stop: see `ask_to_stop`."""
-    G, thinking = a["samples"], a["thoughts"] == "tokens"
-    dev, cups = model.device, isinstance(data, Cups)
+    G, thinking, dev, cups = a["samples"], a["thoughts"] == "tokens", model.device, isinstance(data, Cups)
     optimizer = make_optimizer(a, model, saved)
     # all that adapts while it runs, and so has to be in the checkpoint beside weights and optimizer
     state = {"step": 0, "stage": 1, "accuracy": 0.0, "in_stage": 0, "dead": 0, "skipped": 0, "in_a_row": 0,
@@ -675,8 +734,8 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
     journal = Journal(out, state["step"]) if chief else None
     if chief and not journal.evals:
         journal.measure(a, state["step"], True, model, teacher, data, rules)
-    bar = tqdm(total=state["end"], initial=state["step"], desc=a["approach"], disable=not chief)
-    while state["step"] < state["end"]:
+    bar, stopping = tqdm(total=state["end"], initial=state["step"], desc=a["approach"], disable=not chief), False
+    while state["step"] < state["end"] and not stopping:
         step = state["step"]
         # 1. B contexts of text, each repeated for its G siblings
         stage, S, P, B = shape_of_step(a, cups, state)
@@ -688,10 +747,9 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         now = rules_of_step(a, model, rules, text, P, S, step, stage)
         mine = slice(RANK * R // WORLD, (RANK + 1) * R // WORLD)  # of R rows: all, where there is one process
         u = luck_on_text(a["seed"], step, "rollout", now, R, S, dev).unflatten(1, (R, -1))[:, mine].flatten(1, 2)
+        told = tell(model, cup[mine]) if a["thoughts"] == "oracle" else None
         with autocast:
-            ro = rollout(sampler, text[mine], P, S, now, u, a["temperature"], offset=offset, siblings=G)
-            if a["thoughts"] == "oracle":  # the same places, and the truth in them
-                ro = rollout(sampler, text[mine], P, S, now, u, offset=offset, siblings=G, edit=truth(model, ro, cup[mine]))
+            ro = rollout(sampler, text[mine], P, S, now, u, a["temperature"], offset=offset, siblings=G, edit=told)
 
         # 3. score: the teacher sees the text closed up, as if no thought had been there
         with autocast:
@@ -707,55 +765,33 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         thoughts, (fade, target) = int(everyone.is_think.sum()), entropy_scale(a, step, state["end"], stage)
         frontier = pays & (n == stage) if n is not None and (stage or 1) > 1 and thinking and rules.persist else None
         scale = {"policy": 1 / max(felt, 1), "entropy": fade / max(thoughts, 1), "target": target}
-        warm = min(1.0, (step - state["born"] + 1) / a["warmup"]) * min(1.0, 5 * (1 - step / state["end"]) + 0.05)
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * warm
+        set_rates(optimizer, a, state)
         optimizer.zero_grad(set_to_none=True)
         loss, entropy = gradient_pass(a, model, teacher, ro, adv[mine], text_weights(a, r, pays, frontier)[mine], t_states, scale,
                                       now, offset, autocast)
         loss, entropy = sum_gradients(model, loss, entropy)
         norm = step_or_skip(model, optimizer, loss, state)
 
-        if n is not None and stage:
-            advance(state, hit[pays & (n == stage)], a["swaps"])
         state["step"] += 1
-        if stage == a["swaps"] and teacher is None and state["accuracy"] > 0.9:  # (state["end"] only ever comes nearer)
-            state["end"] = bar.total = min(state["end"], state["step"] + TAIL)
-        if thinking and teacher is None and rules.persist and 1 < state["stage"] < a["swaps"] and state["in_stage"] > PATIENCE:
-            begin_again(a, model, optimizer, state)
-        spread = sibling_spread(returns, G).item() if G > 1 else 0.0
-        paying = pays.sum().item() if pays is not None else r.numel()
-        line = {"reward": (r.sum() / max(paying, 1)).item(), "loss": loss, "spread": spread,
-                "entropy": entropy / max(thoughts, 1), "thoughts": thoughts / (R * S), "grad_norm": norm,
-                "stage": state["stage"], "skipped": state["skipped"]}
+        if n is not None and stage:
+            climb(a, model, optimizer, rules, state, stage, hit[pays & (n == stage)])
+        line = line_of_step(state, r, pays, returns, G, loss, entropy, thoughts, norm)
+        stopping = asked_to_stop(stop, dev)
         if chief:
             journal.write("step", step, line)
-        notice_dead(state, bool(chief and thoughts and thinking and G > 1 and spread < 0.002))
+            notice_dead(state, bool(thoughts and thinking and G > 1 and line["spread"] < 0.002))
+            look_and_save(journal, a, state, stopping, model, teacher, data, rules, optimizer)
+        bar.total = state["end"]
+        bar.set_postfix({k: f"{line[k]:.3g}" for k in ("reward", "spread", "entropy", "stage", "skipped")}, refresh=False)
         bar.update()
-        bar.set_postfix({k: f"{line[k]:.3g}" for k in ("reward", "spread", "entropy", "stage", "skipped")})
-        due, stopping = state["step"] % a["eval_every"] == 0 or state["step"] == state["end"], gather(torch.tensor([bool(stop)], device=dev)).any()
-        sound = not state["in_a_row"]  # spoilt weights, which show in the next loss, must not replace a good checkpoint
-        if due and chief:
-            journal.measure(a, state["step"], state["step"] == state["end"], model, teacher, data, rules)
-            sound = math.isfinite(journal.evals[-1]["nats_without_thoughts"])
-            tqdm.write(f"step {state['step']}: "
-                       + ", ".join(f"{k} {v:.3f}" for k, v in journal.evals[-1].items() if isinstance(v, float) and k != "seconds"))
-        if chief and sound and (due or stopping):
-            save(out / "ckpt.pt", whole_run(a, model, rules, state, optimizer))
-        if stopping:
-            break
     bar.close()
     if state["step"] < state["end"]:
         print(f"stopped after step {state['step']}; go on with: python train.py --resume --out {out}")
         sys.exit(128 + (stop or [signal.SIGTERM])[0])
     if WORLD > 1:
         dist.destroy_process_group()
-    if not chief:
-        return
-    draw_curves(out)
-    report(journal.evals[0], journal.evals[-1])
-    print(f"{time.time() - journal.t0:.0f} s; {out}/ holds ckpt.pt, metrics.jsonl, curves.png, samples.html; now try\n"
-          f"  python sample.py --checkpoint {out}/ckpt.pt")
+    if chief:
+        journal.close()
 
 
 if __name__ == "__main__":

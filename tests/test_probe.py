@@ -8,8 +8,8 @@ import torch
 
 import probe
 import train
-from data import Cups
-from evaluate import OPENING, evaluate, luck_on_text, story_set
+from data import OPENING, Cups
+from evaluate import evaluate, luck_on_text, story_set
 from model import GPT, Config, as_checkpoint
 from probe import Case, Dictionary, anothers, aoc, chains, conditions, make_dictionary, shuffled, usage
 from rollout import Rules

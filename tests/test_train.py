@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import train
-from data import Cups
-from evaluate import OPENING, free_text, story_set, when_it_thinks
+from data import OPENING, Cups
+from evaluate import free_text, story_set, when_it_thinks
 from model import gate_logit
-from rollout import Rules, rollout, states, visible
+from rollout import Rules, rollout, states, visible_text
 from train import advance, advantages, contexts, entropy_scale, rules_of_step, shape_of_step, text_weights
 
 R, P, S, V = 4, 3, 6, 11
@@ -163,7 +163,7 @@ def test_rows_that_are_there_are_kept(tmp_path):
     again, _, data, rules = train.setup(free, None)
     assert torch.equal(again.think, model.think) and rules.think == "free"
     ids = torch.from_numpy(data.batch(16, a["prompt_tokens"] + a["new_tokens"], a["seed"], 0, "birth").ids)
-    mask = visible(ids < 0, rules.window)
+    mask = visible_text(ids, rules.window)
     p = torch.sigmoid(gate_logit(again.logits(again(ids, mask=mask)), again.config.vocab_size))
     assert p[rules.table(again)[ids]].mean().item() == pytest.approx(0.9, rel=0.01)
     with pytest.raises(ValueError, match="8 thinking rows"):
