@@ -236,7 +236,7 @@ class Noise:
 class Clock:
     """Stands in for train.py's journal, and around the parts of its loop."""
     PARTS = ("contexts", "rollout", "teacher_states", "slot_rewards", "advantages", "gradient_pass")
-    evals, out = [{"nats_without_thoughts": 0.0}], Path(".")
+    evals, out, saved = [{"nats_without_thoughts": 0.0}], Path("."), float("inf")
 
     def __init__(self):
         self.steps, self.parts, self.inside = [now()], dict.fromkeys(self.PARTS, 0.0), False
@@ -247,7 +247,7 @@ class Clock:
     def measure(self, *args) -> None:
         pass
 
-    def close(self) -> None:
+    def close(self, *args) -> None:
         pass
 
     def around(self, name: str) -> Callable:

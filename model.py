@@ -427,7 +427,8 @@ if __name__ == "__main__":
     except (ValueError, OSError) as e:
         p.exit(2, f"model.py: {e}\n")
     if args.export:
-        print(f"{args.export}/ holds pytorch_model.bin and config.json; GPT2LMHeadModel.from_pretrained({str(args.export)!r}) loads it")
+        print(f"{args.export}/ holds pytorch_model.bin and config.json; GPT2LMHeadModel.from_pretrained({str(args.export)!r}) loads it. "
+              "Its tokenizer is GPT-2's own" + " with other ids: row i is GPT-2's id text_ids[i] (model.py: load)" * (gpt.text_ids is not None))
     else:
         text = torch.arange(min(24, gpt.config.vocab_size))[None]
         before = gpt.text_logits(gpt(text))

@@ -329,7 +329,7 @@ def page(words: Dictionary, cups: Cups, reading: str, ids: int = 16) -> dict:
 
 
 def show(out: dict) -> None:
-    """One table, and what the dictionary and the interventions say below it."""
+    """One table, what the dictionary and the interventions say below it, and what these words mean."""
     cups = "cups" in out
     ns = (1, 3, 6, 10, 20, 30) if cups else ()
     print(f"{'thoughts':<20}" + "".join(f"{f'n = {n}':>8}" for n in ns) + "  nats, answers" * cups + "  nats, all text"
@@ -356,6 +356,12 @@ def show(out: dict) -> None:
         print(f"a wrong word written, {written:.0f} times: the answer follows it {sum(far['follows']) / max(written, 1):.1%}, "
               f"stays true {sum(far['true']) / max(written, 1):.1%}\n  follows it, by moves until the question: "
               + ", ".join(f"{d}: {x / max(w, 1):.0%}" for d, (x, w) in enumerate(zip(far["follows"], far["written"]))))
+    print("worse than own: + where these thoughts cost log-prob, +- half of the 95 % interval over texts" + (
+        "\nfed again: own thoughts through the same machinery, which must change nothing; another text's: those of a story of the "
+        "same shape" if cups else "") + (
+        "\nAOC: 1 minus the mean share of answers that stay as they were, over how many first thoughts are kept: 0, these thoughts "
+        "do not matter;\n  the more, the more of them are needed\nsynonym: another id that stands for the same cup beside the same "
+        "move" if "aoc" in out else ""))
 
 
 def curves(axis, x, lines: dict[str, list], columns: int, chance: float | None, **labels) -> None:

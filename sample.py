@@ -25,7 +25,7 @@ from train import Parser
 
 def parse() -> argparse.Namespace:
     p = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    p.add_argument("--prompt", default="The ball is under cup B. Moves:", help="text to continue")
+    p.add_argument("--prompt", default="The ball is under cup B. Moves:", help="text to continue (but for spaces at its end: a word of GPT-2's brings its own)")
     p.add_argument("--checkpoint", type=Path, default=Path("out/ckpt.pt"), help="made by train.py (out/ckpt.pt)")
     p.add_argument("--new_tokens", type=int, default=48, help="text tokens to write")
     p.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest, for text and thoughts")
@@ -59,14 +59,17 @@ def main() -> None:
             raise ValueError(f"there is no {args.checkpoint} yet: make one with `python train.py --think_vocab 2048`")
         saved = read_weights(args.checkpoint)
         model = load(args.checkpoint)
+        run = saved.get("state", {"step": 0, "end": 0})
+        if run["step"] < run["end"]:
+            print(f"{args.checkpoint} is from step {run['step']} of {run['end']}: its run goes on, or was stopped", file=sys.stderr)
         rules = Rules(**saved.get("rules", {"think": "never"}))
         tokenizer = Tokenizer(model.text_ids, model.config.think_vocab, rules.continuous)
-        if not args.prompt:
+        if not args.prompt.rstrip(" "):
             raise ValueError("--prompt is empty: GPT-2 needs at least one token to continue")
         for flag, least in (("new_tokens", 1), ("samples", 1), ("temperature", 0), ("top_k", 0), ("seed", 0)):
             if not least <= getattr(args, flag) < 2 ** 31:  # nan is refused as well
                 raise ValueError(f"--{flag} must be at least {least}, and below 2^31, not {getattr(args, flag)}")
-        ids = tokenizer.encode(args.prompt)
+        ids = tokenizer.encode(args.prompt.rstrip(" "))
         P, S = len(ids), args.new_tokens
         if P + S > model.config.n_ctx:
             raise ValueError(f"{P} tokens of --prompt and {S} new ones do not fit the model's context of {model.config.n_ctx}")
@@ -94,7 +97,7 @@ def main() -> None:
     for row in ro.kept():
         print(shown(row, style), end="\n\n")
     if args.html:
-        page = html_page([shown(row, "html") for row in ro.kept()], args.prompt)
+        page = html_page([shown(row, "html") for row in ro.kept()], args.prompt, thoughts=not args.hide_thoughts)
         try:
             args.html.write_text(page, encoding="utf-8")
         except OSError as e:

@@ -129,16 +129,17 @@ class Tokenizer:
         return "".join(s for _, s in pieces)
 
 
-def html_page(samples: list[str], title: str) -> str:
-    """Samples made by show(style="html") -> one page that needs no other file. The title is escaped here."""
+def html_page(samples: list[str], title: str, thoughts: bool = True) -> str:
+    """Samples made by show(style="html") -> one page that needs no other file. The title is escaped here. thoughts: are there
+    any, that the legend has to explain?"""
     rules = "".join(f".{kind}{{color:{colour}}}" for kind, colour in CSS.items())
     body = "".join(f"<p>{s}</p>" for s in samples)
     return (f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>'
             f"<style>body{{font:16px/1.7 monospace;max-width:60em;margin:2em auto;background:#fff;color:#222}}"
             f"p{{white-space:pre-wrap;border-bottom:1px solid #ddd;padding-bottom:1em}}.think{{font-size:80%}}{rules}"
             f"</style><h1>{html.escape(title)}</h1>"
-            f'<p><span class="prompt">prompt</span>  <span class="text">own text</span>  '
-            f'<span class="think">&lt;thought&gt;</span></p>{body}\n')
+            f'<p><span class="prompt">prompt</span>  <span class="text">own text</span>'
+            f'{"  <span class=think>&lt;thought&gt;</span>" * thoughts}</p>{body}\n')
 
 
 def use_color(when: str, stream) -> bool:

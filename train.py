@@ -15,6 +15,7 @@ results no better in the papers that tried), value network (siblings are the bas
 """
 import argparse
 import difflib
+import itertools
 import json
 import math
 import os
@@ -40,6 +41,7 @@ from tokenizer import Tokenizer, html_page
 WORLD, RANK = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))  # torchrun says so: processes, and which
 FLOOR_STD = 0.1  # keeps noise from being blown up once all siblings agree
 OFFSETS = 65  # stories on cups start at any position below: no position may mean a place in a round
+SAVE_SECONDS = 60  # of work at the most are lost to kill -9
 TAIL = 400  # steps that a run over given stories goes on for once its curriculum is at the end, to settle and to get crisp
 PATIENCE = 350  # steps in one stage after the first, of thoughts that stay, before it begins again with other luck
 OTHER_TEXT = 0.2  # weight of text that does not pay: on cups all but the answers, learnt as plain language
@@ -110,7 +112,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--out", type=Path, default=Path("out"), help="folder for checkpoint, log and pictures")
     p.add_argument("--resume", action="store_true", help="go on from OUT/ckpt.pt, with its settings")
     args = p.parse_args(argv)
-    args.error = p.error
+    for action in p._actions:  # a second look, at what was typed alone
+        action.default = argparse.SUPPRESS
+    args.said, args.error = set(vars(p.parse_args(argv))), p.error
     return args
 
 
@@ -147,9 +151,8 @@ def resolve(args: argparse.Namespace) -> dict:
     if args.device == "mps" and not torch.backends.mps.is_available():
         raise ValueError("--device mps: torch sees no Apple GPU here; try --device auto")
     why = f"--device {args.device}" if args.device != "auto" else "a GPU is there" if gpu else "there is no GPU"
-    a = {k: v for k, v in vars(args).items() if k not in ("error", "out", "resume")}
+    a, said = {k: v for k, v in vars(args).items() if k not in ("said", "error", "out", "resume")}, args.said
     a["device"] = "cuda" if gpu else args.device if args.device != "auto" else "cpu"
-    said = {k for k, v in a.items() if v is not None}
     a |= {k: None for k in ("model", "teacher", "data") if a[k] == "auto"}
     a["data"] = a["data"] or ("webtext" if gpu else "cups")
     cups = a["data"] == "cups"
@@ -301,15 +304,15 @@ def draw_curves(out: Path) -> None:
     plt.close(figure)
 
 
-def report(before: dict, after: dict) -> None:
-    """The last lines of a run: what was learnt, before -> after."""
+def report(before: dict, after: dict, forced: bool) -> None:
+    """The last lines of a run: what was learnt, before -> after. forced: has p_think ever been asked?"""
     def line(name: str, key: str, form: str = ".3f") -> None:
         if key in after:
             print(f"  {name:<46} {before.get(key, float('nan')):{form}} -> {after[key]:{form}}")
     print("what was learnt, before -> after:")
     line("reverse KL to the teacher, nats a text token", "reverse_kl")
-    line("p_think on held-out text", "p_think")
-    line("thoughts a text token in own stories", "thoughts_per_token")
+    line("p_think on held-out text" + " (forced: not asked)" * forced, "p_think")
+    line("thoughts a text token in own text", "thoughts_per_token")
     line("greedy: thinks after moves that move the ball", "thinks_after_moved")
     line("greedy: thinks elsewhere, where it may", "thinks_elsewhere")
     line("nats a held-out token, without thoughts", "nats_without_thoughts")
@@ -327,7 +330,7 @@ def report(before: dict, after: dict) -> None:
 
 def pick_up(args: argparse.Namespace) -> tuple[dict, dict]:
     """--resume: -> the settings to go on with, and the checkpoint. Raises ValueError, one line."""
-    path, silent = args.out / "ckpt.pt", vars(parse([]))
+    path = args.out / "ckpt.pt"
     if not path.exists():
         raise ValueError(f"nothing to resume: there is no {path}")
     saved = read_weights(path)
@@ -336,16 +339,19 @@ def pick_up(args: argparse.Namespace) -> tuple[dict, dict]:
         raise ValueError(f"--steps {args.steps}: the run that is to go on has made {steps} steps already")
     if not {"args", "rules", "state", "optimizer"} <= saved.keys():
         raise ValueError(f"{path} is a model, but not the checkpoint of a run that could go on")
-    said = [k for k, v in vars(args).items() if v != silent[k] and k not in ("steps", "out", "resume", "error")]
-    if said:
-        raise ValueError(f"--resume goes on with the settings of its run, but for --steps: leave out --{said[0]}")
-    unknown = silent.keys() - saved["args"].keys() - {"resume", "error"}
+    unknown = vars(args).keys() - saved["args"].keys() - {"resume", "said", "error"}
     if unknown:
         raise ValueError(f"{path} is of an older version, whose runs had no --{min(unknown)}: start anew")
+    for k in sorted(args.said - {"steps", "out", "resume"}):
+        if getattr(args, k) not in (saved["args"][k], "auto"):
+            raise ValueError(f"--resume goes on with the settings of its run, but for --steps: it had --{k} {saved['args'][k]}, "
+                             f"not {getattr(args, k)}")
     if saved["args"]["device"] == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"{path} was made on a CUDA device, and torch sees none here")
     if args.steps:
         saved["args"]["steps"] = saved["state"]["end"] = args.steps
+    if steps == saved["state"]["end"]:
+        print(f"this run has made all of its {steps} steps: nothing is left to do, but --resume --steps N goes on to step N")
     return saved["args"] | {"out": str(args.out)}, saved
 
 
@@ -398,6 +404,8 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     try:
+        if saved is None and RANK == 0:
+            set_aside(out)
         return train(a, saved, out, model, teacher, data, rules, ask_to_stop())
     except (OSError, FloatingPointError) as e:
         broken = str(e)
@@ -644,6 +652,7 @@ class Journal:
 
     def __init__(self, out: Path, step: int):
         self.out, self.log, self.t0 = out, out / "metrics.jsonl", time.time()
+        self.saved = self.t0  # when the last checkpoint was written
         done = {"step": step, "eval": step + 1}  # an evaluation is logged before its checkpoint is written
         kept = []
         for text in self.log.read_text(errors="replace").splitlines() if step and self.log.exists() else []:
@@ -672,13 +681,26 @@ class Journal:
         html = [tokenizer.show(row, ro.P, "html") for row in ro.rows(0, 8).kept()]
         (self.out / "samples.html").write_text(html_page(html, f"step {step}"), encoding="utf-8")
 
-
-    def close(self) -> None:
+    def close(self, forced: bool) -> None:
         """The curves, and the last lines that a run prints."""
         draw_curves(self.out)
-        report(self.evals[0], self.evals[-1])
+        report(self.evals[0], self.evals[-1], forced)
         print(f"{time.time() - self.t0:.0f} s; {self.out}/ holds ckpt.pt, metrics.jsonl, curves.png, samples.html; now try\n"
               f"  python sample.py --checkpoint {self.out}/ckpt.pt")
+
+
+def set_aside(out: Path) -> None:
+    """A run that the folder holds already moves to a folder in it, old1, old2, ...: nobody asked for it to be lost. (A run that
+    made no step is none.)"""
+    log = out / "metrics.jsonl"
+    if not log.exists() or '"kind": "step"' not in log.read_text(errors="replace"):
+        return
+    old = next(path for i in itertools.count(1) if not (path := out / f"old{i}").exists())
+    old.mkdir()
+    for name in ("ckpt.pt", "metrics.jsonl", "curves.png", "samples.html"):  # the weights first
+        if (out / name).exists():
+            (out / name).rename(old / name)
+    print(f"{out}/ held a run already (--resume would have gone on with it): it is now in {old}/", flush=True)
 
 
 def notice_dead(state: dict, dead: bool) -> None:
@@ -705,7 +727,7 @@ def line_of_step(state: dict, r: torch.Tensor, pays: torch.Tensor | None, return
 
 def look_and_save(journal: Journal, a: dict, state: dict, stopping: bool, model: GPT, teacher: GPT | None, data, rules: Rules,
                   optimizer: torch.optim.Optimizer) -> None:
-    """An evaluation and a checkpoint every eval_every steps and at the end, a checkpoint where the run is to stop."""
+    """An evaluation every eval_every steps and at the end; a checkpoint there, where the run is to stop, and once a minute."""
     due = state["step"] % a["eval_every"] == 0 or state["step"] == state["end"]
     sound = not state["in_a_row"]  # spoilt weights, which show in the next loss, must not replace a good checkpoint
     if due:
@@ -713,8 +735,9 @@ def look_and_save(journal: Journal, a: dict, state: dict, stopping: bool, model:
         sound = math.isfinite(journal.evals[-1]["nats_without_thoughts"])
         tqdm.write(f"step {state['step']}: "
                    + ", ".join(f"{k} {v:.3f}" for k, v in journal.evals[-1].items() if isinstance(v, float) and k != "seconds"))
-    if sound and (due or stopping):
+    if sound and (due or stopping or time.time() - journal.saved > SAVE_SECONDS):
         save(journal.out / "ckpt.pt", whole_run(a, model, rules, state, optimizer))
+        journal.saved = time.time()
 
 
 def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | None, data, rules: Rules,
@@ -791,7 +814,7 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
     if WORLD > 1:
         dist.destroy_process_group()
     if chief:
-        journal.close()
+        journal.close(a["think"] == "forced")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import sample
 import train
 from data import Cups
 from evaluate import evaluate as real
-from model import GPT, Config, as_checkpoint
+from model import GPT, Config, as_checkpoint, read_weights, save
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = ["--approach", "stream", "--steps", "2", "--eval_every", "2", "--prompts", "2", "--samples", "2", "--think_vocab", "16"]
@@ -156,9 +156,12 @@ def test_sample_shows_thoughts(finished, monkeypatch, capsys):
     assert "&lt;think" in page and '<span class="prompt">The ball' in page
     code, hidden, _ = run(sample.main, [*base, "--hide_thoughts"], monkeypatch, capsys)
     assert code == 0 and "think" not in hidden and "\033" not in hidden
+    assert "thought" in page and "thought" not in (out / "page.html").read_text()  # the legend
     moves = ["--checkpoint", out / "ckpt.pt", "--prompt", "The ball is under cup B. Moves: AB, left. Where?", "--new_tokens", "3"]
     code, inside, _ = run(sample.main, moves, monkeypatch, capsys)  # a prompt's moves are thought about as well
     assert re.match(r"The ball is under cup B. Moves: AB<think\d+>, left<think\d+>. Where\?", inside), inside
+    moves[3] += "  "  # GPT-2's words bring their own spaces
+    assert run(sample.main, moves, monkeypatch, capsys)[1] == inside
     every = [x for i in range(15) for x in ("--replace", f"{i}=15")]
     code, replaced, _ = run(sample.main, [*base, *every], monkeypatch, capsys)
     assert "<think15>" in replaced and not any(f"<think{i}>" in replaced for i in range(15))
@@ -182,12 +185,43 @@ def test_two_steps_of_every_kind(argv, tmp_path, monkeypatch, capsys):
     assert code == 0 and "what was learnt" in said, err
     resumed = run(train.main, ["--resume", "--out", tmp_path], monkeypatch, capsys)
     assert resumed[0] == 0 and resumed[1].split("what was learnt")[1].split(" s;")[0].rsplit("\n", 1)[0] in said
-    refused = run(train.main, ["--resume", "--lr", "1", "--out", tmp_path], monkeypatch, capsys)
-    assert refused[0] == 2 and "--lr" in refused[2]
+    assert "nothing is left to do" in resumed[1]
     code, shown, err = run(sample.main, ["--checkpoint", tmp_path / "ckpt.pt", "--new_tokens", "9", "--prompt",
                                          "The ball is under cup B. Moves: AB. Where?"], monkeypatch, capsys)
     assert code == 0 and "Where?" in shown, err
     assert ("█" in shown) == ("continuous" in argv) and ("<think" in shown) == ("continuous" not in argv)
+
+
+def test_resume_keeps_the_settings(finished, monkeypatch, capsys):
+    """Guards against a run that goes on as another one: what is typed beside --resume has to be what the run had, also where it
+    is the default of a new one."""
+    resume = ["--resume", "--out", finished[0]]
+    for said in (["--approach", "teacher"], ["--lr", "1"], ["--seed", "3"], ["--thoughts", "filler"]):
+        code, _, err = run(train.main, [*resume, *said], monkeypatch, capsys)
+        assert code == 2 and said[0] in err and said[1] in err, err
+    code, said, err = run(train.main, [*resume, *SHORT, "--device", "auto"], monkeypatch, capsys)
+    assert code == 0 and "nothing is left to do" in said, err
+
+
+def test_sample_says_how_old_it_is(finished, tmp_path, monkeypatch, capsys):
+    """Guards against a look at an unfinished run that passes for its result."""
+    saved = read_weights(finished[0] / "ckpt.pt")
+    assert "of 2" not in run(sample.main, ["--checkpoint", finished[0] / "ckpt.pt"], monkeypatch, capsys)[2]
+    save(tmp_path / "half.pt", saved | {"state": saved["state"] | {"step": 1}})
+    code, _, err = run(sample.main, ["--checkpoint", tmp_path / "half.pt"], monkeypatch, capsys)
+    assert code == 0 and "from step 1 of 2" in err
+
+
+def test_a_checkpoint_a_minute(tmp_path, monkeypatch, capsys):
+    """Guards what kill -9 costs: between evaluations checkpoints are written by the clock."""
+    steps, real = [], train.save
+    monkeypatch.setattr(train, "save", lambda path, state: (steps.append(state["state"]["step"]), real(path, state)))
+    argv = [*SHORT[2:], "--approach", "stream"]
+    argv[argv.index("--steps") + 1] = argv[argv.index("--eval_every") + 1] = "4"
+    for seconds, wanted in ((0, [0, 1, 2, 3, 4]), (1e9, [0, 4])):
+        monkeypatch.setattr(train, "SAVE_SECONDS", seconds)
+        steps.clear()
+        assert run(train.main, [*argv, "--out", tmp_path / str(seconds)], monkeypatch, capsys)[0] == 0 and steps == wanted
 
 
 def test_resume_equals_uninterrupted(tmp_path, monkeypatch, capsys):

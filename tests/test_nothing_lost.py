@@ -198,16 +198,20 @@ def test_killed_and_resumed(whole, tmp_path, approach, places):
 
 
 def test_another_run_in_the_same_folder(whole, tmp_path):
-    """Guards against a checkpoint of one run with the log of another: a new run replaces both, and one that is killed at its
-    start leaves the old two, or its own."""
+    """Guards against a checkpoint of one run with the log of another, and against a run that is lost to the next: a new run
+    sets both aside and says where, wherever it is killed at its start; a run without a step is not worth it."""
     out = tmp_path / "out"
     assert run(tiny("stream", out, "--seed", "9"))[0] == 0
     old = left(out)
-    assert run(tiny("stream", out), dies_in(os, "replace", 0, False))[0] == -signal.SIGKILL
-    assert same(left(out), old)
+    code, text = run(tiny("stream", out), dies_in(os, "replace", 0, False))
+    assert code == -signal.SIGKILL and not (out / "ckpt.pt").exists()
     assert run(tiny("stream", out), dies_in(os, "replace", 0, True))[0] == -signal.SIGKILL
     assert run(["--resume", "--out", out])[0] == 0
-    assert same(left(out), whole["stream"])
+    assert same(left(out), whole["stream"]) and same(left(out / "old1"), old)
+    code, text = run(tiny("stream", out))
+    assert code == 0 and f"it is now in {out}/old2/" in text and sorted(x.name for x in out.glob("old*")) == ["old1", "old2"]
+    assert same(left(out / "old2"), whole["stream"]) and (out / "old2" / "samples.html").exists()
+    assert run(["--resume", "--out", out / "old1"])[0] == 0  # it is a run like any other
 
 
 # Ctrl-C and SIGTERM
