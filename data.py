@@ -1,7 +1,7 @@
 """Where text comes from: the built-in game `cups`, a .txt or .jsonl file, or WebText.
 
-A batch is a function of (seed, step, purpose) and of nothing else, so a resumed run sees what an
-uninterrupted one would have seen, and an evaluation sees the same stories every time.
+A batch is a function of its shape and of (seed, step, purpose), and of nothing that was drawn before, so a resumed run sees
+what an uninterrupted one would have seen, and an evaluation sees the same stories every time.
 
 The game. `The ball is under cup B. Moves: AB, left, BC. Where? B. Moves: right, AC. Where? A. ...`
 A move swaps two cups (` AB`) or turns them all (` left`: the ball goes from B to A). Every question is
@@ -171,7 +171,7 @@ class TextFile:
             self.train, self.eval = self.train[:cut], self.train[cut:]
         else:
             self.eval = self._ids(Path(held_out), tokenizer)
-        self.name = str(path)
+        self.name, self.tokenizer = str(path), tokenizer
 
     def _ids(self, path: Path, tokenizer: Tokenizer) -> np.ndarray:
         """The file as uint16 ids on disk, made once per content: 1 GB of text needs a few MB of memory."""

@@ -273,7 +273,7 @@ def gate_logit(logits: Tensor, V: int) -> Tensor:  # [..., V + N] -> [...]
     return logits[..., V:].logsumexp(-1) - logits[..., :V].logsumexp(-1)
 
 
-def from_openai(state: dict[str, Tensor], n_head: int | None = None) -> GPT:
+def from_openai(state: dict[str, Tensor], n_head: int | None = None, text_ids: list[int] | None = None) -> GPT:
     """A GPT-2 state dict in Hugging Face's layout, of any size -> our model. Raises ValueError on a wrong shape."""
     drop = (".attn.bias", ".attn.masked_bias", "lm_head.weight")  # causal masks, and wte a second time
     try:
@@ -282,7 +282,7 @@ def from_openai(state: dict[str, Tensor], n_head: int | None = None) -> GPT:
     except (AttributeError, KeyError, ValueError) as e:
         raise ValueError(f"these are no GPT-2 weights in Hugging Face's layout ({e})") from e
     L, n_head = sum(k.endswith("ln_1.weight") for k in state), n_head or max(1, C // 64)
-    model = GPT(Config(L, n_head, C, n_ctx, V))
+    model = GPT(Config(L, n_head, C, n_ctx, V), text_ids)
     # OpenAI stored Linear weights as [in, out]; ours are torch's [out, in]
     state = {k: v.T.contiguous() if k.endswith(TRANSPOSED) else v for k, v in state.items()}
     return _fill(model, {"think": model.think.data, "think_offset": model.think_offset.data, **state})
@@ -306,11 +306,12 @@ def load(name: str | Path) -> GPT:
     path = PICO.get(str(name), Path(name))
     if not path.exists():
         raise ValueError(f"there is no model {str(name)!r}: neither a file or folder nor one of {', '.join([*PICO, *SIZES])}")
-    n_head = None
+    n_head = text_ids = None
     if path.is_dir():
         try:
-            n_head = json.loads((path / "config.json").read_text())["n_head"]
-        except (OSError, ValueError, KeyError, TypeError) as e:
+            config = json.loads((path / "config.json").read_text())
+            n_head, text_ids = config["n_head"], config.get("text_ids")  # the latter is `export`'s
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise ValueError(f"{path} has no config.json of a GPT-2 (with n_head)") from e
         found = [path / f for f in ("model.safetensors", "pytorch_model.bin") if (path / f).exists()]
         if not found:
@@ -318,7 +319,7 @@ def load(name: str | Path) -> GPT:
         path = found[0]
     state = read_weights(path)
     if "config" not in state:
-        return from_openai(state, n_head)
+        return from_openai(state, n_head, text_ids)
     try:
         return _fill(GPT(Config(**state["config"]), state["text_ids"]), state["model"])
     except (KeyError, TypeError) as e:
@@ -411,7 +412,7 @@ def export(model: GPT, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({
         "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": c.vocab_size, "n_positions": c.n_ctx,
         "n_embd": c.n_embd, "n_layer": c.n_layer, "n_head": c.n_head, "activation_function": "gelu_new",
-        "bos_token_id": end, "eos_token_id": end, "tie_word_embeddings": True}, indent=1))
+        "bos_token_id": end, "eos_token_id": end, "tie_word_embeddings": True, "text_ids": model.text_ids}, indent=1))
 
 
 if __name__ == "__main__":
@@ -428,7 +429,7 @@ if __name__ == "__main__":
         p.exit(2, f"model.py: {e}\n")
     if args.export:
         print(f"{args.export}/ holds pytorch_model.bin and config.json; GPT2LMHeadModel.from_pretrained({str(args.export)!r}) loads it. "
-              "Its tokenizer is GPT-2's own" + " with other ids: row i is GPT-2's id text_ids[i] (model.py: load)" * (gpt.text_ids is not None))
+              "Its tokenizer is GPT-2's own" + ", and row i of the model its id text_ids[i] (in config.json)" * (gpt.text_ids is not None))
     else:
         text = torch.arange(min(24, gpt.config.vocab_size))[None]
         before = gpt.text_logits(gpt(text))

@@ -121,6 +121,8 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.out is None and (args.steps, args.width, args.seed) != (None, 64, 0):
+        parser.error("that would not be the model that ships with the repository: say with --out where it belongs")
     L, window, steps, lr = ROLES[args.role]
     steps = args.steps or steps
     torch.manual_seed(args.seed)

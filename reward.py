@@ -95,7 +95,7 @@ def returns_to_go(r: Tensor, gamma: float) -> Tensor:  # [R, S] -> [R, S]
 def advantage(returns: Tensor, G: int, baseline: str = "loo") -> Tensor:  # [B * G, S] -> [B * G, S]
     """Return minus baseline. loo: the mean of the other siblings at the same slot, which is unbiased as no
     sibling stands in its own baseline (RLOO, arXiv 2402.14740). batch: one mean over all contexts, which pays a
-    thought for standing before easy text; it is here to be broken. Raises ValueError for loo with G < 2."""
+    thought for standing before easy text; none: the return itself. Both are here for comparison. Raises ValueError for loo with G < 2."""
     grouped = returns.view(-1, G, returns.shape[1])
     if baseline == "loo":
         if G < 2:

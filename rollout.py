@@ -1,15 +1,17 @@
 """Sampling: text and thoughts interspersed, with a cache.
 
-One engine serves two approaches. At each step a row thinks, or it speaks; what it speaks is the data's next
-token while the row is inside its given text (all of it in `stream`, the prompt in `teacher`), and its own after.
+At each step a row thinks, or it speaks; what it speaks is the next token of its given text while there is one (in `stream`
+all text is the data's; in `teacher` the prompt is, and later the text that a sibling wrote), and its own after.
 
     slot     0        1              2                 text token s, then slot s with 0..K thoughts
     text     The      ball           is
     ids      The      ball  <think7> is  <think3>      place 0 1 2 3 4
 
-`next_token` is the other engine, `branches`, at the end: thoughts that are forgotten once one token was predicted.
+`rollout` picks one of four: `rollout_stepwise`, one place at a time, can do all that persists; `rollout_planned` the same sooner
+where only the thoughts' ids are open; `branches` is `next_token`, whose thoughts are forgotten once one token was predicted,
+and `speak_by_branches` its own text. `states` is the forward with gradient over what was sampled.
 
-Left out on purpose: gradients (reward.py runs one forward over what was sampled here), scores, stopping early
+Left out on purpose: scores and the loss (reward.py), stopping early
 (a finished row idles in shapes that never change: a loop that looks whether all are done waits for the GPU at each step).
 Knows model.py only. Letters: R rows, P prompt tokens, S new text tokens, K thoughts a slot, M thoughts a row,
 T = P + S + M places (branches: P + S + K * S), V text rows, N thinking rows, C width.
@@ -65,7 +67,7 @@ class Rollout:
 
     left: the place from whose hidden state this place's token was chosen (its left neighbour, but for branches).
     ids, is_think, is_text (neither: idle), slot (text tokens before this place, minus 1), gated (was thinking a free
-    choice here?), given (is this text the data's?).
+    choice here?), given (was this text there before the rollout?).
     h [R, T, C]: the hidden state *at* the place (see `left` for what is chosen from it).
     text [R, P + S]: the text closed up; place [R, P + S]: where each text token stands.
     """

@@ -64,6 +64,7 @@ def main() -> None:
             print(f"{args.checkpoint} is from step {run['step']} of {run['end']}: its run goes on, or was stopped", file=sys.stderr)
         rules = Rules(**saved.get("rules", {"think": "never"}))
         tokenizer = Tokenizer(model.text_ids, model.config.think_vocab, rules.continuous)
+        tokenizer.check(model.config.vocab_size)
         if not args.prompt.rstrip(" "):
             raise ValueError("--prompt is empty: GPT-2 needs at least one token to continue")
         for flag, least in (("new_tokens", 1), ("samples", 1), ("temperature", 0), ("top_k", 0), ("seed", 0)):

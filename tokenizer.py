@@ -83,6 +83,12 @@ class Tokenizer:
                              f"{', '.join(map(repr, unknown[:12]))}; it knows: {' '.join(self.words())}")
         return [self._row[g] for g in ids]
 
+    def check(self, V: int) -> None:
+        """Raises ValueError for a model whose text rows are not those of this tokenizer."""
+        if V != self.V:
+            raise ValueError(f"the model has {V:,} text rows and the tokenizer {self.V:,} ids: such rows (padding?) must be cut off, "
+                             "or the model's own text_ids given")
+
     def words(self) -> list[str]:
         """The V text rows as strings, in order."""
         return [self.gpt2.decode([g]) for g in (self.text_ids or range(self.V))]

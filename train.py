@@ -31,7 +31,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from data import OPENING, Batch, Cups, check_path, open_data, seeded
+from data import OPENING, Batch, Cups, TextFile, check_path, open_data, seeded
 from evaluate import N_MAX, evaluate, luck_on_text, uniforms
 from model import GPT, PICO, SIZES, Config, as_checkpoint, load, read_weights, save
 from reward import advantage, returns_to_go, rollout_loss, sibling_spread, slot_rewards, teacher_states
@@ -44,7 +44,7 @@ OFFSETS = 65  # stories on cups start at any position below: no position may mea
 SAVE_SECONDS = 60  # of work at the most are lost to kill -9
 TAIL = 400  # steps that a run over given stories goes on for once its curriculum is at the end, to settle and to get crisp
 PATIENCE = 350  # steps in one stage after the first, of thoughts that stay, before it begins again with other luck
-OTHER_TEXT = 0.2  # weight of text that does not pay: on cups all but the answers, learnt as plain language
+OTHER_TEXT = 0.2  # weight, in all, of text that does not pay: on cups all but the answers, learnt as plain language
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,58 +54,57 @@ class Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments"):
             flags = [f for action in self._actions for f in action.option_strings]
             near = difflib.get_close_matches(message.split()[2].split("=")[0], flags, 1)
-            message += f" (did you mean {near[0]}?)" if near else " (python train.py --help lists them)"
+            message += f" (did you mean {near[0]}?)" if near else f" ({self.prog} --help lists them)"
         self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    whole, real = int, float
     # what is learnt, from what
     p.add_argument("--approach", choices=["teacher", "stream", "next_token"], default="teacher", help="who pays for a thought")
     p.add_argument("--thoughts", choices=["tokens", "continuous", "filler", "none", "oracle"], default="tokens",
                    help="continuous: the hidden state is fed back; filler: one learnt row; none: no slot; oracle: the cup, told")
     p.add_argument("--model", help=f"scratch, {', '.join([*PICO, *SIZES])} or a path")
     p.add_argument("--teacher", help="as --model; only --approach teacher has one")
-    p.add_argument("--layers", type=whole, help="of --model scratch (1)")
-    p.add_argument("--width", type=whole, help="of --model scratch (64)")
+    p.add_argument("--layers", type=int, help="of --model scratch (1)")
+    p.add_argument("--width", type=int, help="of --model scratch (64)")
     p.add_argument("--data", help="cups, webtext, or a .txt or .jsonl file")
-    p.add_argument("--cups", type=whole, help="how many cups (3)")
-    p.add_argument("--swaps", type=whole, help="the longest round that a curriculum reaches (10; next_token 3)")
-    p.add_argument("--idle", type=real, help="share of moves that do nothing (0)")
+    p.add_argument("--cups", type=int, help="how many cups (3)")
+    p.add_argument("--swaps", type=int, help="the longest round that a curriculum reaches (10; next_token 3)")
+    p.add_argument("--idle", type=float, help="share of moves that do nothing (0)")
     # thoughts
-    p.add_argument("--think_vocab", type=whole, help="N, the number of thinking rows (2048)")
+    p.add_argument("--think_vocab", type=int, help="N, the number of thinking rows (2048)")
     p.add_argument("--think", choices=["free", "forced"], help="may the model choose when to think?")
-    p.add_argument("--think_prior", type=real, help="mean p_think at birth")
-    p.add_argument("--max_thoughts", type=whole, help="K, thoughts in a row at one slot (1; next_token: swaps + 1, on text 4)")
-    p.add_argument("--budget", type=whole, help="M, thoughts in a whole rollout")
-    p.add_argument("--think_cost", type=real, help="nats that a thought costs")
-    p.add_argument("--window", type=whole, help="tokens back that are seen beside the last thought; 0: all")
-    p.add_argument("--hide", type=real, help="share of training steps with the window (1); if below 1, it is tested with full attention")
-    p.add_argument("--reread", type=whole, help="next_token: tokens that a branch reads on from thought to thought; 0: sees all")
+    p.add_argument("--think_prior", type=float, help="mean p_think at birth")
+    p.add_argument("--max_thoughts", type=int, help="K, thoughts in a row at one slot (1; next_token: swaps + 1, on text 4)")
+    p.add_argument("--budget", type=int, help="M, thoughts in a whole rollout")
+    p.add_argument("--think_cost", type=float, help="nats that a thought costs")
+    p.add_argument("--window", type=int, help="tokens back that are seen beside the last thought; 0: all")
+    p.add_argument("--hide", type=float, help="share of training steps with the window (1); if below 1, it is tested with full attention")
+    p.add_argument("--reread", type=int, help="next_token: tokens that a branch reads on from thought to thought; 0: sees all")
     # rollouts
-    p.add_argument("--prompts", type=whole, help="B, contexts a step; a curriculum takes fewer of longer rounds")
-    p.add_argument("--samples", type=whole, help="G, siblings of a context")
-    p.add_argument("--prompt_tokens", type=whole, help="P, real text that a rollout starts from")
-    p.add_argument("--new_tokens", type=whole, help="S, text tokens that follow")
-    p.add_argument("--temperature", type=real, help="of sampling; 1 is on-policy")
-    p.add_argument("--micro_batch", type=whole, help="rows in one gradient forward: less memory, same gradient")
+    p.add_argument("--prompts", type=int, help="B, contexts a step; a curriculum takes fewer of longer rounds")
+    p.add_argument("--samples", type=int, help="G, siblings of a context")
+    p.add_argument("--prompt_tokens", type=int, help="P, real text that a rollout starts from")
+    p.add_argument("--new_tokens", type=int, help="S, text tokens that follow")
+    p.add_argument("--temperature", type=float, help="of sampling; 1 is on-policy")
+    p.add_argument("--micro_batch", type=int, help="rows in one gradient forward: less memory, same gradient")
     # learning
-    p.add_argument("--steps", type=whole)
-    p.add_argument("--lr", type=real, help="learning rate of GPT-2's own parameters")
-    p.add_argument("--think_lr", type=real, help="learning rate of the thinking rows")
-    p.add_argument("--warmup", type=whole, help="steps in which the learning rates rise (15; 50 from scratch)")
-    p.add_argument("--entropy", type=real, help="target entropy of g, as a share of log N")
-    p.add_argument("--gamma", type=real, help="discount per text token")
+    p.add_argument("--steps", type=int, help="updates (cups: 1500, stream 1600 at the most; text: 1000)")
+    p.add_argument("--lr", type=float, help="learning rate of GPT-2's own parameters")
+    p.add_argument("--think_lr", type=float, help="learning rate of the thinking rows")
+    p.add_argument("--warmup", type=int, help="steps in which the learning rates rise (15; 50 from scratch)")
+    p.add_argument("--entropy", type=float, help="target entropy of g, as a share of log N")
+    p.add_argument("--gamma", type=float, help="discount per text token")
     p.add_argument("--siblings", choices=["shared", "free"], help="teacher: G thoughts over one own text, or G own texts")
     p.add_argument("--baseline", choices=["loo", "batch", "none"], help="what a return is compared with")
-    p.add_argument("--beta", type=real, help="weight of the own log-prob in the teacher's reward (1: reverse KL)")
+    p.add_argument("--beta", type=float, help="weight of the own log-prob in the teacher's reward (1: reverse KL)")
     p.add_argument("--text_grad", choices=["exact", "sampled"], help="teacher: gradient of text rows")
     p.add_argument("--answer_grad", choices=["on", "off"], help="given text: train p_text of the paying tokens directly")
     p.add_argument("--curriculum", choices=["on", "off"], help="cups: rounds of 1 move first")
     # the run
-    p.add_argument("--seed", type=whole, default=0)
-    p.add_argument("--eval_every", type=whole, help="steps between evaluations and checkpoints")
+    p.add_argument("--seed", type=int, default=0, help="of everything that is drawn: weights, text, rollouts (0)")
+    p.add_argument("--eval_every", type=int, help="steps between evaluations and checkpoints")
     p.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     p.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="of matrix products")
     p.add_argument("--compile", choices=["auto", "on", "off"], default="auto", help="torch.compile for the rollout")
@@ -188,7 +187,8 @@ def resolve(args: argparse.Namespace) -> dict:
     if a["thoughts"] == "oracle" and (a["approach"] != "stream" or not cups or a["think"] != "forced"):
         raise ValueError("--thoughts oracle tells the cup of the ball: --approach stream --data cups --think forced")
     a["think_vocab"] = {"tokens": a["think_vocab"], "continuous": 1, "filler": 1, "none": 0, "oracle": a["cups"]}[a["thoughts"]]
-    if a["thoughts"] != "tokens" and (a["think"] == "forced" or a["thoughts"] == "none") and not {"prompts", "samples"} & said:
+    chosen = a["text_grad"] == "sampled" or a["thoughts"] == "tokens" or (a["think"] == "free" and a["thoughts"] != "none")
+    if not chosen and not {"prompts", "samples"} & said:
         # nothing is sampled, so siblings would be copies: as many contexts instead
         a |= dict(prompts=a["prompts"] * a["samples"], samples=1, baseline=args.baseline or "none")
     check_bounds(a)
@@ -233,7 +233,9 @@ def setup(a: dict, saved: dict | None):
     cups = isinstance(data, Cups)
     if cups and model.text_ids != data.text_ids:
         raise ValueError(f"--model {a['model']} does not speak the language of {a['cups']} cups"
-                         f"{' with idle moves' * (a['idle'] > 0)}: try --model scratch")
+                         f"{' with idle moves' * (a['idle'] > 0)}: try --model scratch, with --approach stream, which has no teacher")
+    if isinstance(data, TextFile):
+        data.tokenizer.check(model.config.vocab_size)
     teacher = None
     if a["teacher"] is not None:
         teacher = load("pico-teacher" if a["teacher"] == "pico" else a["teacher"]).to(a["device"]).requires_grad_(False)
@@ -265,7 +267,8 @@ def give_rows(a: dict, model: GPT, data, rules: Rules) -> dict[str, float]:
         if N != a["think_vocab"]:
             raise ValueError(f"--model {a['model']} has {N} thinking rows already: leave --think_vocab at {N}, or start from "
                              "a base model")
-        # rows that were forced have never been asked whether to come: their gate starts at the prior, where it is asked
+        # (rows that were forced have never been asked whether to come: their gate starts at the prior, where it is asked; and
+        # so does a gate that was learnt, if this run forces: it plays no part)
         return model.fit_offset(ids, a["think_prior"], mask=mask, where=rules.table(model)[ids])
     # not the plain seed: a base model that was itself initialised from it would share its numbers with the new rows,
     # and one row would then stick out of all others in every context
@@ -350,6 +353,7 @@ def pick_up(args: argparse.Namespace) -> tuple[dict, dict]:
         raise ValueError(f"{path} was made on a CUDA device, and torch sees none here")
     if args.steps:
         saved["args"]["steps"] = saved["state"]["end"] = args.steps
+        saved["state"]["wanted"] = True  # so many, and no end where the curriculum is done
     if steps == saved["state"]["end"]:
         print(f"this run has made all of its {steps} steps: nothing is left to do, but --resume --steps N goes on to step N")
     return saved["args"] | {"out": str(args.out)}, saved
@@ -478,9 +482,10 @@ def climb(a: dict, model: GPT, optimizer: torch.optim.Optimizer, rules: Rules, s
     advance(state, right, a["swaps"])
     if a["teacher"] is not None:
         return
-    if stage == a["swaps"] and state["accuracy"] > 0.9:
+    if stage == a["swaps"] and state["accuracy"] > 0.9 and not state["wanted"]:
         state["end"] = min(state["end"], state["step"] + TAIL)
-    if a["thoughts"] == "tokens" and rules.persist and 1 < state["stage"] < a["swaps"] and state["in_stage"] > PATIENCE:
+    named = a["model"] in ("scratch", *PICO, *SIZES)  # of any other its file may be another one by now
+    if named and a["thoughts"] == "tokens" and rules.persist and 1 < state["stage"] < a["swaps"] and state["in_stage"] > PATIENCE:
         begin_again(a, model, optimizer, state)
 
 
@@ -542,7 +547,8 @@ def advantages(a: dict, ro: Rollout, r: torch.Tensor) -> tuple[torch.Tensor, int
     cost = torch.zeros_like(r).scatter_add(1, slot, ro.is_think[:, ro.P:].to(r.dtype)) * a["think_cost"]
     returns = returns_to_go(r - cost, a["gamma"])
     adv = advantage(returns, a["samples"], a["baseline"])
-    felt = adv.gather(1, slot)[(ro.is_think | ro.gated)[:, ro.P:]]
+    spoken = ro.is_text & ~ro.given & (a["text_grad"] == "sampled")  # own text as a choice like any other
+    felt = adv.gather(1, slot)[(ro.is_think | ro.gated | spoken)[:, ro.P:]]
     if a["thoughts"] == "oracle":  # what is true is worth saying: -log g of the told thought, as in supervised learning
         return torch.ones_like(r), len(felt), returns
     return adv / (felt.std(correction=0) + FLOOR_STD) if len(felt) else adv, len(felt), returns
@@ -693,18 +699,18 @@ def set_aside(out: Path) -> None:
     """A run that the folder holds already moves to a folder in it, old1, old2, ...: nobody asked for it to be lost. (A run that
     made no step is none.)"""
     log = out / "metrics.jsonl"
-    if not log.exists() or '"kind": "step"' not in log.read_text(errors="replace"):
+    if not ('"kind": "step"' in log.read_text(errors="replace") if log.exists() else (out / "ckpt.pt").exists()):
         return
     old = next(path for i in itertools.count(1) if not (path := out / f"old{i}").exists())
     old.mkdir()
-    for name in ("ckpt.pt", "metrics.jsonl", "curves.png", "samples.html"):  # the weights first
+    for name in ("ckpt.pt", "metrics.jsonl", "curves.png", "samples.html", "probe.json", "probe.png"):  # the weights first
         if (out / name).exists():
             (out / name).rename(old / name)
     print(f"{out}/ held a run already (--resume would have gone on with it): it is now in {old}/", flush=True)
 
 
 def notice_dead(state: dict, dead: bool) -> None:
-    """Say once that nothing is learnt."""
+    """Say, once for each time that it begins, that nothing is learnt."""
     state["dead"] = state["dead"] + 1 if dead else 0
     if state["dead"] == 50:
         tqdm.write("hint: for 50 steps siblings have not differed (spread < 0.002), so thoughts learn nothing. Does the "
@@ -747,7 +753,7 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
     optimizer = make_optimizer(a, model, saved)
     # all that adapts while it runs, and so has to be in the checkpoint beside weights and optimizer
     state = {"step": 0, "stage": 1, "accuracy": 0.0, "in_stage": 0, "dead": 0, "skipped": 0, "in_a_row": 0,
-             "end": a["steps"], "born": 0, "attempt": 0}
+             "end": a["steps"], "wanted": False, "born": 0, "attempt": 0}
     state |= saved["state"] if saved is not None else {}
     sampler = torch.compile(model) if a["compile"] == "on" else model
     autocast = torch.autocast(dev.type, torch.bfloat16) if a["dtype"] == "bfloat16" else nullcontext()

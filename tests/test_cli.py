@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import pretrain
 import sample
 import train
 from data import Cups
@@ -210,6 +211,22 @@ def test_sample_says_how_old_it_is(finished, tmp_path, monkeypatch, capsys):
     save(tmp_path / "half.pt", saved | {"state": saved["state"] | {"step": 1}})
     code, _, err = run(sample.main, ["--checkpoint", tmp_path / "half.pt"], monkeypatch, capsys)
     assert code == 0 and "from step 1 of 2" in err
+
+
+def test_padded_rows_are_refused(tmp_path, monkeypatch, capsys):
+    """Guards against names that are shifted: a GPT-2 padded to 50,304 rows has ids that the tokenizer doesn't know."""
+    torch.save(as_checkpoint(GPT(Config(1, 2, 16, 300, 50304))), tmp_path / "padded.pt")
+    (tmp_path / "text.txt").write_text("Some words of a text. " * 200)
+    for main, argv in ((train.main, ["--approach", "stream", "--data", tmp_path / "text.txt", "--model", tmp_path / "padded.pt"]),
+                       (sample.main, ["--checkpoint", tmp_path / "padded.pt"])):
+        code, _, err = run(main, argv, monkeypatch, capsys)
+        assert code == 2 and "50,304 text rows" in err and err.count("\n") == 1, err
+
+
+def test_the_shipped_model_is_not_overwritten(monkeypatch, capsys):
+    """Guards assets/pico: pretrain.py with other settings wants to know where its model belongs."""
+    code, _, err = run(pretrain.main, ["student", "--steps", "10"], monkeypatch, capsys)
+    assert code == 2 and "--out" in err
 
 
 def test_a_checkpoint_a_minute(tmp_path, monkeypatch, capsys):

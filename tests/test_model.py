@@ -362,7 +362,7 @@ def test_export_is_what_transformers_loads(tmp_path, N):
     it as well."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(1)
-    m, ids = GPT(Config(2, 4, 32, 40, 57, N)), torch.randint(57, (3, 40))
+    m, ids = GPT(Config(2, 4, 32, 40, 57, N), list(range(100, 157)) if N else None), torch.randint(57, (3, 40))
     for p in m.parameters():
         torch.nn.init.normal_(p, std=0.3)
     export(m, tmp_path / "hf")
@@ -370,6 +370,7 @@ def test_export_is_what_transformers_loads(tmp_path, N):
     with torch.no_grad():
         assert (hf(ids).logits - m.text_logits(m(ids))).abs().max() < 1e-5
         again = load(tmp_path / "hf")
+        assert again.text_ids == m.text_ids  # what its rows stand for comes along
         assert torch.equal(again.text_logits(again(ids)), m.text_logits(m(ids)))
 
 

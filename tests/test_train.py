@@ -47,7 +47,7 @@ def test_siblings_stand_side_by_side(tiny):
 def test_a_thought_costs(tiny, uniforms):
     """Guards --think_cost: each thought takes its cost off its own slot, and off nothing else."""
     ro = rollout(tiny(), texts(), P, S, Rules("free", 2, 5), uniforms(S + 5, R))
-    _, felt, returns = advantages({"thoughts": "tokens", "think_cost": 0.5, "gamma": 0.0, "samples": R, "baseline": "none"}, ro, torch.zeros(R, S))
+    _, felt, returns = advantages({"thoughts": "tokens", "text_grad": "exact", "think_cost": 0.5, "gamma": 0.0, "samples": R, "baseline": "none"}, ro, torch.zeros(R, S))
     wanted, chosen = torch.zeros(R, S), 0
     for row in range(R):
         spoken = 0
@@ -86,6 +86,24 @@ def test_stages():
     assert state == {"stage": 1, "accuracy": 0.9, "in_stage": 10}
     advance(state, ~right, 3)
     assert state["accuracy"] == pytest.approx(0.72) and state["stage"] == 1
+
+
+def test_the_end_of_a_curriculum():
+    """Guards the end: over given stories a run goes on for TAIL steps once its last stage is learnt, but for one that was told
+    with --resume --steps N where to end."""
+    a, right = settings("--swaps", "2"), torch.ones(8, dtype=torch.bool)
+    for wanted, end in ((False, 100 + train.TAIL), (True, 1600)):
+        state = {"step": 100, "stage": 2, "accuracy": 0.9, "in_stage": 9, "end": 1600, "wanted": wanted}
+        train.climb(a, None, None, Rules("forced"), state, 2, right)
+        assert state["end"] == end
+
+
+def test_own_text_as_a_choice(tiny, uniforms):
+    """Guards --text_grad sampled: own text is chosen as thoughts are, and counts where what was chosen is counted."""
+    ro = rollout(tiny(), texts()[:, :P], P, S, Rules("free", 2, 5), uniforms(S + 5, R))
+    a = {"thoughts": "tokens", "think_cost": 0.0, "gamma": 0.0, "samples": R, "baseline": "none"}
+    felt = [advantages(a | {"text_grad": how}, ro, torch.zeros(R, S))[1] for how in ("exact", "sampled")]
+    assert felt[0] == (ro.is_think | ro.gated).sum() and felt[1] == (ro.is_think | ro.is_text)[:, P:].sum() > felt[0]
 
 
 def test_shape_of_a_step():
