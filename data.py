@@ -187,6 +187,8 @@ class TextFile:
                 with open(path, "rb") as f, open(part, "wb") as out:
                     bar = tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=f"reading {path.name}", disable=None)
                     for text, size in _documents(f, path.suffix):
+                        if tokenizer.text_ids is not None:  # the game knows no line breaks: a line is a story
+                            text = "".join(text.splitlines())
                         for i in range(0, len(text), PIECE):
                             np.array(tokenizer.encode(text[i:i + PIECE]), np.uint16).tofile(out)
                         if tokenizer.text_ids is None and path.suffix == ".jsonl":
@@ -204,7 +206,9 @@ class TextFile:
         """B random windows of S tokens. Raises ValueError where the text is too short."""
         ids = self.eval if purpose == "eval" else self.train
         if len(ids) < S:
-            raise ValueError(f"{self.name} is too short: {len(ids)} tokens in this part, a window needs {S}")
+            part = "the held-out last 5 %, at the least 256 tokens," if purpose == "eval" else "what is left for training"
+            raise ValueError(f"{self.name} is too short: {part} has {len(ids)} tokens, and a window needs {S}: some thousand words do, "
+                             "or fewer --prompt_tokens and --new_tokens")
         starts = seeded(seed, step, purpose).integers(0, len(ids) - S + 1, B)
         return Batch(np.stack([ids[s:s + S] for s in starts]).astype(np.int64))
 

@@ -194,12 +194,13 @@ def draw(result: dict, path: Path) -> None:
 def main() -> None:
     p = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     p.add_argument("name", nargs="?", choices=list(EXPERIMENTS), help="which one; none: list them")
-    p.add_argument("--seeds", type=int, default=5, help="runs of each arm")
+    p.add_argument("--seeds", type=int, default=5, help="runs of each arm (5)")
     args = p.parse_args()
     if args.name is None:
         for name, e in EXPERIMENTS.items():
             print(f"{name}: {e.question}\n    {len(e.arms)} arms, about {sum(a.seconds for a in e.arms.values()) / 60:.0f} "
                   f"minutes of one core a seed\n    prediction: {e.prediction}")
+        print("python experiments.py channel --seeds 5 runs the first: runs/ keeps what is done, figures/ gets the results")
         return
     if args.seeds < 1:
         p.error(f"--seeds must be at least 1, not {args.seeds}")

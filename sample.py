@@ -1,6 +1,7 @@
 """A prompt, continued, with its thoughts in colour.
 
     python sample.py --prompt "The ball is under cup B."
+    python sample.py --prompt "The ball is under cup B. Moves: AB, left, BC. Where?" --new_tokens 1 --temperature 0
     python sample.py --prompt "..." --hide_thoughts             # what a reader without the thinking rows would see
     python sample.py --prompt "..." --replace 3=17              # every <think3> is overwritten by <think17>
     python sample.py --prompt "..." --html page.html
@@ -26,7 +27,7 @@ from train import Parser
 def parse() -> argparse.Namespace:
     p = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     p.add_argument("--prompt", default="The ball is under cup B. Moves:", help="text to continue (but for spaces at its end: a word of GPT-2's brings its own)")
-    p.add_argument("--checkpoint", type=Path, default=Path("out/ckpt.pt"), help="made by train.py (out/ckpt.pt)")
+    p.add_argument("--checkpoint", type=Path, default=Path("out/ckpt.pt"), help="made by train.py, or its folder (out/ckpt.pt)")
     p.add_argument("--new_tokens", type=int, default=48, help="text tokens to write")
     p.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest, for text and thoughts")
     p.add_argument("--top_k", type=int, default=0, help="only the k likeliest text tokens; 0: all")
@@ -55,6 +56,10 @@ def overwritten(pairs: list[str], V: int, N: int) -> torch.Tensor:
 def main() -> None:
     args = parse()
     try:
+        if args.checkpoint.is_dir():
+            args.checkpoint = args.checkpoint / "ckpt.pt"
+        if args.html and not args.html.absolute().parent.is_dir():
+            raise ValueError(f"--html {args.html}: there is no folder {args.html.parent}")
         if not args.checkpoint.exists():
             raise ValueError(f"there is no {args.checkpoint} yet: make one with `python train.py --think_vocab 2048`")
         saved = read_weights(args.checkpoint)

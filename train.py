@@ -195,7 +195,7 @@ def resolve(args: argparse.Namespace) -> dict:
     a["dtype"] = ("bfloat16" if gpu and torch.cuda.is_bf16_supported() else "float32") if args.dtype == "auto" else args.dtype
     a["compile"] = ("on" if gpu else "off") if args.compile == "auto" else args.compile
     print(f"{why}: {a['device']}, {a['dtype']}, compile {a['compile']}, {a['model']} on {a['data']}"
-          + (f", judged by {a['teacher']}" if a["teacher"] else ""))
+          + (f", judged by {a['teacher']}{'-teacher' * (a['teacher'] == 'pico')}" if a["teacher"] else ""))
     return a
 
 

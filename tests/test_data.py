@@ -342,6 +342,11 @@ def test_empty_and_too_short(tmp_path, cached):
         refuses(lambda: source.batch(2, 64, 0, 0, purpose), "s.txt", "64")
     (tmp_path / "one.txt").write_text("a")
     refuses(lambda: TextFile(tmp_path / "one.txt", gpt2()).batch(1, 2, 0, 0, "train"), "too short")
+    # the game knows no line breaks: a line is a story, however it ends
+    story, game = "The ball is under cup B. Moves: AB. Where? A.", Cups(3).text_ids
+    (tmp_path / "stories.txt").write_bytes(f"{story}\n{story}\r\n".encode())
+    told = TextFile(tmp_path / "stories.txt", Tokenizer(game))
+    assert Tokenizer(game).decode([*told.train, *told.eval]) == story + story
 
 
 def test_words_outside_a_small_language(tmp_path, cached, cups):
