@@ -453,15 +453,13 @@ def entropy_scale(a: dict, step: int, end: int, stage: int | None) -> tuple[floa
     return weight, (2 if stage == 1 else 1) * a["entropy"] * math.log(max(a["think_vocab"], 2))
 
 
-def advance(state: dict, right: torch.Tensor, last: int, own: bool = False) -> None:
-    """The curriculum: on to the next stage once its own answers are right. right: bool, answers after `stage` moves. own: does
-    the model write the text itself?"""
+def advance(state: dict, right: torch.Tensor, last: int) -> None:
+    """The curriculum: on to the next stage once its own answers are right. right: bool, answers after `stage` moves."""
     state["in_stage"] += 1
-    # the first stage has to be nearly perfect: what is wrong in it multiplies along every longer chain. Over own text it is
-    # also looked at for twice as long, as one wrong thought of 15 (3 cups x 5 moves) makes 93 %, and luck 95
-    share, enough = (0.1, 0.97) if own and state["stage"] == 1 else (0.2, 0.95 if state["stage"] == 1 else 0.85)
     if len(right):
-        state["accuracy"] = (1 - share) * state["accuracy"] + share * right.float().mean().item()
+        state["accuracy"] = 0.8 * state["accuracy"] + 0.2 * right.float().mean().item()
+    # the first stage has to be nearly perfect: what is wrong in it multiplies along every longer chain
+    enough = 0.95 if state["stage"] == 1 else 0.85
     if state["accuracy"] > enough and state["in_stage"] >= 5 and state["stage"] < last:
         state |= {"stage": state["stage"] + 1, "accuracy": 0.5, "in_stage": 0}
 
@@ -481,7 +479,7 @@ def begin_again(a: dict, model: GPT, optimizer: torch.optim.Optimizer, state: di
 def climb(a: dict, model: GPT, optimizer: torch.optim.Optimizer, rules: Rules, state: dict, stage: int, right: torch.Tensor) -> None:
     """The curriculum after a step of `stage`: the next stage, over given stories also the end of the run (which only ever comes
     nearer), and in `stream` a second chance where a stage does not end."""
-    advance(state, right, a["swaps"], a["teacher"] is not None)
+    advance(state, right, a["swaps"])
     if a["teacher"] is not None:
         return
     if stage == a["swaps"] and state["accuracy"] > 0.9 and not state["wanted"]:
