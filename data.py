@@ -206,9 +206,9 @@ class TextFile:
         """B random windows of S tokens. Raises ValueError where the text is too short."""
         ids = self.eval if purpose == "eval" else self.train
         if len(ids) < S:
-            part = "the held-out last 5 %, at the least 256 tokens," if purpose == "eval" else "what is left for training"
-            raise ValueError(f"{self.name} is too short: {part} has {len(ids)} tokens, and a window needs {S}: some thousand words do, "
-                             "or fewer --prompt_tokens and --new_tokens")
+            part = "held-out" if purpose == "eval" else "training"
+            raise ValueError(f"{self.name} is too short: its {part} part has {len(ids)} tokens, and a window needs {S}: a text of some "
+                             "thousand words is long enough")
         starts = seeded(seed, step, purpose).integers(0, len(ids) - S + 1, B)
         return Batch(np.stack([ids[s:s + S] for s in starts]).astype(np.int64))
 

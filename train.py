@@ -260,15 +260,15 @@ def setup(a: dict, saved: dict | None):
 
 
 def give_rows(a: dict, model: GPT, data, rules: Rules) -> dict[str, float]:
-    """Thinking rows for a model without; one that has them keeps them. -> p_think on text. Raises ValueError."""
+    """Thinking rows for a model without; one that has them keeps them, but for their offset. -> p_think on text. Raises ValueError."""
     ids = torch.from_numpy(data.batch(16, a["prompt_tokens"] + a["new_tokens"], a["seed"], 0, "birth").ids).to(model.device)
     mask = visible_text(ids, rules.window)
     if N := model.config.think_vocab:
         if N != a["think_vocab"]:
             raise ValueError(f"--model {a['model']} has {N} thinking rows already: leave --think_vocab at {N}, or start from "
                              "a base model")
-        # (rows that were forced have never been asked whether to come: their gate starts at the prior, where it is asked; and
-        # so does a gate that was learnt, if this run forces: it plays no part)
+        # the gate starts at --think_prior, where it will be asked: rows that were forced have never been asked, and to a new
+        # price or to other rules a gate that was learnt does not belong either
         return model.fit_offset(ids, a["think_prior"], mask=mask, where=rules.table(model)[ids])
     # not the plain seed: a base model that was itself initialised from it would share its numbers with the new rows,
     # and one row would then stick out of all others in every context
