@@ -55,6 +55,7 @@ def overwritten(pairs: list[str], V: int, N: int) -> torch.Tensor:
 
 def main() -> None:
     args = parse()
+    args.prompt = args.prompt.rstrip(" ")
     try:
         if args.checkpoint.is_dir():
             args.checkpoint = args.checkpoint / "ckpt.pt"
@@ -64,18 +65,18 @@ def main() -> None:
             raise ValueError(f"there is no {args.checkpoint} yet: make one with `python train.py --think_vocab 2048`")
         saved = read_weights(args.checkpoint)
         model = load(args.checkpoint)
-        run = saved.get("state", {"step": 0, "end": 0})
-        if run["step"] < run["end"]:
+        run = saved.get("state", {})
+        if run.get("step", 0) < run.get("end", 0):
             print(f"{args.checkpoint} is from step {run['step']} of {run['end']}: its run goes on, or was stopped", file=sys.stderr)
         rules = Rules(**saved.get("rules", {"think": "never"}))
         tokenizer = Tokenizer(model.text_ids, model.config.think_vocab, rules.continuous)
         tokenizer.check(model.config.vocab_size)
-        if not args.prompt.rstrip(" "):
+        if not args.prompt:
             raise ValueError("--prompt is empty: GPT-2 needs at least one token to continue")
         for flag, least in (("new_tokens", 1), ("samples", 1), ("temperature", 0), ("top_k", 0), ("seed", 0)):
             if not least <= getattr(args, flag) < 2 ** 31:  # nan is refused as well
                 raise ValueError(f"--{flag} must be at least {least}, and below 2^31, not {getattr(args, flag)}")
-        ids = tokenizer.encode(args.prompt.rstrip(" "))
+        ids = tokenizer.encode(args.prompt)
         P, S = len(ids), args.new_tokens
         if P + S > model.config.n_ctx:
             raise ValueError(f"{P} tokens of --prompt and {S} new ones do not fit the model's context of {model.config.n_ctx}")

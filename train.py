@@ -104,7 +104,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--curriculum", choices=["on", "off"], help="cups: rounds of 1 move first")
     # the run
     p.add_argument("--seed", type=int, default=0, help="of everything that is drawn: weights, text, rollouts (0)")
-    p.add_argument("--eval_every", type=int, help="steps between evaluations and checkpoints")
+    p.add_argument("--eval_every", type=int, help="steps between evaluations, each with a checkpoint (there is one a minute besides)")
     p.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     p.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="of matrix products")
     p.add_argument("--compile", choices=["auto", "on", "off"], default="auto", help="torch.compile for the rollout")
@@ -354,7 +354,7 @@ def pick_up(args: argparse.Namespace) -> tuple[dict, dict]:
     if args.steps:
         saved["args"]["steps"] = saved["state"]["end"] = args.steps
         saved["state"]["wanted"] = True  # so many, and no end where the curriculum is done
-    if steps == saved["state"]["end"]:
+    if steps == saved["state"].get("end"):
         print(f"this run has made all of its {steps} steps: nothing is left to do, but --resume --steps N goes on to step N")
     return saved["args"] | {"out": str(args.out)}, saved
 
