@@ -1,13 +1,16 @@
 """Do the tests test anything? Plants one mistake at a time in a copy of the repository, and expects its tests to fail.
 
-    python tests/mutate.py            # all of them: about half a minute each
+    python tests/mutate.py            # all of them: 5 to 30 seconds each
     python tests/mutate.py 3 7        # the third and the seventh
+
+It needs all of tests/requirements.txt: where transformers is missing, the tests against it are skipped and catch nothing.
 
 A mistake is one exact string that becomes another. Where that string doesn't occur exactly once any more, this ends with an
 error: the list has to follow the code. Left out on purpose: mistakes made by a machine, most of which change nothing.
 The other half of the question, which lines are never run: pip install coverage, then
     coverage run --source . -m pytest -q tests && coverage report
 """
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -76,6 +79,8 @@ def plant(folder: Path, file: str, old: str, new: str) -> None:
 
 
 def main() -> None:
+    if importlib.util.find_spec("transformers") is None:
+        sys.exit("mutate.py: first pip install -r tests/requirements.txt, else some tests are skipped and catch nothing")
     chosen = [MUTANTS[int(i) - 1] for i in sys.argv[1:]] or MUTANTS
     survived = []
     with tempfile.TemporaryDirectory() as temp:

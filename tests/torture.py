@@ -1,6 +1,6 @@
 """What test_nothing_lost.py does a few times, in bulk: minutes, not seconds. Prints its figures; any failure ends it.
 
-    python tests/torture.py                              # everything, about 25 minutes on one core
+    python tests/torture.py                              # everything, about 8 minutes on two cores
     python tests/torture.py --only kills --count 50      # so many kills of each approach
     python tests/torture.py --only files --count 100     # the longest line in MB
 
