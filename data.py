@@ -29,7 +29,7 @@ CACHE = Path(__file__).resolve().parent / "cache"
 WEBTEXT = "https://openaipublic.blob.core.windows.net/gpt-2/output-dataset/v1/webtext.{}.jsonl"
 PIECE = 1 << 22  # characters that are encoded at once: the ids of a line of 100 MB would be a list of 3 GB
 OPENING = 9  # tokens of a story of cups before its first move: The ball is under cup B. Moves:
-PURPOSES = ("train", "eval", "rollout", "eval_rollout", "pretrain", "offset", "birth", "own_text", "hide")
+PURPOSES = ("train", "eval", "rollout", "eval_rollout", "pretrain", "offset", "birth", "own_text")
 
 
 def seeded(seed: int, step: int, purpose: str) -> np.random.Generator:

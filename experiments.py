@@ -32,10 +32,12 @@ T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t for
 
 @dataclass
 class Arm:
-    """flags: of train.py. seconds: of one run on one thread, roughly. after: the arm whose checkpoint this one starts from."""
+    """flags: of train.py. seconds: of one run on one thread, roughly. after: the arm whose checkpoint this one needs, and `by`
+    the flag that hands it over."""
     flags: str
     seconds: int
     after: str | None = None
+    by: str = "--model"
 
 
 @dataclass
@@ -57,7 +59,7 @@ EXPERIMENTS = {
          "oracle, window": Arm(f"{STREAM} --thoughts oracle --steps 600", 60),
          "filler, window": Arm(f"{STREAM} --thoughts filler", 130),
          "none, window": Arm(f"{STREAM} --thoughts none", 100),
-         "tokens, half full": Arm(f"{TOKENS} --hide 0.5 --steps 3200", 320),
+         "tokens, full": Arm(TOKENS, 60, "tokens, window", "--thinker"),
          "continuous, full": Arm(f"{STREAM} --thoughts continuous --window 0 --steps 2400", 240),
          "oracle, full": Arm(f"{STREAM} --thoughts oracle --window 0 --steps 600", 60),
          "filler, full": Arm(f"{STREAM} --thoughts filler --window 0 --steps 4800", 390),
@@ -108,7 +110,7 @@ def run(experiment: Experiment, arm: str, seed: int) -> None:
     if last_line(out):
         return
     out.mkdir(parents=True, exist_ok=True)
-    base = ["--model", str(folder(experiment, after, seed) / "ckpt.pt")] if after else []
+    base = [experiment.arms[arm].by, str(folder(experiment, after, seed) / "ckpt.pt")] if after else []
     command = [sys.executable, "train.py", *experiment.arms[arm].flags.split(), *base, "--seed", str(seed), "--out", str(out)]
     with open(out / "log.txt", "w") as log:
         done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -153,7 +155,7 @@ def collect(name: str, seeds: int) -> dict:
     arms = {}
     for arm, spec in experiment.arms.items():
         ends = [last_line(folder(experiment, arm, s)) for s in range(seeds)]
-        arms[arm] = {"command": f"python train.py {spec.flags}" + (f" --model <{spec.after}>/ckpt.pt" if spec.after else ""),
+        arms[arm] = {"command": f"python train.py {spec.flags}" + (f" {spec.by} <{spec.after}>/ckpt.pt" if spec.after else ""),
                      "seeds": [{k: end[k] for k in keep if k in end} for end in ends]}
     return {"question": experiment.question, "prediction": experiment.prediction,
             "command": f"python experiments.py {name} --seeds {seeds}", "arms": arms}

@@ -80,7 +80,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--budget", type=int, help="M, thoughts in a whole rollout")
     p.add_argument("--think_cost", type=float, help="nats that a thought costs")
     p.add_argument("--window", type=int, help="tokens back that are seen beside the last thought; 0: all")
-    p.add_argument("--hide", type=float, help="share of training steps with the window (1); if below 1, it is tested with full attention")
+    p.add_argument("--thinker", help="a stream checkpoint that thinks for this run, under its own window: learn its thoughts without one")
     p.add_argument("--reread", type=int, help="next_token: tokens that a branch reads on from thought to thought; 0: sees all")
     # rollouts
     p.add_argument("--prompts", type=int, help="B, contexts a step; a curriculum takes fewer of longer rounds")
@@ -121,7 +121,7 @@ ONLY = {  # flags that mean something in one setting alone; anywhere else they a
     "teacher": "approach teacher", "beta": "approach teacher", "text_grad": "approach teacher",
     "siblings": "approach teacher", "gamma": "thoughts that stay", "budget": "thoughts that stay",
     "answer_grad": "a given text", "curriculum": "data cups", "reread": "approach next_token",
-    "layers": "model scratch", "width": "model scratch", "cups": "data cups", "swaps": "data cups", "idle": "data cups",
+    "thinker": "approach stream on cups", "layers": "model scratch", "width": "model scratch", "cups": "data cups", "swaps": "data cups", "idle": "data cups",
 }
 ON_CUPS = dict(think="forced", window=5, lr=2e-3, think_lr=2e-3, samples=8, entropy=0.25, gamma=0.9, think_cost=0.0,
                prompts=32, prompt_tokens=17, think_prior=0.5)
@@ -134,11 +134,14 @@ DEFAULTS = {
                                            window=7, reread=2),
     ("teacher", "text"): ON_TEXT, ("stream", "text"): ON_TEXT, ("next_token", "text"): ON_TEXT | dict(max_thoughts=4),
 }
-ALWAYS = dict(think_vocab=2048, max_thoughts=1, temperature=1.0, baseline="loo", beta=1.0, cups=3, swaps=10, idle=0.0, hide=1.0,
+# the thoughts of a --thinker mean something from the start: nothing is explored, so no siblings, no bonus, no stages, and a
+# learning rate as in supervised learning; stories are as long as they are in the test
+TAUGHT = dict(window=0, curriculum="off", new_tokens=40, samples=1, prompts=32, baseline="none", entropy=0.0, lr=4e-3, steps=900)
+ALWAYS = dict(think_vocab=2048, max_thoughts=1, temperature=1.0, baseline="loo", beta=1.0, cups=3, swaps=10, idle=0.0,
               reread=0, text_grad="exact", answer_grad="on", curriculum="on", layers=1, width=64)
-MOST = dict(hide=1, gamma=1, entropy=1)
+MOST = dict(gamma=1, entropy=1)
 LEAST = dict(prompts=1, samples=1, prompt_tokens=1, new_tokens=1, steps=1, micro_batch=1, eval_every=1, warmup=1, swaps=1, layers=1,
-             width=8, max_thoughts=1, budget=0, window=0, reread=0, hide=0, seed=0, lr=0, think_lr=0, temperature=0.01, entropy=0,
+             width=8, max_thoughts=1, budget=0, window=0, reread=0, seed=0, lr=0, think_lr=0, temperature=0.01, entropy=0,
              gamma=0, think_cost=-1e3, think_prior=0, beta=0)
 
 
@@ -163,12 +166,14 @@ def resolve(args: argparse.Namespace) -> dict:
     settings = {f"approach {a['approach']}", f"data {'cups' if cups else 'text'}", f"model {a['model']}",
                 "a given text" if a["teacher"] is None else "own text"}
     settings |= {"thoughts that stay"} if a["approach"] != "next_token" else set()
+    settings |= {"approach stream on cups"} if a["approach"] == "stream" and cups else set()
     for flag, setting in ONLY.items():
         if flag in said and setting not in settings:
             raise ValueError(f"--{flag} means nothing here: it belongs to {setting}")
     if a["thoughts"] != "tokens" and {"think_vocab", "entropy"} & said:
         raise ValueError(f"--think_vocab and --entropy belong to --thoughts tokens, not to {a['thoughts']}")
-    a |= {k: v for k, v in DEFAULTS[a["approach"], "cups" if cups else "text"].items() if a[k] is None}
+    taught = TAUGHT if a["thinker"] else {}
+    a |= {k: v for k, v in (DEFAULTS[a["approach"], "cups" if cups else "text"] | taught).items() if a[k] is None}
     if a["approach"] == "next_token" and cups and a["max_thoughts"] is None:
         a["max_thoughts"] = a["swaps"] + 1  # one to go back with, then one for each move
     warmup, rows = 50 if a["model"] == "scratch" else 15, a["prompts"] * a["samples"]
@@ -227,6 +232,8 @@ def setup(a: dict, saved: dict | None):
         text_ids = Cups(a["cups"], idle=a["idle"]).text_ids if a["data"] == "cups" else None
         V = len(text_ids) if text_ids else Tokenizer().V
         model = GPT(Config(a["layers"], 2, a["width"], 256 if text_ids else 1024, V), text_ids)
+        if not a["window"]:  # with one, the last thought is always the same few keys away, and waves only slow the first stages
+            model.wave_positions()
     else:
         model = load(a["model"])
     data = open_data(a["data"], model.text_ids, a["cups"], a["idle"])
@@ -243,7 +250,7 @@ def setup(a: dict, saved: dict | None):
             raise ValueError(f"--teacher {a['teacher']} has another vocabulary than --model {a['model']}: it cannot judge its text")
     model = model.to(a["device"])
     rules = Rules(a["think"] if a["think_vocab"] else "never", a["max_thoughts"], a["budget"] if a["think_vocab"] else 0,
-                  a["window"] * (a["hide"] == 1), data.think_after if cups else None, a["approach"] != "next_token",
+                  a["window"], data.think_after if cups else None, a["approach"] != "next_token",
                   a["thoughts"] == "continuous", a["reread"])
     if cups and not rules.persist:  # nothing that is thought after a move would be there at the question
         rules.think_after = [data.id["?"]] if rules.think == "forced" else None
@@ -257,6 +264,21 @@ def setup(a: dict, saved: dict | None):
         p = give_rows(a, model, data, rules)
         print(f"{a['think_vocab']} thinking rows: p_think {p['mean']:.3f} (5-95 %: {p['p05']:.3f} to {p['p95']:.3f})")
     return model, teacher, data, rules
+
+
+def load_thinker(a: dict, model: GPT, rules: Rules) -> tuple[GPT, int] | None:
+    """--thinker: -> a trained model and the window that it has. Raises ValueError where it thinks by other rules than `model` is to."""
+    if a["thinker"] is None:
+        return None
+    if a["thoughts"] != "tokens":
+        raise ValueError(f"--thinker teaches thoughts that are tokens, not --thoughts {a['thoughts']}")
+    thinker = load(a["thinker"])
+    its = Rules(**read_weights(Path(a["thinker"])).get("rules", {"think": "never"}))
+    for name, own, other in (("--think_vocab", a["think_vocab"], thinker.config.think_vocab), ("--think", rules.think, its.think),
+                             ("--max_thoughts", rules.max_thoughts, its.max_thoughts), ("vocabulary", model.text_ids, thinker.text_ids)):
+        if own != other:
+            raise ValueError(f"--thinker {a['thinker']} has another {name} than this run" + f": {other}, not {own}" * (name[0] == "-"))
+    return thinker.to(a["device"]).requires_grad_(False), its.window
 
 
 def give_rows(a: dict, model: GPT, data, rules: Rules) -> dict[str, float]:
@@ -395,7 +417,10 @@ def main() -> None:
         else:
             a = resolve(args) | {"out": str(out)}
         out.mkdir(parents=True, exist_ok=True)
+        if any(a[k] and Path(a[k]).absolute().parent == out.absolute() for k in ("teacher", "thinker")):
+            raise ValueError(f"--teacher and --thinker must not lie in --out {out}, which this run writes to: choose another --out")
         model, teacher, data, rules = setup(a, saved)
+        thinker = load_thinker(a, model, rules)
         make_optimizer(a, model, saved)  # moments of another model? text too short? better now than after an hour
         take_text(a, data, 1, a["prompt_tokens"], 0, a["new_tokens"], None)
         data.batch(1, a["prompt_tokens"] + a["new_tokens"], 0, 0, "eval")
@@ -410,7 +435,7 @@ def main() -> None:
     try:
         if saved is None and RANK == 0:
             set_aside(out)
-        return train(a, saved, out, model, teacher, data, rules, ask_to_stop())
+        return train(a, saved, out, model, teacher, data, rules, thinker, ask_to_stop())
     except (OSError, FloatingPointError) as e:
         broken = str(e)
     sys.exit(f"train.py: {broken}; --resume goes on from the last checkpoint")  # by now the bar is gone, and has ended its line
@@ -527,12 +552,8 @@ def tell(model: GPT, cup: torch.Tensor):
     return told
 
 
-def rules_of_step(a: dict, model: GPT, rules: Rules, text: torch.Tensor, P: int, S: int, step: int, stage: int | None) -> Rules:
-    """The run's rules, without thoughts that this step can't use: what is known beforehand makes shorter rollouts.
-    With --hide a random share of steps has a window that the others, and the test, do not have: there thoughts are needed,
-    and so they are learnt, and here the model learns to listen to them although it sees everything."""
-    if a["hide"] < 1 and seeded(a["seed"], step, "hide").random() < a["hide"]:
-        rules = replace(rules, window=a["window"])
+def rules_of_step(model: GPT, rules: Rules, text: torch.Tensor, P: int, S: int, stage: int | None) -> Rules:
+    """The run's rules, without thoughts that this step can't use: what is known beforehand makes shorter rollouts."""
     if rules.think == "forced" and rules.persist and text.shape[1] == P + S:
         slots = int(rules.table(model)[text[:, P - 1:-1]].sum(1).max())  # all text is known, and so the number of thoughts
         return replace(rules, budget=min(rules.budget, slots * rules.max_thoughts))
@@ -549,7 +570,7 @@ def advantages(a: dict, ro: Rollout, r: torch.Tensor) -> tuple[torch.Tensor, int
     adv = advantage(returns, a["samples"], a["baseline"])
     spoken = ro.is_text & ~ro.given & (a["text_grad"] == "sampled")  # own text as a choice like any other
     felt = adv.gather(1, slot)[(ro.is_think | ro.gated | spoken)[:, ro.P:]]
-    if a["thoughts"] == "oracle":  # what is true is worth saying: -log g of the told thought, as in supervised learning
+    if a["thoughts"] == "oracle" or a["thinker"]:  # a thought that is told is worth saying: -log g, as in supervised learning
         return torch.ones_like(r), len(felt), returns
     return adv / (felt.std(correction=0) + FLOOR_STD) if len(felt) else adv, len(felt), returns
 
@@ -747,15 +768,16 @@ def look_and_save(journal: Journal, a: dict, state: dict, stopping: bool, model:
 
 
 def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | None, data, rules: Rules,
-          stop: list[int] | None = None) -> None:
-    """The algorithm. stop: see `ask_to_stop`."""
+          thinker: tuple[GPT, int] | None = None, stop: list[int] | None = None) -> None:
+    """The algorithm. thinker: see `load_thinker`; stop: see `ask_to_stop`."""
     G, thinking, dev, cups = a["samples"], a["thoughts"] == "tokens", model.device, isinstance(data, Cups)
     optimizer = make_optimizer(a, model, saved)
     # all that adapts while it runs, and so has to be in the checkpoint beside weights and optimizer
     state = {"step": 0, "stage": 1, "accuracy": 0.0, "in_stage": 0, "dead": 0, "skipped": 0, "in_a_row": 0,
              "end": a["steps"], "wanted": False, "born": 0, "attempt": 0}
     state |= saved["state"] if saved is not None else {}
-    sampler = torch.compile(model) if a["compile"] == "on" else model
+    actor, window = thinker or (model, rules.window)  # who thinks, and how far back it sees
+    sampler = torch.compile(actor) if a["compile"] == "on" else actor
     autocast = torch.autocast(dev.type, torch.bfloat16) if a["dtype"] == "bfloat16" else nullcontext()
     chief = RANK == 0  # writes the log, the checkpoint and the bar
     if saved is None and chief:  # before the log begins anew: at any moment the two belong to one run
@@ -773,17 +795,18 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
             text, pays, n, cup = contexts(a, sampler, data, rules, B, P, S, step, stage, offset)
 
         # 2. G rollouts each, no gradient, cached
-        now = rules_of_step(a, model, rules, text, P, S, step, stage)
+        now = rules_of_step(model, rules, text, P, S, stage)
         mine = slice(RANK * R // WORLD, (RANK + 1) * R // WORLD)  # of R rows: all, where there is one process
         u = luck_on_text(a["seed"], step, "rollout", now, R, S, dev).unflatten(1, (R, -1))[:, mine].flatten(1, 2)
         told = tell(model, cup[mine]) if a["thoughts"] == "oracle" else None
         with autocast:
-            ro = rollout(sampler, text[mine], P, S, now, u, a["temperature"], offset=offset, siblings=G, edit=told)
+            ro = rollout(sampler, text[mine], P, S, replace(now, window=window), u, a["temperature"], offset=offset, siblings=G,
+                         edit=told)
 
         # 3. score: the teacher sees the text closed up, as if no thought had been there
         with autocast:
             t_states = teacher_states(teacher, ro, G if a["siblings"] == "shared" else 1) if teacher is not None else None
-            r, hit = slot_rewards(model, ro, teacher, t_states, pays[mine] if pays is not None else None, a["beta"],
+            r, hit = slot_rewards(actor, ro, teacher, t_states, pays[mine] if pays is not None else None, a["beta"],
                                   a["text_grad"] == "sampled")
         r, hit, everyone = gather(r), gather(hit), gather_rollout(ro)
 

@@ -173,7 +173,7 @@ def test_sample_shows_thoughts(finished, monkeypatch, capsys):
     ["--approach", "next_token"], ["--approach", "next_token", "--think", "free"],
     ["--approach", "stream", "--max_thoughts", "2", "--micro_batch", "3"],
     ["--approach", "stream", "--thoughts", "continuous"], ["--approach", "next_token", "--thoughts", "continuous"],
-    ["--approach", "stream", "--thoughts", "oracle"], ["--approach", "stream", "--hide", "0.5", "--idle", "0.3", "--think", "free"],
+    ["--approach", "stream", "--thoughts", "oracle"], ["--approach", "stream", "--idle", "0.3", "--think", "free"],
 ], ids=" ".join)
 def test_two_steps_of_every_kind(argv, tmp_path, monkeypatch, capsys):
     """Every approach and kind of thought trains, is evaluated, and can be sampled from its checkpoint; a run that is at
@@ -267,3 +267,18 @@ def test_resume_equals_uninterrupted(tmp_path, monkeypatch, capsys):
     logs = [[{k: v for k, v in json.loads(x).items() if k != "seconds"} for x in (d / "metrics.jsonl").read_text().splitlines()]
             for d in (long, cut)]
     assert logs[0] == logs[1]
+
+
+def test_a_thinker_teaches_its_thoughts(finished, tmp_path, monkeypatch, capsys):
+    """Guards --thinker: a new model that sees everything learns from a windowed one's thoughts; what does not fit is refused
+    with one line: another vocabulary of thoughts, a folder that the run itself writes to, another approach."""
+    short = ["--approach", "stream", "--steps", "2", "--eval_every", "2", "--width", "8", "--think_vocab", "16", "--prompts", "2"]
+    assert run(train.main, [*short, "--samples", "2", "--out", tmp_path / "narrow"], monkeypatch, capsys)[0] == 0
+    taught = [*short, "--thinker", tmp_path / "narrow/ckpt.pt"]
+    code, said, err = run(train.main, [*taught, "--out", tmp_path / "full"], monkeypatch, capsys)
+    assert code == 0 and "what was learnt" in said, err
+    assert torch.load(tmp_path / "full/ckpt.pt", weights_only=True)["rules"]["window"] == 0
+    for argv, word in (([*taught[:-2], "--think_vocab", "9", *taught[-2:]], "think_vocab"), (["--thinker", "x"], "stream"),
+                       ([*taught, "--out", tmp_path / "narrow"], "another --out"), ([*taught, "--think", "free"], "--think")):
+        code, _, err = run(train.main, [*argv, *([] if "--out" in argv else ["--out", tmp_path / "no"])], monkeypatch, capsys)
+        assert code == 2 and word in err and err.count("\n") == 1, err

@@ -47,7 +47,7 @@ def test_siblings_stand_side_by_side(tiny):
 def test_a_thought_costs(tiny, uniforms):
     """Guards --think_cost: each thought takes its cost off its own slot, and off nothing else."""
     ro = rollout(tiny(), texts(), P, S, Rules("free", 2, 5), uniforms(S + 5, R))
-    _, felt, returns = advantages({"thoughts": "tokens", "text_grad": "exact", "think_cost": 0.5, "gamma": 0.0, "samples": R, "baseline": "none"}, ro, torch.zeros(R, S))
+    _, felt, returns = advantages({"thinker": None, "thoughts": "tokens", "text_grad": "exact", "think_cost": 0.5, "gamma": 0.0, "samples": R, "baseline": "none"}, ro, torch.zeros(R, S))
     wanted, chosen = torch.zeros(R, S), 0
     for row in range(R):
         spoken = 0
@@ -101,7 +101,7 @@ def test_the_end_of_a_curriculum():
 def test_own_text_as_a_choice(tiny, uniforms):
     """Guards --text_grad sampled: own text is chosen as thoughts are, and counts where what was chosen is counted."""
     ro = rollout(tiny(), texts()[:, :P], P, S, Rules("free", 2, 5), uniforms(S + 5, R))
-    a = {"thoughts": "tokens", "think_cost": 0.0, "gamma": 0.0, "samples": R, "baseline": "none"}
+    a = {"thinker": None, "thoughts": "tokens", "think_cost": 0.0, "gamma": 0.0, "samples": R, "baseline": "none"}
     felt = [advantages(a | {"text_grad": how}, ro, torch.zeros(R, S))[1] for how in ("exact", "sampled")]
     assert felt[0] == (ro.is_think | ro.gated).sum() and felt[1] == (ro.is_think | ro.is_text)[:, P:].sum() > felt[0]
 
@@ -150,25 +150,15 @@ def test_each_gradient_is_of_its_own_step(tmp_path, monkeypatch):
     assert [x["kind"] for x in lines] == ["eval", "step", "step", "step", "step", "eval"]
 
 
-def test_hide_gives_a_share_of_steps_the_window(tiny):
-    """Guards --hide: so many steps have the window, the others and the test see everything, and the choice is the seed's."""
-    a = settings("--hide", "0.3", "--window", "5")
-    text = texts(4, 10)
-    windows = [rules_of_step(a, tiny(), Rules("forced", 1, 8), text, 2, 8, step, None).window for step in range(300)]
-    assert set(windows) == {0, 5} and 0.2 < windows.count(5) / 300 < 0.4
-    assert windows == [rules_of_step(a, tiny(), Rules("forced", 1, 8), text, 2, 8, step, None).window for step in range(300)]
-    assert train.setup(a | {"out": ""}, None)[3].window == 0 and train.setup(a | {"hide": 1.0, "out": ""}, None)[3].window == 5
-
-
 def test_no_idle_thoughts(tiny):
     """Guards what a step leaves out: places for thoughts that no slot will hold; rereading, thoughts that would look back
     beyond the longest round of the stage."""
-    a, text = settings(), torch.tensor([[0, 1, 2, 1, 3, 1], [0, 1, 2, 2, 3, 1]])
+    text = torch.tensor([[0, 1, 2, 1, 3, 1], [0, 1, 2, 2, 3, 1]])
     rules = Rules("forced", 1, 5, think_after=[1])
-    assert rules_of_step(a, tiny(), rules, text, 2, 4, 0, None).budget == 2
-    assert rules_of_step(a, tiny(), Rules("free", 1, 5, think_after=[1]), text, 2, 4, 0, None).budget == 5
+    assert rules_of_step(tiny(), rules, text, 2, 4, None).budget == 2
+    assert rules_of_step(tiny(), Rules("free", 1, 5, think_after=[1]), text, 2, 4, None).budget == 5
     branch = Rules("forced", 4, 4, persist=False, reread=2)
-    assert [rules_of_step(a, tiny(), branch, text, 2, 4, 0, stage).max_thoughts for stage in (1, 2, 3, 9, None)] == [2, 3, 4, 4, 4]
+    assert [rules_of_step(tiny(), branch, text, 2, 4, stage).max_thoughts for stage in (1, 2, 3, 9, None)] == [2, 3, 4, 4, 4]
 
 
 def test_rows_that_are_there_are_kept(tmp_path):
