@@ -91,9 +91,9 @@ EXPERIMENTS = {
 
 def folder(experiment: Experiment, arm: str, seed: int) -> Path:
     """Where a run lives: a name made of all that it depends on, its base's flags included."""
-    flags, after = experiment.arms[arm].flags, experiment.arms[arm].after
-    base = experiment.arms[after].flags if after else ""
-    return OUT / "runs" / f"{hashlib.sha256(f'{base}|{flags}'.encode()).hexdigest()[:12]}_{seed}"
+    it = experiment.arms[arm]
+    base = f"{it.by} {experiment.arms[it.after].flags}" if it.after else ""
+    return OUT / "runs" / f"{hashlib.sha256(f'{base}|{it.flags}'.encode()).hexdigest()[:12]}_{seed}"
 
 
 def last_line(out: Path) -> dict | None:

@@ -26,9 +26,9 @@ from tqdm import tqdm
 
 from data import OPENING, Cups, open_data
 from evaluate import N_MAX, by_n, luck_on_text, story_set
-from model import GPT, load, read_weights
+from model import GPT
 from reward import slot_rewards, speaking_states
-from rollout import Rollout, Rules, rollout
+from rollout import Rollout, Rules, load_run, rollout
 from train import Parser
 
 LENGTHS = (1, 2, 3, 4, 6, 8, 10)  # moves of the rounds whose chains of thoughts are cut and rewritten
@@ -460,18 +460,10 @@ def main() -> None:
 
 def opened(path: Path) -> tuple[GPT, Rules, dict]:
     """A run's model, its rules and its settings. Raises ValueError, one line, where there is nothing to probe."""
-    if not path.exists():
-        raise ValueError(f"there is no {path} yet: make one with `python train.py --think_vocab 2048`")
-    saved = read_weights(path)
-    if not {"rules", "args"} <= saved.keys():
-        raise ValueError(f"{path} is a model, but not the checkpoint of a run of train.py, with its rules")
-    try:
-        model, rules = load(path), Rules(**saved["rules"])
-    except TypeError as e:
-        raise ValueError(f"{path} was made by another version of train.py ({e})") from e
+    model, rules, settings = load_run(path)
     if rules.think == "never" or not len(model.think):
         raise ValueError(f"{path} has no thoughts (--thoughts none): there is nothing to probe")
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), rules, saved["args"]
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), rules, settings
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ T = P + S + M places (branches: P + S + K * S), V text rows, N thinking rows, C 
 """
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from model import GPT, gate_logit, packed
+from model import GPT, gate_logit, load, packed, read_weights
 
 
 @dataclass
@@ -59,6 +60,19 @@ class Rules:
         if self.think_after is not None:
             table[self.think_after] = True
         return table
+
+
+def load_run(path: Path) -> tuple[GPT, Rules, dict]:
+    """A checkpoint of train.py -> its model, its rules and its settings. Raises ValueError, one line, for anything else."""
+    if not path.exists():
+        raise ValueError(f"there is no {path} yet: make one with `python train.py --think_vocab 2048`")
+    saved = read_weights(path)
+    if not {"rules", "args"} <= saved.keys():
+        raise ValueError(f"{path} is a model, but not the checkpoint of a run of train.py, with its rules")
+    try:
+        return load(path), Rules(**saved["rules"]), saved["args"]
+    except TypeError as e:
+        raise ValueError(f"{path} was made by another version of train.py ({e})") from e
 
 
 @dataclass

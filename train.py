@@ -35,7 +35,7 @@ from data import OPENING, Batch, Cups, TextFile, check_path, open_data, seeded
 from evaluate import N_MAX, evaluate, luck_on_text, uniforms
 from model import GPT, PICO, SIZES, Config, as_checkpoint, load, read_weights, save
 from reward import advantage, returns_to_go, rollout_loss, sibling_spread, slot_rewards, teacher_states
-from rollout import Rollout, Rules, rollout, states, visible_text
+from rollout import Rollout, Rules, load_run, rollout, states, visible_text
 from tokenizer import Tokenizer, html_page
 
 WORLD, RANK = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))  # torchrun says so: processes, and which
@@ -121,7 +121,8 @@ ONLY = {  # flags that mean something in one setting alone; anywhere else they a
     "teacher": "approach teacher", "beta": "approach teacher", "text_grad": "approach teacher",
     "siblings": "approach teacher", "gamma": "thoughts that stay", "budget": "thoughts that stay",
     "answer_grad": "a given text", "curriculum": "data cups", "reread": "approach next_token",
-    "thinker": "approach stream on cups", "layers": "model scratch", "width": "model scratch", "cups": "data cups", "swaps": "data cups", "idle": "data cups",
+    "layers": "model scratch", "width": "model scratch", "cups": "data cups", "swaps": "data cups", "idle": "data cups",
+    "thinker": "approach stream with tokens on cups",
 }
 ON_CUPS = dict(think="forced", window=5, lr=2e-3, think_lr=2e-3, samples=8, entropy=0.25, gamma=0.9, think_cost=0.0,
                prompts=32, prompt_tokens=17, think_prior=0.5)
@@ -166,7 +167,7 @@ def resolve(args: argparse.Namespace) -> dict:
     settings = {f"approach {a['approach']}", f"data {'cups' if cups else 'text'}", f"model {a['model']}",
                 "a given text" if a["teacher"] is None else "own text"}
     settings |= {"thoughts that stay"} if a["approach"] != "next_token" else set()
-    settings |= {"approach stream on cups"} if a["approach"] == "stream" and cups else set()
+    settings |= {ONLY["thinker"]} if a["approach"] == "stream" and a["thoughts"] == "tokens" and cups else set()
     for flag, setting in ONLY.items():
         if flag in said and setting not in settings:
             raise ValueError(f"--{flag} means nothing here: it belongs to {setting}")
@@ -232,7 +233,7 @@ def setup(a: dict, saved: dict | None):
         text_ids = Cups(a["cups"], idle=a["idle"]).text_ids if a["data"] == "cups" else None
         V = len(text_ids) if text_ids else Tokenizer().V
         model = GPT(Config(a["layers"], 2, a["width"], 256 if text_ids else 1024, V), text_ids)
-        if not a["window"]:  # with one, the last thought is always the same few keys away, and waves only slow the first stages
+        if not a["window"]:  # with one they made `stream` slower, or stuck (README)
             model.wave_positions()
     else:
         model = load(a["model"])
@@ -267,13 +268,10 @@ def setup(a: dict, saved: dict | None):
 
 
 def load_thinker(a: dict, model: GPT, rules: Rules) -> tuple[GPT, int] | None:
-    """--thinker: -> a trained model and the window that it has. Raises ValueError where it thinks by other rules than `model` is to."""
+    """--thinker: -> a trained model and the window that it has. Raises ValueError where it thinks by other rules than `model`."""
     if a["thinker"] is None:
         return None
-    if a["thoughts"] != "tokens":
-        raise ValueError(f"--thinker teaches thoughts that are tokens, not --thoughts {a['thoughts']}")
-    thinker = load(a["thinker"])
-    its = Rules(**read_weights(Path(a["thinker"])).get("rules", {"think": "never"}))
+    thinker, its, _ = load_run(Path(a["thinker"]))
     for name, own, other in (("--think_vocab", a["think_vocab"], thinker.config.think_vocab), ("--think", rules.think, its.think),
                              ("--max_thoughts", rules.max_thoughts, its.max_thoughts), ("vocabulary", model.text_ids, thinker.text_ids)):
         if own != other:
@@ -417,8 +415,8 @@ def main() -> None:
         else:
             a = resolve(args) | {"out": str(out)}
         out.mkdir(parents=True, exist_ok=True)
-        if any(a[k] and Path(a[k]).absolute().parent == out.absolute() for k in ("teacher", "thinker")):
-            raise ValueError(f"--teacher and --thinker must not lie in --out {out}, which this run writes to: choose another --out")
+        if any(a[k] and Path(a[k]).resolve() == (out / "ckpt.pt").resolve() for k in ("teacher", "thinker")):
+            raise ValueError(f"{out}/ckpt.pt is judge or thinker of this run, which would write over it: choose another --out")
         model, teacher, data, rules = setup(a, saved)
         thinker = load_thinker(a, model, rules)
         make_optimizer(a, model, saved)  # moments of another model? text too short? better now than after an hour
@@ -730,6 +728,12 @@ def set_aside(out: Path) -> None:
     print(f"{out}/ held a run already (--resume would have gone on with it): it is now in {old}/", flush=True)
 
 
+def first_state(a: dict) -> dict:
+    """All that adapts while a run goes on, and so has to be in the checkpoint beside weights and optimizer."""
+    return {"step": 0, "stage": 1, "accuracy": 0.0, "in_stage": 0, "dead": 0, "skipped": 0, "in_a_row": 0,
+            "end": a["steps"], "wanted": False, "born": 0, "attempt": 0}
+
+
 def notice_dead(state: dict, dead: bool) -> None:
     """Say, once for each time that it begins, that nothing is learnt."""
     state["dead"] = state["dead"] + 1 if dead else 0
@@ -772,10 +776,7 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
     """The algorithm. thinker: see `load_thinker`; stop: see `ask_to_stop`."""
     G, thinking, dev, cups = a["samples"], a["thoughts"] == "tokens", model.device, isinstance(data, Cups)
     optimizer = make_optimizer(a, model, saved)
-    # all that adapts while it runs, and so has to be in the checkpoint beside weights and optimizer
-    state = {"step": 0, "stage": 1, "accuracy": 0.0, "in_stage": 0, "dead": 0, "skipped": 0, "in_a_row": 0,
-             "end": a["steps"], "wanted": False, "born": 0, "attempt": 0}
-    state |= saved["state"] if saved is not None else {}
+    state = first_state(a) | (saved["state"] if saved is not None else {})
     actor, window = thinker or (model, rules.window)  # who thinks, and how far back it sees
     sampler = torch.compile(actor) if a["compile"] == "on" else actor
     autocast = torch.autocast(dev.type, torch.bfloat16) if a["dtype"] == "bfloat16" else nullcontext()

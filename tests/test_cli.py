@@ -269,15 +269,21 @@ def test_resume_equals_uninterrupted(tmp_path, monkeypatch, capsys):
     assert logs[0] == logs[1]
 
 
-def test_a_thinker_teaches_its_thoughts(finished, tmp_path, monkeypatch, capsys):
+def test_a_thinker_teaches_its_thoughts(tmp_path, monkeypatch, capsys):
     """Guards --thinker: a new model that sees everything learns from a windowed one's thoughts; what does not fit is refused
     with one line: another vocabulary of thoughts, a folder that the run itself writes to, another approach."""
     short = ["--approach", "stream", "--steps", "2", "--eval_every", "2", "--width", "8", "--think_vocab", "16", "--prompts", "2"]
     assert run(train.main, [*short, "--samples", "2", "--out", tmp_path / "narrow"], monkeypatch, capsys)[0] == 0
-    taught = [*short, "--thinker", tmp_path / "narrow/ckpt.pt"]
+    taught, thinks, learns = [*short, "--thinker", tmp_path / "narrow/ckpt.pt"], [], []
+    rollout, states = train.rollout, train.states
+    monkeypatch.setattr(train, "rollout", lambda model, text, P, S, rules, *a, **k: thinks.append((model.think, rules.window))
+                        or rollout(model, text, P, S, rules, *a, **k))
+    monkeypatch.setattr(train, "states", lambda model, ro, rules, *a: learns.append(rules.window) or states(model, ro, rules, *a))
     code, said, err = run(train.main, [*taught, "--out", tmp_path / "full"], monkeypatch, capsys)
     assert code == 0 and "what was learnt" in said, err
     assert torch.load(tmp_path / "full/ckpt.pt", weights_only=True)["rules"]["window"] == 0
+    narrow = torch.load(tmp_path / "narrow/ckpt.pt", weights_only=True)["model"]["think"]
+    assert len(thinks) == 2 and all(torch.equal(rows, narrow) and window == 5 for rows, window in thinks) and learns == [0, 0]
     for argv, word in (([*taught[:-2], "--think_vocab", "9", *taught[-2:]], "think_vocab"), (["--thinker", "x"], "stream"),
                        ([*taught, "--out", tmp_path / "narrow"], "another --out"), ([*taught, "--think", "free"], "--think")):
         code, _, err = run(train.main, [*argv, *([] if "--out" in argv else ["--out", tmp_path / "no"])], monkeypatch, capsys)
