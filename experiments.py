@@ -59,7 +59,7 @@ EXPERIMENTS = {
          "oracle, window": Arm(f"{STREAM} --thoughts oracle --steps 600", 60),
          "filler, window": Arm(f"{STREAM} --thoughts filler", 130),
          "none, window": Arm(f"{STREAM} --thoughts none", 100),
-         "tokens, full": Arm(TOKENS, 60, "tokens, window", "--thinker"),
+         "tokens, full": Arm(TOKENS, 90, "tokens, window", "--thinker"),
          "continuous, full": Arm(f"{STREAM} --thoughts continuous --window 0 --steps 2400", 240),
          "oracle, full": Arm(f"{STREAM} --thoughts oracle --window 0 --steps 600", 60),
          "filler, full": Arm(f"{STREAM} --thoughts filler --window 0 --steps 4800", 390),

@@ -90,7 +90,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--temperature", type=float, help="of sampling; 1 is on-policy")
     p.add_argument("--micro_batch", type=int, help="rows in one gradient forward: less memory, same gradient")
     # learning
-    p.add_argument("--steps", type=int, help="updates (cups: 1500, stream 1600 at the most; text: 1000)")
+    p.add_argument("--steps", type=int, help="updates (cups: 1500, stream at most 1600, anew where it begins again; text: 1000)")
     p.add_argument("--lr", type=float, help="learning rate of GPT-2's own parameters")
     p.add_argument("--think_lr", type=float, help="learning rate of the thinking rows")
     p.add_argument("--warmup", type=int, help="steps in which the learning rates rise (15; 50 from scratch)")
@@ -137,7 +137,7 @@ DEFAULTS = {
 }
 # the thoughts of a --thinker mean something from the start: nothing is explored, so no siblings, no bonus, no stages, and a
 # learning rate as in supervised learning; stories are as long as they are in the test
-TAUGHT = dict(window=0, curriculum="off", new_tokens=40, samples=1, prompts=32, baseline="none", entropy=0.0, lr=4e-3, steps=900)
+TAUGHT = dict(window=0, curriculum="off", new_tokens=40, samples=1, prompts=32, baseline="none", entropy=0.0, lr=4e-3, steps=1500)
 ALWAYS = dict(think_vocab=2048, max_thoughts=1, temperature=1.0, baseline="loo", beta=1.0, cups=3, swaps=10, idle=0.0,
               reread=0, text_grad="exact", answer_grad="on", curriculum="on", layers=1, width=64)
 MOST = dict(gamma=1, entropy=1)
@@ -489,7 +489,10 @@ def advance(state: dict, right: torch.Tensor, last: int) -> None:
 
 def begin_again(a: dict, model: GPT, optimizer: torch.optim.Optimizer, state: dict) -> None:
     """Throw the weights away and start with other ones, at stage 1. Now and then a seed of `stream` comes by a code in which some
-    states share their thoughts; it creeps out of that in 1,000 steps or never, and a fresh start takes 600."""
+    states share their thoughts; it creeps out of that in 1,000 steps or never, and a fresh start takes 600. It gets as many steps
+    as the first one had, but both together no more than twice as many: some worlds are too hard for every start."""
+    if not state["wanted"]:
+        state["end"] = min(state["step"] + a["steps"], 2 * a["steps"])
     state |= {"stage": 1, "accuracy": 0.0, "in_stage": 0, "born": state["step"], "attempt": state["attempt"] + 1}
     tqdm.write(f"step {state['step']}: this stage has taken {PATIENCE} steps, so it begins again with other luck")
     fresh = setup(a | {"seed": a["seed"] + 10_000 * state["attempt"]}, None)[0]

@@ -211,7 +211,7 @@ def test_a_stage_that_does_not_end_begins_again(tmp_path, monkeypatch):
     def spy(a, model, optimizer, state):
         real(a, model, optimizer, state)
         fresh = train.setup(a | {"seed": a["seed"] + 10_000 * state["attempt"]}, None)[0]
-        begun.append((state["step"], all(torch.equal(p, q) for p, q in zip(model.parameters(), fresh.parameters()))))
+        begun.append((state["step"], state["end"], all(torch.equal(p, q) for p, q in zip(model.parameters(), fresh.parameters()))))
 
     def three_stages(state, right, last):  # four steps in stage 2, again stage 1, then the last one and all right
         state["in_stage"] += 1
@@ -222,6 +222,6 @@ def test_a_stage_that_does_not_end_begins_again(tmp_path, monkeypatch):
     saved = train.whole_run(a, model, rules, {"step": 0, "stage": 2, "accuracy": 0.0, "in_stage": 0, "dead": 0, "skipped": 0, "in_a_row": 0,
                                               "end": 9, "born": 0, "attempt": 0}, train.make_optimizer(a, model, None))
     train.train(a | {"swaps": 3}, saved, tmp_path, model, teacher, data, rules)
-    assert begun == [(4, True)]
+    assert begun == [(4, 4 + 9, True)]  # with steps of its own
     steps = [json.loads(x)["stage"] for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == [2, 2, 2, 1, 3, 3, 3]  # in the sixth step it is in the last stage, and one more is left
