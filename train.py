@@ -489,8 +489,8 @@ def advance(state: dict, right: torch.Tensor, last: int) -> None:
 
 def begin_again(a: dict, model: GPT, optimizer: torch.optim.Optimizer, state: dict) -> None:
     """Throw the weights away and start with other ones, at stage 1. Now and then a seed of `stream` comes by a code in which some
-    states share their thoughts; it creeps out of that in 1,000 steps or never, and a fresh start takes 600. It gets as many steps
-    as the first one had, but both together no more than twice as many: some worlds are too hard for every start."""
+    states share their thoughts; it creeps out of that in 1,000 steps or never, and a fresh start takes 600. It gets
+    --steps of its own, but all starts together no more than twice that: some worlds are too hard for every start."""
     if not state["wanted"]:
         state["end"] = min(state["step"] + a["steps"], 2 * a["steps"])
     state |= {"stage": 1, "accuracy": 0.0, "in_stage": 0, "born": state["step"], "attempt": state["attempt"] + 1}
