@@ -20,8 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
+from data import OPENING
+from rollout import load_run, visible
 from train import Parser
 
 ROOT = Path(__file__).resolve().parent
@@ -49,22 +52,24 @@ class Experiment:
 
 STREAM = "--approach stream"
 TOKENS = f"{STREAM} --think_vocab 2048"
+AS_TAUGHT = "--window 0 --curriculum off --new_tokens 40 --samples 1 --prompts 32 --baseline none --lr 4e-3 --steps 1500"  # as --thinker sets
 EXPERIMENTS = {
     "channel": Experiment(
         "What does a channel of one thought a move carry, as an id, as a vector, as the truth, as nothing?",
         "With a window, ids, vectors and the truth reach 100 % at n = 10 and hold at n = 30; filler and none stay near chance. "
         "With full attention vectors reach 99 % at n = 10 and fall at n = 30; filler and none creep up to n = 4.",
-        {"tokens, window": Arm(TOKENS, 160),
+        {"tokens, window": Arm(TOKENS, 100),
          "continuous, window": Arm(f"{STREAM} --thoughts continuous --steps 600", 60),
          "oracle, window": Arm(f"{STREAM} --thoughts oracle --steps 600", 60),
-         "filler, window": Arm(f"{STREAM} --thoughts filler", 130),
-         "none, window": Arm(f"{STREAM} --thoughts none", 100),
+         "filler, window": Arm(f"{STREAM} --thoughts filler --steps 1100", 90),
+         "none, window": Arm(f"{STREAM} --thoughts none --steps 1450", 90),
          "tokens, full": Arm(TOKENS, 90, "tokens, window", "--thinker"),
-         "continuous, full": Arm(f"{STREAM} --thoughts continuous --window 0 --steps 2400", 240),
-         "oracle, full": Arm(f"{STREAM} --thoughts oracle --window 0 --steps 600", 60),
-         "filler, full": Arm(f"{STREAM} --thoughts filler --window 0 --steps 4800", 390),
-         "none, full": Arm(f"{STREAM} --thoughts none --window 0 --steps 6000", 360),
-         "none, full, 4 layers": Arm(f"{STREAM} --thoughts none --window 0 --layers 4 --steps 3000", 480)}),
+         "continuous, full": Arm(f"{STREAM} --thoughts continuous", 70, "continuous, window", "--thinker"),
+         "oracle, full": Arm(f"{STREAM} --thoughts oracle {AS_TAUGHT}", 80),
+         # the controls have as much time as tokens with full attention have, its thinker's included
+         "filler, full": Arm(f"{STREAM} --thoughts filler --window 0 --steps 2200", 180),
+         "none, full": Arm(f"{STREAM} --thoughts none --window 0 --steps 3000", 180),
+         "none, full, 4 layers": Arm(f"{STREAM} --thoughts none --window 0 --layers 4 --steps 1150", 180)}),
     "waterfall": Experiment(
         "Which parts of the recipe does it need?",
         "Without the window, without the curriculum, or without siblings as a baseline nothing is learnt beyond n = 3. Without the "
@@ -148,6 +153,21 @@ def interval(values: list[float]) -> tuple[float, float]:
     return float(x.mean()), float(T95[min(len(x) - 2, len(T95) - 1)] * x.std(ddof=1) / len(x) ** 0.5)
 
 
+def mflop(checkpoint: Path, end: dict, n: int = 10) -> tuple[float, float]:
+    """Millions of multiplications and additions for one story of one round of n moves, up to its answer: in the blocks (matrix
+    products of each place, and each pair of places where one sees the other), and in the heads (N logits a thought that is
+    chosen among several, V for the answer). end: an evaluation, which says how often a model thinks that may choose."""
+    model, rules, _ = load_run(checkpoint)
+    c, thoughts = model.config, 0 if rules.think == "never" else round(end.get("thoughts_by_n", [n] * n)[n - 1])
+    story = [False] * OPENING + [x for i in range(n) for x in ([False, True, False] if i < thoughts else [False, False])] + [False] * 2
+    is_think = torch.tensor([story])  # after each move a thought, then a comma or the dot; " Where" and "?"
+    T = len(story)
+    pairs = T * (T + 1) // 2 if not rules.window else int(visible(is_think, rules.window).sum())
+    blocks = c.n_layer * (24 * c.n_embd ** 2 * T + 4 * c.n_embd * pairs)
+    heads = 2 * c.n_embd * (c.vocab_size + thoughts * c.think_vocab * (c.think_vocab > 1))
+    return blocks / 1e6, heads / 1e6
+
+
 def collect(name: str, seeds: int) -> dict:
     """What figures/NAME.json holds: question, prediction, and for each arm its command and what each seed ended with."""
     experiment = EXPERIMENTS[name]
@@ -156,19 +176,22 @@ def collect(name: str, seeds: int) -> dict:
     for arm, spec in experiment.arms.items():
         ends = [last_line(folder(experiment, arm, s)) for s in range(seeds)]
         arms[arm] = {"command": f"python train.py {spec.flags}" + (f" {spec.by} <{spec.after}>/ckpt.pt" if spec.after else ""),
+                     "mflop": mflop(folder(experiment, arm, 0) / "ckpt.pt", ends[0]),
                      "seeds": [{k: end[k] for k in keep if k in end} for end in ends]}
     return {"question": experiment.question, "prediction": experiment.prediction,
             "command": f"python experiments.py {name} --seeds {seeds}", "arms": arms}
 
 
 def table(result: dict) -> str:
-    """Markdown: per cent right by n, mean and 95 % interval over seeds."""
-    lines = ["| arm | " + " | ".join(f"n = {n}" for n in SHOWN) + " | seconds |", "|---" * (len(SHOWN) + 2) + "|"]
+    """Markdown: per cent right by n, mean and 95 % interval over seeds; MFLOP of a story of n = 10 (see `mflop`)."""
+    lines = ["| arm | " + " | ".join(f"n = {n}" for n in SHOWN) + " | blocks, MFLOP | heads, MFLOP | seconds |",
+             "|---" * (len(SHOWN) + 4) + "|"]
     for arm, found in result["arms"].items():
         cells = []
         for n in SHOWN:
             mean, half = interval([100 * s["accuracy_by_n"][n - 1] for s in found["seeds"]])
             cells.append(f"{mean:.0f}" + (f" ± {half:.0f}" if half == half else ""))
+        cells += [f"{x:.2f}" for x in found["mflop"]]
         lines.append(f"| {arm} | " + " | ".join(cells) + f" | {np.mean([s['seconds'] for s in found['seeds']]):.0f} |")
     return "\n".join(lines)
 

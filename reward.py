@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from model import GPT, unembed
-from rollout import Rollout, action_logp
+from rollout import Rollout, action_logp, fed_back
 
 FLOOR = 0.02  # share of the uniform in the teacher: else one token that it rules out makes every advantage an outlier
 ENTROPY_WEIGHT, ENTROPY_GAIN = 0.05, 0.7  # price of a nat at the target, and how steeply it rises below
@@ -185,6 +185,12 @@ def rollout_loss(model: GPT, h: Tensor, ro: Rollout, adv: Tensor, weight: Tensor
             value, stat = _Pieces.apply(left[where], wte, rows, model.think_offset, loss, [ids - (V - len(wte)), *others])
             total, entropy = total + value, entropy + stat
     return total, entropy.item()
+
+
+def imitation(h: Tensor, ro: Rollout, lent: Tensor) -> Tensor:  # [R, T, C] x 2 -> []
+    """Continuous thoughts learnt as another model's: h, this model's states; lent, what stood as thoughts (`fed_back` of the
+    other's). Squared distance of what would be fed back, a mean over C, summed over thoughts."""
+    return (fed_back(h, ro) - lent)[ro.is_think].square().mean(-1).sum()
 
 
 def entropy_price(H: Tensor, target: float) -> Tensor:  # [n], nats -> [n]

@@ -398,15 +398,21 @@ def layout(ro: Rollout, rules: Rules, offset: int = 0) -> tuple[Tensor, Tensor |
     return positions + offset, mask
 
 
-def states(model: GPT, ro: Rollout, rules: Rules, offset: int = 0) -> Tensor:  # -> [R, T, C]
+def fed_back(h: Tensor, ro: Rollout) -> Tensor:  # [R, T, C] -> [R, T, C]
+    """The state before each place: what is fed into it where it is a continuous thought."""
+    return h.gather(1, ro.left.unsqueeze(-1).expand_as(h))
+
+
+def states(model: GPT, ro: Rollout, rules: Rules, offset: int = 0, told: Tensor | None = None) -> Tensor:  # -> [R, T, C]
     """The hidden states of a rollout, with gradient: one forward over its ids.
 
     Continuous thoughts are no ids, and each needs the state before it: one forward for each place with thoughts (for each
-    step of all branches), over a cache that autograd follows back through every thought.
+    step of all branches), over a cache that autograd follows back through every thought. told [R, T, C]: what is fed back
+    where thoughts stand, instead of own states; as it is all there, one forward is enough again.
     """
     positions, mask = layout(ro, rules, offset)
-    if not rules.continuous:
-        return model(ro.ids, positions, mask)
+    if not rules.continuous or told is not None:
+        return model(ro.ids, positions, mask, fed=told)
     R, T = ro.ids.shape
     mask = explicit(mask, T, ro.ids.device)
     L, S = ro.text.shape[1], ro.text.shape[1] - ro.P

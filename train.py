@@ -34,8 +34,8 @@ from tqdm import tqdm
 from data import OPENING, Batch, Cups, TextFile, check_path, open_data, seeded
 from evaluate import N_MAX, evaluate, luck_on_text, uniforms
 from model import GPT, PICO, SIZES, Config, as_checkpoint, load, read_weights, save
-from reward import advantage, returns_to_go, rollout_loss, sibling_spread, slot_rewards, teacher_states
-from rollout import Rollout, Rules, load_run, rollout, states, visible_text
+from reward import advantage, imitation, returns_to_go, rollout_loss, sibling_spread, slot_rewards, teacher_states
+from rollout import Rollout, Rules, fed_back, load_run, rollout, states, visible_text
 from tokenizer import Tokenizer, html_page
 
 WORLD, RANK = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))  # torchrun says so: processes, and which
@@ -122,7 +122,7 @@ ONLY = {  # flags that mean something in one setting alone; anywhere else they a
     "siblings": "approach teacher", "gamma": "thoughts that stay", "budget": "thoughts that stay",
     "answer_grad": "a given text", "curriculum": "data cups", "reread": "approach next_token",
     "layers": "model scratch", "width": "model scratch", "cups": "data cups", "swaps": "data cups", "idle": "data cups",
-    "thinker": "approach stream with tokens on cups",
+    "thinker": "approach stream with tokens or continuous thoughts on cups",
 }
 ON_CUPS = dict(think="forced", window=5, lr=2e-3, think_lr=2e-3, samples=8, entropy=0.25, gamma=0.9, think_cost=0.0,
                prompts=32, prompt_tokens=17, think_prior=0.5)
@@ -167,7 +167,7 @@ def resolve(args: argparse.Namespace) -> dict:
     settings = {f"approach {a['approach']}", f"data {'cups' if cups else 'text'}", f"model {a['model']}",
                 "a given text" if a["teacher"] is None else "own text"}
     settings |= {"thoughts that stay"} if a["approach"] != "next_token" else set()
-    settings |= {ONLY["thinker"]} if a["approach"] == "stream" and a["thoughts"] == "tokens" and cups else set()
+    settings |= {ONLY["thinker"]} if a["approach"] == "stream" and a["thoughts"] in ("tokens", "continuous") and cups else set()
     for flag, setting in ONLY.items():
         if flag in said and setting not in settings:
             raise ValueError(f"--{flag} means nothing here: it belongs to {setting}")
@@ -272,7 +272,8 @@ def load_thinker(a: dict, model: GPT, rules: Rules) -> tuple[GPT, int] | None:
     if a["thinker"] is None:
         return None
     thinker, its, _ = load_run(Path(a["thinker"]))
-    for name, own, other in (("--think_vocab", a["think_vocab"], thinker.config.think_vocab), ("--think", rules.think, its.think),
+    for name, own, other in (("kind of thoughts", rules.continuous, its.continuous),
+                             ("--think_vocab", a["think_vocab"], thinker.config.think_vocab), ("--think", rules.think, its.think),
                              ("--max_thoughts", rules.max_thoughts, its.max_thoughts), ("vocabulary", model.text_ids, thinker.text_ids)):
         if own != other:
             raise ValueError(f"--thinker {a['thinker']} has another {name} than this run" + f": {other}, not {own}" * (name[0] == "-"))
@@ -593,9 +594,11 @@ def gradient_pass(a: dict, model: GPT, teacher: GPT | None, ro: Rollout, adv: to
     for i in range(0, len(ro.ids), a["micro_batch"]):
         part = ro.rows(i, i + a["micro_batch"])
         adv_i, weight_i, t_i = (x[i:i + a["micro_batch"]] if x is not None else None for x in (adv, weight, t_states))
+        lent = fed_back(part.h, part) if a["thinker"] and rules.continuous else None  # the thinker's vectors
         with autocast:
-            loss, H = rollout_loss(model, states(model, part, rules, offset), part, adv_i, weight_i, scale, teacher, t_i,
-                                   a["beta"], a["text_grad"] == "sampled")
+            h = states(model, part, rules, offset, lent)
+            loss, H = rollout_loss(model, h, part, adv_i, weight_i, scale, teacher, t_i, a["beta"], a["text_grad"] == "sampled")
+            loss = loss + scale["policy"] * imitation(h, part, lent) if lent is not None else loss
         loss.backward()
         loss_sum, entropy = loss_sum + loss.item(), entropy + H
     return loss_sum, entropy

@@ -283,8 +283,18 @@ def test_a_thinker_teaches_its_thoughts(tmp_path, monkeypatch, capsys):
     assert code == 0 and "what was learnt" in said, err
     assert torch.load(tmp_path / "full/ckpt.pt", weights_only=True)["rules"]["window"] == 0
     narrow = torch.load(tmp_path / "narrow/ckpt.pt", weights_only=True)["model"]["think"]
+    kind, drawn, imitation = ["--thoughts", "continuous"], [], train.imitation
+    monkeypatch.setattr(train, "imitation", lambda h, ro, lent: drawn.append(imitation(h, ro, lent).detach() / ro.is_think.sum())
+                        or imitation(h, ro, lent))
+    plain = [x for x in short if x not in ("--think_vocab", "16")]
+    assert run(train.main, [*plain, *kind, "--out", tmp_path / "vectors"], monkeypatch, capsys)[0] == 0 and not drawn
+    code, _, err = run(train.main, [*plain, *kind, "--lr", "0.01", "--warmup", "1", "--steps", "40", "--thinker", tmp_path / "vectors/ckpt.pt",
+                                    "--out", tmp_path / "vectors2"], monkeypatch, capsys)
+    assert code == 0 and len(drawn) == 40 and sum(drawn[-5:]) < 0.7 * sum(drawn[:5]), err
+    thinks, learns = thinks[:2], learns[:2]
     assert len(thinks) == 2 and all(torch.equal(rows, narrow) and window == 5 for rows, window in thinks) and learns == [0, 0]
     for argv, word in (([*taught[:-2], "--think_vocab", "9", *taught[-2:]], "think_vocab"), (["--thinker", "x"], "stream"),
+                       ([*plain, *kind, "--thinker", tmp_path / "narrow/ckpt.pt"], "kind of thoughts"),
                        ([*taught, "--out", tmp_path / "narrow"], "another --out"), ([*taught, "--think", "free"], "--think")):
         code, _, err = run(train.main, [*argv, *([] if "--out" in argv else ["--out", tmp_path / "no"])], monkeypatch, capsys)
         assert code == 2 and word in err and err.count("\n") == 1, err

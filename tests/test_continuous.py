@@ -2,7 +2,8 @@
 import pytest
 import torch
 
-from rollout import Rules, rollout, states
+from reward import imitation
+from rollout import Rules, fed_back, rollout, states
 
 R, P, S, V = 3, 3, 6, 11
 AFTER = [1, 4, 6, 9]
@@ -12,12 +13,12 @@ def texts(length=P + S, seed=1):
     return torch.randint(V, (R, length), generator=torch.Generator().manual_seed(seed))
 
 
-def naive_states(model, ids, seen, position):
+def naive_states(model, ids, seen, position, lent=None):
     """One row, place by place, without a cache: the whole prefix anew for each place, and a thought's input is the state
-    that was computed one place earlier. ids [n], seen(q, k) -> bool, position(i) -> [n, C]."""
+    that was computed one place earlier, or lent[i]. ids [n], seen(q, k) -> bool, position(i) -> [n, C]."""
     inputs, hs = [], []
     for i, token in enumerate(ids):
-        x = hs[-1] if token >= V else model.wte.weight[token]
+        x = (hs[-1] if lent is None else lent[i]) if token >= V else model.wte.weight[token]
         inputs.append(x + model.wpe.weight[position(i)])
         mask = torch.tensor([[seen(q, k) for k in range(i + 1)] for q in range(i + 1)])
         x = torch.stack(inputs)[None]
@@ -84,3 +85,21 @@ def test_branches(tiny, think):
             ids = ro.text[r, :P + s].tolist() + [V] * n
             alone = naive_states(model, ids, lambda q, k: k <= q, lambda i: i)
             assert (h[r, ro.left[r, P + s]] - alone[-1]).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("K", [1, 2])
+def test_lent_thoughts(tiny, uniforms, K):
+    """Guards --thinker: another model reads the thinker's vectors, under a mask of its own, as a loop place by place would, and is
+    drawn to them by the squared distance of its own; a model that lends to itself is where it should be."""
+    thinker, model, rules = tiny(N=1), tiny(N=1, seed=5), Rules("forced", K, 5, 3, AFTER, continuous=True)
+    ro = rollout(thinker, texts(), P, S, rules, uniforms(S + 5, R), offset=2)
+    lent = fed_back(ro.h, ro)
+    itself = states(thinker, ro, rules, 2, lent)
+    assert (itself - ro.h)[:, :-1][(ro.is_think | ro.is_text)[:, :-1]].abs().max() < 1e-9 and imitation(itself, ro, lent) < 1e-12
+    wide = Rules("forced", K, 5, 0, AFTER, continuous=True)
+    h, distance = states(model, ro, wide, 2, lent), 0.0
+    for r, ids in enumerate(ro.kept()):
+        naive = naive_states(model, ids, see(wide, ids), lambda i: i + 2, lent[r])
+        assert (h[r, :len(ids)] - naive).abs().max() < 1e-9
+        distance = distance + sum(((naive[i - 1] - ro.h[r, i - 1]) ** 2).mean() for i, token in enumerate(ids) if token >= V)
+    assert ro.is_think.any() and (imitation(h, ro, lent) - distance).abs() < 1e-9

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 import experiments
-from experiments import Arm, Experiment, folder, interval, table
+from experiments import Arm, Experiment, folder, interval, mflop, table
 
 SHORT = "--approach stream --steps 2 --eval_every 2 --new_tokens 8 --prompts 2 --width 8"
 
@@ -54,5 +54,22 @@ def test_intervals_and_table_by_hand():
     mean, half = interval([5.0])
     assert mean == 5.0 and half != half
     seeds = [{"accuracy_by_n": [a] * 30, "seconds": 10} for a in (0.5, 0.7)]
-    row = table({"arms": {"x": {"seeds": seeds}}}).splitlines()[2]
-    assert row.startswith("| x | 60 ± 127 |") and row.endswith("| 10 |")
+    row = table({"arms": {"x": {"seeds": seeds, "mflop": (1.5, 0.25)}}}).splitlines()[2]
+    assert row.startswith("| x | 60 ± 127 |") and row.endswith("| 1.50 | 0.25 | 10 |")
+
+
+def test_mflop_by_hand(tmp_path):
+    """One layer of width 8, 3 cups: 9 tokens of opening, 20 of 10 moves, 2 of the question and 10 thoughts are 41 places. A window
+    of 1 lets each see itself and, from the first thought on, the last thought."""
+    from data import OPENING, Cups
+    from model import GPT, Config, as_checkpoint, save
+    V = len(Cups(3).text_ids)
+    for window, N, thoughts in ((0, 5, {}), (1, 5, {}), (0, 1, {}), (1, 5, {"thoughts_by_n": [3.0] * 30})):
+        rules = {"think": "free" if thoughts else "forced", "window": window}
+        save(tmp_path / "ckpt.pt", as_checkpoint(GPT(Config(1, 2, 8, 256, V, N), Cups(3).text_ids)) | {"rules": rules, "args": {}})
+        blocks, heads = mflop(tmp_path / "ckpt.pt", thoughts)
+        k = 3 if thoughts else 10
+        T = OPENING + 22 + k
+        seen = T * (T + 1) / 2 if not window else T + (T - OPENING - 1) - k  # (a thought is its own last one)
+        assert blocks * 1e6 == pytest.approx(T * 24 * 64 + 4 * 8 * seen)
+        assert heads * 1e6 == pytest.approx(2 * 8 * (V + (k * N if N > 1 else 0)))
