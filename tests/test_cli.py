@@ -288,7 +288,7 @@ def test_a_thinker_teaches_its_thoughts(tmp_path, monkeypatch, capsys):
                         or imitation(h, ro, lent))
     plain = [x for x in short if x not in ("--think_vocab", "16")]
     assert run(train.main, [*plain, *kind, "--out", tmp_path / "vectors"], monkeypatch, capsys)[0] == 0 and not drawn
-    code, _, err = run(train.main, [*plain, *kind, "--lr", "0.01", "--warmup", "1", "--steps", "40", "--thinker", tmp_path / "vectors/ckpt.pt",
+    code, _, err = run(train.main, [*plain, *kind, "--lr", "0.01", "--warmup", "1", "--steps", "40", "--seed", "1", "--thinker", tmp_path / "vectors/ckpt.pt",
                                     "--out", tmp_path / "vectors2"], monkeypatch, capsys)
     assert code == 0 and len(drawn) == 40 and sum(drawn[-5:]) < 0.7 * sum(drawn[:5]), err
     thinks, learns = thinks[:2], learns[:2]
