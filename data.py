@@ -6,7 +6,9 @@ what an uninterrupted one would have seen, and an evaluation sees the same stori
 The game. `The ball is under cup B. Moves: AB, left, BC. Where? B. Moves: right, AC. Where? A. ...`
 A move swaps two cups (` AB`) or turns them all (` left`: the ball goes from B to A). Every question is
 answered, and the answer anchors the story anew, so the cup of the ball is the only hidden state. With `idle`, some
-moves are ` nothing`: is a thought needed after those?
+moves are ` nothing`: is a thought needed after those? With balls "all" there is one under each cup, every round begins with
+them in order, and a question names one: `The balls are under the cups. Moves: AB, left, BC. Blue? C. Moves: ...` The hidden
+state is one of m! orders then, and moves do not commute: the word problem of the group S_m.
 
 Left out on purpose: shuffled epochs (windows are drawn at random), padding (windows have equal length).
 Knows tokenizer.py and download.py. Letters: B contexts, S text tokens, m cups, n moves since the last anchor.
@@ -16,7 +18,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, permutations
 from pathlib import Path
 
 import numpy as np
@@ -49,14 +51,14 @@ class Batch:
 
 class Cups:
     """m cups; a round ends after each move with probability `hazard`, or has 1..n_max moves, equally likely. idle: the
-    share of moves that do nothing."""
+    share of moves that do nothing. balls: "one", or "all" for one under each cup."""
 
-    def __init__(self, m: int = 3, hazard: float = 1 / 3, idle: float = 0.0):
+    def __init__(self, m: int = 3, hazard: float = 1 / 3, idle: float = 0.0, balls: str = "one"):
         if not 2 <= m <= 5:
             raise ValueError(f"cups can be played with 2 to 5 cups, not {m}")
         if not 0 <= idle < 1:
             raise ValueError(f"the share of idle moves lies from 0 to below 1, not {idle}")
-        self.m, self.hazard, self.idle = m, hazard, idle
+        self.m, self.hazard, self.idle, self.all = m, hazard, idle, balls == "all"
         letters = "ABCDE"[:m]
         self.moves = {}  # word -> where each cup's content goes
         for a, b in combinations(range(m), 2):
@@ -69,7 +71,9 @@ class Cups:
         if idle:
             self.moves[" nothing"] = list(range(m))  # the last of them
         cups = [f" {c}" for c in letters]
-        words = ["The", " ball", " is", " under", " cup", ".", " Moves", ":", ",", " Where", "?", *cups, *self.moves]
+        opening = ["The", " ball", " is", " under", " cup"] if not self.all else ["The", " balls", " are", " under", " the", " cups"]
+        asked = [" Where"] if not self.all else [" Red", " Blue", " Green", " White", " Black"][:m]
+        words = [*opening, ".", " Moves", ":", ",", *asked, "?", *cups, *self.moves]
         gpt2 = Tokenizer()
         pieces = [gpt2.encode(w) for w in words]
         assert all(len(p) == 1 for p in pieces), "every word of the game is one GPT-2 token"
@@ -78,9 +82,15 @@ class Cups:
         self.cup_ids = np.array([self.id[c] for c in cups])
         self.move_ids = np.array([self.id[w] for w in self.moves])
         self.goes = np.array(list(self.moves.values()))  # [moves, m]
-        self.prefix = [self.id[w] for w in ("The", " ball", " is", " under", " cup")]
+        self.prefix, self.asked = [self.id[w] for w in opening], [self.id[w] for w in asked]  # ball b is asked for by asked[b]
+        # where each ball is; the number of that state is what `Batch.state` holds
+        self.states = {w: i for i, w in enumerate(permutations(range(m)) if self.all else [(b,) for b in range(m)])}
         # A thought helps after each move: forced thinking means these slots.
         self.think_after = self.move_ids.tolist()
+
+    def start(self) -> tuple[int, ...]:
+        """All balls in order, as every round begins."""
+        return tuple(range(self.m))
 
     def _length(self, rng: np.random.Generator, n_max: int | None, peak: float) -> int:
         """Moves of one round: geometric (the language), or n_max with probability `peak`, else uniform in 1..n_max."""
@@ -98,14 +108,16 @@ class Cups:
         of answers that name any cup, pay nothing, and anchor the story all the same. peak: see _length. again: how
         often an answered question is asked once more.
         """
-        ball = int(rng.integers(self.m))
-        ids, state, n = [*self.prefix, self.cup_ids[ball], self.id["."]], [-1] * 5 + [ball] * 2, [0] * 7
+        where = self.start() if self.all else (int(rng.integers(self.m)),)
+        told = [] if self.all else [self.cup_ids[where[0]]]
+        ids, state, n = [*self.prefix, *told, self.id["."]], [-1] * 5 + [self.states[where]] * 2, [0] * 7
         pays = [False] * 7
 
         def say(word: int, moves: int, answer: bool = False) -> None:
-            ids.append(word), state.append(ball), n.append(moves), pays.append(answer)
+            ids.append(word), state.append(self.states[where]), n.append(moves), pays.append(answer)
 
         while True:
+            where = self.start() if self.all else where
             say(self.id[" Moves"], 0), say(self.id[":"], 0)
             if len(ids) >= S:
                 break
@@ -119,14 +131,16 @@ class Cups:
                 # `idle` is asked first: without idle moves a story's numbers are drawn as ever
                 nothing = self.idle > 0 and rng.random() < self.idle
                 move = len(self.move_ids) - 1 if nothing else int(rng.integers(len(self.move_ids) - (self.idle > 0)))
-                ball = int(self.goes[move, ball])
+                where = tuple(self.goes[move, list(where)].tolist())
                 say(self.move_ids[move], i), say(self.id["," if i < k else "."], i)
-            say(self.id[" Where"], k), say(self.id["?"], k)
+            ball = int(rng.integers(self.m)) if self.all else 0
+            say(self.asked[ball], k), say(self.id["?"], k)
             lie = lies > 0 and rng.random() < lies
-            ball = int(rng.integers(self.m)) if lie else ball
-            say(self.cup_ids[ball], k, not lie), say(self.id["."], 0)
+            answer = int(rng.integers(self.m)) if lie else where[ball]
+            where = where if self.all else (answer,)
+            say(self.cup_ids[answer], k, not lie), say(self.id["."], 0)
             while again > 0 and rng.random() < again:
-                say(self.id[" Where"], 0), say(self.id["?"], 0), say(self.cup_ids[ball], 0, True), say(self.id["."], 0)
+                say(self.asked[ball], 0), say(self.id["?"], 0), say(self.cup_ids[answer], 0, True), say(self.id["."], 0)
         return ids[:S], state[:S], n[:S], pays[:S]
 
     def batch(self, B: int, S: int, seed: int, step: int, purpose: str, n_max: int | None = None,
@@ -139,25 +153,35 @@ class Cups:
         return Batch(np.array(ids), np.array(pays), np.array(state), np.array(n))
 
     def follow(self, ids: list[int]) -> list[tuple[int | None, int]]:
-        """Any text, by the rule: (the ball's cup, or None before it is told; moves since then) after each token."""
+        """Any text, by the rule: (the state's number, of one ball its cup, or None before it is told; moves since then) after
+        each token."""
+        return [(None if where is None else self.states[where], n) for where, n in self._follow(ids)]
+
+    def _follow(self, ids: list[int]) -> list[tuple[tuple[int, ...] | None, int]]:
         cup = {int(c): i for i, c in enumerate(self.cup_ids)}
         move = {int(c): i for i, c in enumerate(self.move_ids)}
-        ball, n, out = None, 0, []
+        where, n, out = None, 0, []
         for before, i in zip([-1] + ids, ids):
-            if i in cup and before in (self.id["?"], self.id[" cup"]):
-                ball, n = cup[i], 0
-            elif i in move and ball is not None:
-                ball, n = int(self.goes[move[i], ball]), n + 1
-            out.append((ball, n))
+            if self.all and i in (self.prefix[-1], self.id[" Moves"]):
+                where, n = self.start(), 0
+            elif not self.all and i in cup and before in (self.id["?"], self.id[" cup"]):
+                where, n = (cup[i],), 0
+            elif i in move and where is not None:
+                where, n = tuple(self.goes[move[i], list(where)].tolist()), n + 1
+            out.append((where, n))
         return out
 
     def check(self, ids: list[int]) -> list[tuple[int, int, bool]]:
-        """(place of the answer, n, is it right?) for each question of any text. The answer anchors anew, right or wrong. A
-        question that is followed by no cup counts as answered wrongly."""
+        """(place of the answer, n, is it right?) for each question of any text. Of one ball the answer anchors anew, right or
+        wrong. A question that is followed by no cup, or names no ball, counts as answered wrongly."""
         ids = [int(i) for i in ids]
-        told = [(None, 0)] + self.follow(ids)  # what was known before each token
-        return [(place, told[place][1], bool(i == self.cup_ids[told[place][0]])) for place, (before, i) in
-                enumerate(zip([-1] + ids, ids)) if before == self.id["?"] and told[place][0] is not None]
+        told, answers = [(None, 0)] + self._follow(ids), []  # what was known before each token
+        for place in range(1, len(ids)):
+            where, n = told[place]
+            if ids[place - 1] == self.id["?"] and where is not None:
+                named = self.asked.index(ids[place - 2]) if place > 1 and ids[place - 2] in self.asked else -1 if self.all else 0
+                answers.append((place, n, named >= 0 and bool(ids[place] == self.cup_ids[where[named]])))
+        return answers
 
 
 class TextFile:
@@ -242,10 +266,10 @@ def _documents(f, suffix: str):
         print(f"{f.name}: skipped {broken} broken line(s), which are no JSON with a field `text`")
 
 
-def open_data(name: str, text_ids: list[int] | None, m: int = 3, idle: float = 0.0) -> Cups | TextFile:
+def open_data(name: str, text_ids: list[int] | None, m: int = 3, idle: float = 0.0, balls: str = "one") -> Cups | TextFile:
     """`cups`, `webtext` or a path. Raises ValueError (one line) where the data can't be had or don't fit."""
     if name == "cups":
-        return Cups(m, idle=idle)
+        return Cups(m, idle=idle, balls=balls)
     tokenizer = Tokenizer(text_ids)
     if name == "webtext":
         paths = [download(WEBTEXT.format(part), CACHE / f"webtext.{part}.jsonl") for part in ("train", "valid")]

@@ -171,7 +171,8 @@ def mflop(checkpoint: Path, end: dict, n: int = 10) -> tuple[float, float]:
 def collect(name: str, seeds: int) -> dict:
     """What figures/NAME.json holds: question, prediction, and for each arm its command and what each seed ended with."""
     experiment = EXPERIMENTS[name]
-    keep = ("seconds", "accuracy_by_n", "accuracy_shuffled_by_n", "nats_without_thoughts", "thoughts_per_token", "free_accuracy")
+    keep = ("seconds", "accuracy_by_n", "accuracy_first_by_n", "accuracy_shuffled_by_n", "nats_without_thoughts", "thoughts_per_token",
+            "free_accuracy", "thinks_after_moved", "thinks_elsewhere", "thoughts_by_n")
     arms = {}
     for arm, spec in experiment.arms.items():
         ends = [last_line(folder(experiment, arm, s)) for s in range(seeds)]
@@ -183,7 +184,8 @@ def collect(name: str, seeds: int) -> dict:
 
 
 def table(result: dict) -> str:
-    """Markdown: per cent right by n, mean and 95 % interval over seeds; MFLOP of a story of n = 10 (see `mflop`)."""
+    """Markdown: per cent right by n, mean and 95 % interval over seeds; MFLOP of a story of n = 10 (see `mflop`); for models that
+    choose when to think, when they do (thoughts a move: the slope of thoughts against n)."""
     lines = ["| arm | " + " | ".join(f"n = {n}" for n in SHOWN) + " | blocks, MFLOP | heads, MFLOP | seconds |",
              "|---" * (len(SHOWN) + 4) + "|"]
     for arm, found in result["arms"].items():
@@ -193,6 +195,13 @@ def table(result: dict) -> str:
             cells.append(f"{mean:.0f}" + (f" ± {half:.0f}" if half == half else ""))
         cells += [f"{x:.2f}" for x in found["mflop"]]
         lines.append(f"| {arm} | " + " | ".join(cells) + f" | {np.mean([s['seconds'] for s in found['seeds']]):.0f} |")
+    chosen = {arm: found["seeds"] for arm, found in result["arms"].items() if "thoughts_by_n" in found["seeds"][0]}
+    if chosen:
+        lines += ["", "| arm, by seed | thinks after moves that move the ball, % | elsewhere, % | thoughts a move |", "|---" * 4 + "|"]
+    for arm, seeds in chosen.items():
+        after, elsewhere = (", ".join(f"{100 * s[k]:.1f}" for s in seeds) for k in ("thinks_after_moved", "thinks_elsewhere"))
+        slope = ", ".join(f"{np.polyfit(range(1, 31), s['thoughts_by_n'], 1)[0]:.2f}" for s in seeds)
+        lines.append(f"| {arm} | {after} | {elsewhere} | {slope} |")
     return "\n".join(lines)
 
 

@@ -443,7 +443,7 @@ def main() -> None:
             if getattr(args, flag) < least:
                 raise ValueError(f"--{flag} must be at least {least}, not {getattr(args, flag)}")
         model, rules, a = opened(args.checkpoint)
-        data = open_data(args.data or a["data"], model.text_ids, a["cups"], a.get("idle", 0.0))
+        data = open_data(args.data or a["data"], model.text_ids, a["cups"], a.get("idle", 0.0), a.get("balls", "one"))
         if isinstance(data, Cups) and model.text_ids != data.text_ids:
             raise ValueError(f"{args.checkpoint} does not speak the language of cups: give it a text with --data")
         out_dir = args.out or args.checkpoint.parent

@@ -70,6 +70,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--width", type=int, help="of --model scratch (64)")
     p.add_argument("--data", help="cups, webtext, or a .txt or .jsonl file")
     p.add_argument("--cups", type=int, help="how many cups (3)")
+    p.add_argument("--balls", choices=["one", "all"], help="cups: one ball, or one under each cup, and the question names one")
     p.add_argument("--swaps", type=int, help="the longest round that a curriculum reaches (10; next_token 3)")
     p.add_argument("--idle", type=float, help="share of moves that do nothing (0)")
     # thoughts
@@ -122,7 +123,7 @@ ONLY = {  # flags that mean something in one setting alone; anywhere else they a
     "siblings": "approach teacher", "gamma": "thoughts that stay", "budget": "thoughts that stay",
     "answer_grad": "a given text", "curriculum": "data cups", "reread": "approach next_token",
     "layers": "model scratch", "width": "model scratch", "cups": "data cups", "swaps": "data cups", "idle": "data cups",
-    "thinker": "approach stream with tokens or continuous thoughts on cups",
+    "balls": "data cups", "thinker": "approach stream with tokens or continuous thoughts on cups",
 }
 ON_CUPS = dict(think="forced", window=5, lr=2e-3, think_lr=2e-3, samples=8, entropy=0.25, gamma=0.9, think_cost=0.0,
                prompts=32, prompt_tokens=17, think_prior=0.5)
@@ -138,7 +139,7 @@ DEFAULTS = {
 # the thoughts of a --thinker mean something from the start: nothing is explored, so no siblings, no bonus, no stages, and a
 # learning rate as in supervised learning; stories are as long as they are in the test
 TAUGHT = dict(window=0, curriculum="off", new_tokens=40, samples=1, prompts=32, baseline="none", entropy=0.0, lr=4e-3, steps=1500)
-ALWAYS = dict(think_vocab=2048, max_thoughts=1, temperature=1.0, baseline="loo", beta=1.0, cups=3, swaps=10, idle=0.0,
+ALWAYS = dict(think_vocab=2048, max_thoughts=1, temperature=1.0, baseline="loo", beta=1.0, cups=3, balls="one", swaps=10, idle=0.0,
               reread=0, text_grad="exact", answer_grad="on", curriculum="on", layers=1, width=64)
 MOST = dict(gamma=1, entropy=1)
 LEAST = dict(prompts=1, samples=1, prompt_tokens=1, new_tokens=1, steps=1, micro_batch=1, eval_every=1, warmup=1, swaps=1, layers=1,
@@ -192,7 +193,7 @@ def resolve(args: argparse.Namespace) -> dict:
         raise ValueError("--text_grad sampled treats own text as a choice, so each sibling needs its own: --siblings free")
     if a["thoughts"] == "oracle" and (a["approach"] != "stream" or not cups or a["think"] != "forced"):
         raise ValueError("--thoughts oracle tells the cup of the ball: --approach stream --data cups --think forced")
-    a["think_vocab"] = {"tokens": a["think_vocab"], "continuous": 1, "filler": 1, "none": 0, "oracle": a["cups"]}[a["thoughts"]]
+    a["think_vocab"] = {"tokens": a["think_vocab"], "continuous": 1, "filler": 1, "none": 0, "oracle": a["cups"] if a["balls"] == "one" else math.factorial(a["cups"])}[a["thoughts"]]
     chosen = a["text_grad"] == "sampled" or a["thoughts"] == "tokens" or (a["think"] == "free" and a["thoughts"] != "none")
     if not chosen and not {"prompts", "samples"} & said:
         # nothing is sampled, so siblings would be copies: as many contexts instead
@@ -230,18 +231,18 @@ def setup(a: dict, saved: dict | None):
     if saved is not None:
         model = load(Path(a["out"]) / "ckpt.pt")
     elif a["model"] == "scratch":
-        text_ids = Cups(a["cups"], idle=a["idle"]).text_ids if a["data"] == "cups" else None
+        text_ids = Cups(a["cups"], idle=a["idle"], balls=a["balls"]).text_ids if a["data"] == "cups" else None
         V = len(text_ids) if text_ids else Tokenizer().V
         model = GPT(Config(a["layers"], 2, a["width"], 256 if text_ids else 1024, V), text_ids)
         if not a["window"]:  # with one they made `stream` slower, or stuck (README)
             model.wave_positions()
     else:
         model = load(a["model"])
-    data = open_data(a["data"], model.text_ids, a["cups"], a["idle"])
+    data = open_data(a["data"], model.text_ids, a["cups"], a["idle"], a["balls"])
     cups = isinstance(data, Cups)
     if cups and model.text_ids != data.text_ids:
         raise ValueError(f"--model {a['model']} does not speak the language of {a['cups']} cups"
-                         f"{' with idle moves' * (a['idle'] > 0)}: try --model scratch, with --approach stream, which has no teacher")
+                         f"{' with idle moves' * (a['idle'] > 0)}{' and all balls' * (a['balls'] == 'all')}: try --model scratch, with --approach stream, which has no teacher")
     if isinstance(data, TextFile):
         data.tokenizer.check(model.config.vocab_size)
     teacher = None

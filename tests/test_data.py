@@ -420,3 +420,40 @@ def test_follow_by_hand():
     told = cups.follow([cups.id[w] for w in words])
     assert told == [(None, 0)] * 5 + [(1, 0)] * 4 + [(0, 1)] * 2 + [(2, 2)] * 2 + [(2, 3)] * 4 + [(0, 0)]
     assert cups.check([cups.id[w] for w in words]) == [(17, 3, False)]
+
+
+@pytest.mark.parametrize("m", [3, 5])
+def test_all_balls(m):
+    """Guards the word problem of S_m: every round starts in order, the state is that of a dictionary from balls to cups moved by
+    hand, the answer is the named ball's cup, and the rule finds every answer right and any other one wrong."""
+    cups = Cups(m, balls="all")
+    words, b = {i: w for w, i in cups.id.items()}, cups.batch(8, 120, 3, 4, "train", n_max=6)
+    assert len(cups.states) == {3: 6, 5: 120}[m] and b.pays.sum() > 20
+    letters, balls, named = "ABCDE"[:m], ["Red", "Blue", "Green", "White", "Black"][:m], set()
+    for ids, state, n, pays in zip(b.ids.tolist(), b.state.tolist(), b.n.tolist(), b.pays.tolist()):
+        for i, token in enumerate(ids):
+            word = words[token].strip()
+            if word == "Moves":
+                at, moves = dict(zip(balls, letters)), 0
+            elif word in ("left", "right"):
+                at = {x: letters[(letters.index(c) + (1 if word == "right" else -1)) % m] for x, c in at.items()}
+                moves += 1
+            elif len(word) == 2 and word.isupper():
+                at = {x: word.replace(c, "") if c in word else c for x, c in at.items()}
+                moves += 1
+            if word in balls:
+                asked = word
+                named.add(word)
+            assert pays[i] == (i > 0 and words[ids[i - 1]] == "?")
+            if pays[i]:
+                assert word == at[asked] and n[i] == moves
+            if i >= 8:
+                assert list(cups.states)[state[i]] == tuple(letters.index(at[x]) for x in balls)
+        assert [s for s, _ in cups.follow(ids)][6:] == state[6:]
+        answers = cups.check(ids)
+        assert all(right for *_, right in answers) and [(p, k) for p, k, _ in answers] == [(i, n[i]) for i, x in enumerate(pays) if x]
+        wrong = [cups.cup_ids[(letters.index(words[t].strip()) + 1) % m] if p else t for t, p in zip(ids, pays)]
+        assert not any(right for *_, right in cups.check(wrong)) and len(cups.check(wrong)) == len(answers)
+    assert named == set(balls)
+    nameless = [cups.id[" Moves"], cups.id[":"], cups.id["."], cups.id["?"], cups.id[" A"]]
+    assert cups.check(nameless) == [(4, 0, False)]

@@ -53,8 +53,11 @@ def test_intervals_and_table_by_hand():
     assert interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(4.30 / 3 ** 0.5, rel=1e-3))
     mean, half = interval([5.0])
     assert mean == 5.0 and half != half
-    seeds = [{"accuracy_by_n": [a] * 30, "seconds": 10} for a in (0.5, 0.7)]
-    row = table({"arms": {"x": {"seeds": seeds, "mflop": (1.5, 0.25)}}}).splitlines()[2]
+    seeds = [{"accuracy_by_n": [a] * 30, "seconds": 10, "thinks_after_moved": a, "thinks_elsewhere": a / 2,
+              "thoughts_by_n": [1 + a * n for n in range(30)]} for a in (0.5, 0.7)]
+    row = table({"arms": {"x": {"seeds": seeds, "mflop": (1.5, 0.25)}}})
+    assert row.endswith("| x | 50.0, 70.0 | 25.0, 35.0 | 0.50, 0.70 |")
+    row = row.splitlines()[2]
     assert row.startswith("| x | 60 ± 127 |") and row.endswith("| 1.50 | 0.25 | 10 |")
 
 
