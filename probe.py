@@ -12,7 +12,8 @@ write the id of another cup and see whether the answer follows. Writes probe.jso
 A model with a window can't answer long rounds but by its thoughts: that it uses them is no surprise, what they say may be.
 
 Left out on purpose: probes that are trained (here thoughts are read by counting alone), own text (evaluate.py), and
-which thought of a slot says what: of --max_thoughts K > 1 the last one is read and written (next_token: each).
+which thought of a slot says what: of --max_thoughts K > 1 the last one is read and written (next_token: each). Words for
+orders of all balls (--balls all) are not looked up.
 """
 import json
 from collections.abc import Callable
@@ -300,7 +301,9 @@ def probe(model: GPT, rules: Rules, a: dict, data, each: int, seed: int) -> dict
     chained = rules.persist or (rules.reread and rules.max_thoughts > 1)
     if isinstance(data, Cups) and not chained:
         out["not_probed"] = "branches that see their whole prefix (next_token, --reread 0) are no chain to cut or to write into"
-    if not isinstance(data, Cups) or not chained:
+    if isinstance(data, Cups) and data.all:
+        out["not_probed"] = "words for orders of all balls: the dictionary and the chains know one ball alone"
+    if not isinstance(data, Cups) or not chained or data.all:
         return out
     lengths, words = [m for m in LENGTHS if rules.persist or m < rules.max_thoughts], None  # a branch rereads K - 1 moves
     if len(model.think) > 1:

@@ -174,8 +174,10 @@ def resolve(args: argparse.Namespace) -> dict:
             raise ValueError(f"--{flag} means nothing here: it belongs to {setting}")
     if a["thoughts"] != "tokens" and {"think_vocab", "entropy"} & said:
         raise ValueError(f"--think_vocab and --entropy belong to --thoughts tokens, not to {a['thoughts']}")
-    taught = TAUGHT if a["thinker"] else {}
-    a |= {k: v for k, v in (DEFAULTS[a["approach"], "cups" if cups else "text"] | taught).items() if a[k] is None}
+    special = TAUGHT if a["thinker"] else {}
+    if a["balls"] == "all" and a["approach"] != "next_token":  # rounds begin in order, so after one move that move is the answer:
+        special = {"window": 4} | special  # a window of 5 would show it to the question, and no thought would be learnt
+    a |= {k: v for k, v in (DEFAULTS[a["approach"], "cups" if cups else "text"] | special).items() if a[k] is None}
     if a["approach"] == "next_token" and cups and a["max_thoughts"] is None:
         a["max_thoughts"] = a["swaps"] + 1  # one to go back with, then one for each move
     warmup, rows = 50 if a["model"] == "scratch" else 15, a["prompts"] * a["samples"]

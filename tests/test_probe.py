@@ -221,12 +221,15 @@ SETTINGS = {"data": "cups", "cups": 3, "prompt_tokens": 17, "new_tokens": 12}
      {"cups", "conditions", "same_answer", "aoc", "not_probed"}),
     (Rules("forced", 2, 2, 7, [CUPS.id["?"]], persist=False), 16, {"cups", "conditions", "usage", "not_probed"}),
     (Rules("free", 2, 9), 16, {"conditions", "usage"}),
-], ids=["continuous", "next_token", "free, on a file"])
+    (Rules("forced", 1, 16, 4, Cups(3, balls="all").think_after), 16, {"cups", "conditions", "usage", "not_probed"}),
+], ids=["continuous", "next_token", "free, on a file", "all balls"])
 def test_command_does_what_it_can(rules, N, keys, tmp_path, monkeypatch, capsys):
     """Where thoughts have no ids, or are forgotten, or the text is any text, what makes sense is probed; else it says why."""
-    model = GPT(Config(1, 2, 16, 256, 19, N), CUPS.text_ids)
+    every = rules.think_after == Cups(3, balls="all").think_after
+    cups = Cups(3, balls="all") if every else CUPS
+    model = GPT(Config(1, 2, 16, 256, len(cups.text_ids), N), cups.text_ids)
     model.think.data.normal_()
-    torch.save(as_checkpoint(model) | {"args": SETTINGS, "rules": vars(rules)}, tmp_path / "ckpt.pt")
+    torch.save(as_checkpoint(model) | {"args": SETTINGS | {"balls": "all" if every else "one"}, "rules": vars(rules)}, tmp_path / "ckpt.pt")
     monkeypatch.setattr("data.CACHE", tmp_path / "cache")
     (tmp_path / "story.txt").write_text(Tokenizer(CUPS.text_ids).decode(CUPS.batch(1, 3000, 0, 0, "train").ids[0]))
     out, said = command(tmp_path, ["--data", tmp_path / "story.txt"] * ("cups" not in keys), monkeypatch, capsys)

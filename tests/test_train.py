@@ -88,6 +88,13 @@ def test_stages():
     assert state["accuracy"] == pytest.approx(0.72) and state["stage"] == 1
 
 
+def test_all_balls_have_a_narrower_window():
+    """Guards that a thought is needed after one move already; what is said stands, and a --thinker's pupil sees everything."""
+    assert settings("--balls", "all")["window"] == 4 and settings()["window"] == 5
+    assert settings("--balls", "all", "--window", "5")["window"] == 5
+    assert settings("--balls", "all", "--thinker", "x")["window"] == 0
+
+
 def test_the_end_of_a_curriculum():
     """Guards the end: over given stories a run goes on for TAIL steps once its last stage is learnt, but for one that was told
     with --resume --steps N where to end."""
