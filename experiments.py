@@ -64,7 +64,7 @@ EXPERIMENTS = {
          "filler, window": Arm(f"{STREAM} --thoughts filler --steps 1100", 90),
          "none, window": Arm(f"{STREAM} --thoughts none --steps 1450", 90),
          "tokens, full": Arm(TOKENS, 90, "tokens, window", "--thinker"),
-         "continuous, full": Arm(f"{STREAM} --thoughts continuous", 70, "continuous, window", "--thinker"),
+         "continuous, full": Arm(f"{STREAM} --thoughts continuous --steps 3000", 135, "continuous, window", "--thinker"),
          "oracle, full": Arm(f"{STREAM} --thoughts oracle {AS_TAUGHT}", 80),
          # the controls have as much time as tokens with full attention have, its thinker's included
          "filler, full": Arm(f"{STREAM} --thoughts filler --window 0 --steps 2200", 180),

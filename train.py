@@ -175,6 +175,8 @@ def resolve(args: argparse.Namespace) -> dict:
     if a["thoughts"] != "tokens" and {"think_vocab", "entropy"} & said:
         raise ValueError(f"--think_vocab and --entropy belong to --thoughts tokens, not to {a['thoughts']}")
     special = TAUGHT if a["thinker"] else {}
+    if a["thinker"] and a["thoughts"] == "continuous":  # vectors have to be hit, not only told apart (README)
+        special = special | {"steps": 3000}
     if a["balls"] == "all" and a["approach"] != "next_token":  # rounds begin in order, so after one move that move is the answer:
         special = {"window": 4} | special  # a window of 5 would show it to the question, and no thought would be learnt
     a |= {k: v for k, v in (DEFAULTS[a["approach"], "cups" if cups else "text"] | special).items() if a[k] is None}

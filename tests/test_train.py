@@ -93,6 +93,7 @@ def test_all_balls_have_a_narrower_window():
     assert settings("--balls", "all")["window"] == 4 and settings()["window"] == 5
     assert settings("--balls", "all", "--window", "5")["window"] == 5
     assert settings("--balls", "all", "--thinker", "x")["window"] == 0
+    assert [settings("--thinker", "x", "--thoughts", kind)["steps"] for kind in ("tokens", "continuous")] == [1500, 3000]
 
 
 def test_the_end_of_a_curriculum():
