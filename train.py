@@ -282,6 +282,8 @@ def load_thinker(a: dict, model: GPT, rules: Rules) -> tuple[GPT, int] | None:
                              ("--max_thoughts", rules.max_thoughts, its.max_thoughts), ("vocabulary", model.text_ids, thinker.text_ids)):
         if own != other:
             raise ValueError(f"--thinker {a['thinker']} has another {name} than this run" + f": {other}, not {own}" * (name[0] == "-"))
+    if rules.continuous and thinker.config.n_embd != model.config.n_embd:
+        raise ValueError(f"--thinker {a['thinker']} has vectors of width {thinker.config.n_embd}, not {model.config.n_embd}: set --width")
     return thinker.to(a["device"]).requires_grad_(False), its.window
 
 

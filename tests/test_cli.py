@@ -295,6 +295,7 @@ def test_a_thinker_teaches_its_thoughts(tmp_path, monkeypatch, capsys):
     assert len(thinks) == 2 and all(torch.equal(rows, narrow) and window == 5 for rows, window in thinks) and learns == [0, 0]
     for argv, word in (([*taught[:-2], "--think_vocab", "9", *taught[-2:]], "think_vocab"), (["--thinker", "x"], "stream"),
                        ([*plain, *kind, "--thinker", tmp_path / "narrow/ckpt.pt"], "kind of thoughts"),
+                       ([*plain, *kind, "--width", "16", "--thinker", tmp_path / "vectors/ckpt.pt"], "vectors of width 8"),
                        ([*taught, "--out", tmp_path / "narrow"], "another --out"), ([*taught, "--think", "free"], "--think")):
         code, _, err = run(train.main, [*argv, *([] if "--out" in argv else ["--out", tmp_path / "no"])], monkeypatch, capsys)
         assert code == 2 and word in err and err.count("\n") == 1, err
