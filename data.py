@@ -41,8 +41,8 @@ def seeded(seed: int, step: int, purpose: str) -> np.random.Generator:
 
 @dataclass
 class Batch:
-    """ids [B, S] int64. For cups also, each [B, S]: pays (is this token an answer?), state (cup of the ball
-    after this token, -1 before it is told), n (moves since the last anchor, after this token; at an answer: before it)."""
+    """ids [B, S] int64. For cups also, each [B, S]: pays (is this token an answer?), state (cup of the ball, of
+    all balls the number of their order, after this token; -1 before it is told), n (moves since the last anchor, after this token; at an answer: before it)."""
     ids: np.ndarray
     pays: np.ndarray | None = None
     state: np.ndarray | None = None
@@ -71,8 +71,9 @@ class Cups:
         if idle:
             self.moves[" nothing"] = list(range(m))  # the last of them
         cups = [f" {c}" for c in letters]
-        opening = ["The", " ball", " is", " under", " cup"] if not self.all else ["The", " balls", " are", " under", " the", " cups"]
-        asked = [" Where"] if not self.all else [" Red", " Blue", " Green", " White", " Black"][:m]
+        opening, asked = ["The", " ball", " is", " under", " cup"], [" Where"]
+        if self.all:
+            opening, asked = ["The", " balls", " are", " under", " the", " cups"], [" Red", " Blue", " Green", " White", " Black"][:m]
         words = [*opening, ".", " Moves", ":", ",", *asked, "?", *cups, *self.moves]
         gpt2 = Tokenizer()
         pieces = [gpt2.encode(w) for w in words]
@@ -105,7 +106,7 @@ class Cups:
 
         prompt: so many tokens, at the start, are whole rounds of the plain language, the last one the ":" of a new
         round (9, or 9 + a sum of 2n + 6). exact: the first round after them has just that many moves. lies: the share
-        of answers that name any cup, pay nothing, and anchor the story all the same. peak: see _length. again: how
+        of answers that name any cup, pay nothing, and (of one ball) anchor the story all the same. peak: see _length. again: how
         often an answered question is asked once more.
         """
         where = self.start() if self.all else (int(rng.integers(self.m)),)
@@ -176,11 +177,12 @@ class Cups:
         wrong. A question that is followed by no cup, or names no ball, counts as answered wrongly."""
         ids = [int(i) for i in ids]
         told, answers = [(None, 0)] + self._follow(ids), []  # what was known before each token
+        ball_of = {word: b for b, word in enumerate(self.asked)}
         for place in range(1, len(ids)):
             where, n = told[place]
             if ids[place - 1] == self.id["?"] and where is not None:
-                named = self.asked.index(ids[place - 2]) if place > 1 and ids[place - 2] in self.asked else -1 if self.all else 0
-                answers.append((place, n, named >= 0 and bool(ids[place] == self.cup_ids[where[named]])))
+                ball = ball_of.get(ids[place - 2]) if self.all else 0
+                answers.append((place, n, ball is not None and bool(ids[place] == self.cup_ids[where[ball]])))
         return answers
 
 

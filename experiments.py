@@ -7,7 +7,7 @@ An experiment is a question, a prediction that was written down before the first
 train.py. Each (arm, seed) is one run of train.py in runs/, found again by its flags: finished runs are kept when an
 experiment is cut off, and arms that two experiments share are run once. Two runs at a time, of one thread each.
 
-Left out on purpose: a sweep over hyperparameters, anything that a run's own metrics.jsonl does not say.
+Left out on purpose: a sweep over hyperparameters, anything that a run's own folder does not say.
 """
 import hashlib
 import json
@@ -52,7 +52,8 @@ class Experiment:
 
 STREAM = "--approach stream"
 TOKENS = f"{STREAM} --think_vocab 2048"
-AS_TAUGHT = "--window 0 --curriculum off --new_tokens 40 --samples 1 --prompts 32 --baseline none --lr 4e-3 --steps 1500"  # as --thinker sets
+# what --thinker sets (train.TAUGHT), for thoughts that are told and need no thinker
+AS_TAUGHT = "--window 0 --curriculum off --new_tokens 40 --samples 1 --prompts 32 --baseline none --lr 4e-3 --steps 1500"
 EXPERIMENTS = {
     "channel": Experiment(
         "What does a channel of one thought a move carry, as an id, as a vector, as the truth, as nothing?",
@@ -66,7 +67,7 @@ EXPERIMENTS = {
          "tokens, full": Arm(TOKENS, 90, "tokens, window", "--thinker"),
          "continuous, full": Arm(f"{STREAM} --thoughts continuous --steps 3000", 135, "continuous, window", "--thinker"),
          "oracle, full": Arm(f"{STREAM} --thoughts oracle {AS_TAUGHT}", 80),
-         # the controls have as much time as tokens with full attention have, its thinker's included
+         # the controls have steps for the time of tokens with full attention on a quiet machine, the thinker's included
          "filler, full": Arm(f"{STREAM} --thoughts filler --window 0 --steps 2200", 180),
          "none, full": Arm(f"{STREAM} --thoughts none --window 0 --steps 3000", 180),
          "none, full, 4 layers": Arm(f"{STREAM} --thoughts none --window 0 --layers 4 --steps 1150", 180)}),

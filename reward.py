@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from model import GPT, unembed
-from rollout import Rollout, action_logp, fed_back
+from rollout import Rollout, action_logp, states_at
 
 FLOOR = 0.02  # share of the uniform in the teacher: else one token that it rules out makes every advantage an outlier
 ENTROPY_WEIGHT, ENTROPY_GAIN = 0.05, 0.7  # price of a nat at the target, and how steeply it rises below
@@ -43,8 +43,7 @@ def teacher_states(teacher: GPT, ro: Rollout, siblings: int = 1) -> Tensor:  # -
 
 def speaking_states(h: Tensor, ro: Rollout) -> Tensor:  # [R, T, C] -> [R, S, C]
     """The student's hidden states from which the S new text tokens were spoken."""
-    at = ro.left.gather(1, ro.place[:, ro.P:])
-    return h.gather(1, at.unsqueeze(-1).expand(-1, -1, h.shape[-1]))
+    return states_at(h, ro.left.gather(1, ro.place[:, ro.P:]))
 
 
 def slot_value(text_logits: Tensor, y: Tensor, log_q: Tensor | None, beta: float, sampled: bool) -> Tensor:
@@ -154,7 +153,7 @@ def rollout_loss(model: GPT, h: Tensor, ro: Rollout, adv: Tensor, weight: Tensor
     """
     V, P = model.config.vocab_size, ro.P
     chosen = ro.ids[:, P:]  # [R, T - P]: what was chosen, from these states:
-    left = h.gather(1, ro.left[:, P:].unsqueeze(-1).expand(-1, -1, h.shape[-1]))
+    left = states_at(h, ro.left[:, P:])
     is_think, is_text, gated = ro.is_think[:, P:], ro.is_text[:, P:], ro.gated[:, P:]
     slot = ro.new_slot()
     exact = not (sampled and teacher is not None)  # the text's own term; else text is a choice like any other
@@ -188,9 +187,9 @@ def rollout_loss(model: GPT, h: Tensor, ro: Rollout, adv: Tensor, weight: Tensor
 
 
 def imitation(h: Tensor, ro: Rollout, lent: Tensor) -> Tensor:  # [R, T, C] x 2 -> []
-    """Continuous thoughts learnt as another model's: h, this model's states; lent, what stood as thoughts (`fed_back` of the
-    other's). Squared distance of what would be fed back, a mean over C, summed over thoughts."""
-    return (fed_back(h, ro) - lent)[ro.is_think].square().mean(-1).sum()
+    """Continuous thoughts learnt as another model's: h, this model's states; lent, what that one fed back (its states at ro.left).
+    Squared distance of what would be fed back, a mean over C, summed over thoughts."""
+    return (states_at(h, ro.left) - lent)[ro.is_think].square().mean(-1).sum()
 
 
 def entropy_price(H: Tensor, target: float) -> Tensor:  # [n], nats -> [n]

@@ -398,9 +398,10 @@ def layout(ro: Rollout, rules: Rules, offset: int = 0) -> tuple[Tensor, Tensor |
     return positions + offset, mask
 
 
-def fed_back(h: Tensor, ro: Rollout) -> Tensor:  # [R, T, C] -> [R, T, C]
-    """The state before each place: what is fed into it where it is a continuous thought."""
-    return h.gather(1, ro.left.unsqueeze(-1).expand_as(h))
+def states_at(h: Tensor, places: Tensor) -> Tensor:  # [R, T, C], [R, n] -> [R, n, C]
+    """The states at some places of each row. At `Rollout.left`: those from which the tokens of all places were chosen, and what
+    is fed back where they are continuous thoughts."""
+    return h.gather(1, places.unsqueeze(-1).expand(-1, -1, h.shape[-1]))
 
 
 def states(model: GPT, ro: Rollout, rules: Rules, offset: int = 0, told: Tensor | None = None) -> Tensor:  # -> [R, T, C]
@@ -422,7 +423,7 @@ def states(model: GPT, ro: Rollout, rules: Rules, offset: int = 0, told: Tensor 
         fed = None
         if start:
             left = ro.left[:, start:stop].clamp(max=start - 1)  # (what is not a thought takes nothing from here)
-            fed = torch.cat(hs, 1).gather(1, left.unsqueeze(-1).expand(-1, -1, hs[0].shape[-1]))
+            fed = states_at(torch.cat(hs, 1), left)
         hs.append(model(ro.ids[:, start:stop], positions[start:stop], mask[:, :, start:stop, :stop], cache, None, fed))
     return torch.cat(hs, 1)
 

@@ -35,7 +35,7 @@ from data import OPENING, Batch, Cups, TextFile, check_path, open_data, seeded
 from evaluate import N_MAX, evaluate, luck_on_text, uniforms
 from model import GPT, PICO, SIZES, Config, as_checkpoint, load, read_weights, save
 from reward import advantage, imitation, returns_to_go, rollout_loss, sibling_spread, slot_rewards, teacher_states
-from rollout import Rollout, Rules, fed_back, load_run, rollout, states, visible_text
+from rollout import Rollout, Rules, load_run, rollout, states, states_at, visible_text
 from tokenizer import Tokenizer, html_page
 
 WORLD, RANK = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))  # torchrun says so: processes, and which
@@ -139,6 +139,7 @@ DEFAULTS = {
 # the thoughts of a --thinker mean something from the start: nothing is explored, so no siblings, no bonus, no stages, and a
 # learning rate as in supervised learning; stories are as long as they are in the test
 TAUGHT = dict(window=0, curriculum="off", new_tokens=40, samples=1, prompts=32, baseline="none", entropy=0.0, lr=4e-3, steps=1500)
+TAUGHT_VECTORS = TAUGHT | dict(steps=3000)  # they have to be hit, not only told apart (README)
 ALWAYS = dict(think_vocab=2048, max_thoughts=1, temperature=1.0, baseline="loo", beta=1.0, cups=3, balls="one", swaps=10, idle=0.0,
               reread=0, text_grad="exact", answer_grad="on", curriculum="on", layers=1, width=64)
 MOST = dict(gamma=1, entropy=1)
@@ -174,11 +175,9 @@ def resolve(args: argparse.Namespace) -> dict:
             raise ValueError(f"--{flag} means nothing here: it belongs to {setting}")
     if a["thoughts"] != "tokens" and {"think_vocab", "entropy"} & said:
         raise ValueError(f"--think_vocab and --entropy belong to --thoughts tokens, not to {a['thoughts']}")
-    special = TAUGHT if a["thinker"] else {}
-    if a["thinker"] and a["thoughts"] == "continuous":  # vectors have to be hit, not only told apart (README)
-        special = special | {"steps": 3000}
+    special = {} if not a["thinker"] else TAUGHT_VECTORS if a["thoughts"] == "continuous" else TAUGHT
     if a["balls"] == "all" and a["approach"] != "next_token":  # rounds begin in order, so after one move that move is the answer:
-        special = {"window": 4} | special  # a window of 5 would show it to the question, and no thought would be learnt
+        special = {"window": 4} | special  # a window of 5 would show the move to the question, and no thought would be learnt
     a |= {k: v for k, v in (DEFAULTS[a["approach"], "cups" if cups else "text"] | special).items() if a[k] is None}
     if a["approach"] == "next_token" and cups and a["max_thoughts"] is None:
         a["max_thoughts"] = a["swaps"] + 1  # one to go back with, then one for each move
@@ -197,7 +196,8 @@ def resolve(args: argparse.Namespace) -> dict:
         raise ValueError("--text_grad sampled treats own text as a choice, so each sibling needs its own: --siblings free")
     if a["thoughts"] == "oracle" and (a["approach"] != "stream" or not cups or a["think"] != "forced"):
         raise ValueError("--thoughts oracle tells the cup of the ball: --approach stream --data cups --think forced")
-    a["think_vocab"] = {"tokens": a["think_vocab"], "continuous": 1, "filler": 1, "none": 0, "oracle": a["cups"] if a["balls"] == "one" else math.factorial(a["cups"])}[a["thoughts"]]
+    told = a["cups"] if a["balls"] == "one" else math.factorial(a["cups"])  # states that an oracle has words for
+    a["think_vocab"] = {"tokens": a["think_vocab"], "continuous": 1, "filler": 1, "none": 0, "oracle": told}[a["thoughts"]]
     chosen = a["text_grad"] == "sampled" or a["thoughts"] == "tokens" or (a["think"] == "free" and a["thoughts"] != "none")
     if not chosen and not {"prompts", "samples"} & said:
         # nothing is sampled, so siblings would be copies: as many contexts instead
@@ -246,7 +246,8 @@ def setup(a: dict, saved: dict | None):
     cups = isinstance(data, Cups)
     if cups and model.text_ids != data.text_ids:
         raise ValueError(f"--model {a['model']} does not speak the language of {a['cups']} cups"
-                         f"{' with idle moves' * (a['idle'] > 0)}{' and all balls' * (a['balls'] == 'all')}: try --model scratch, with --approach stream, which has no teacher")
+                         f"{' with idle moves' * (a['idle'] > 0)}{' and all balls' * (a['balls'] == 'all')}: try --model scratch, "
+                         "with --approach stream, which has no teacher")
     if isinstance(data, TextFile):
         data.tokenizer.check(model.config.vocab_size)
     teacher = None
@@ -512,15 +513,16 @@ def begin_again(a: dict, model: GPT, optimizer: torch.optim.Optimizer, state: di
 
 def climb(a: dict, model: GPT, optimizer: torch.optim.Optimizer, rules: Rules, state: dict, stage: int, right: torch.Tensor) -> None:
     """The curriculum after a step of `stage`: the next stage, over given stories also the end of the run (which only ever comes
-    nearer), and in `stream` a second chance where a stage does not end."""
+    nearer), and in `stream` of one ball and at most three cups a second chance where a stage does not end."""
     advance(state, right, a["swaps"])
     if a["teacher"] is not None:
         return
     if stage == a["swaps"] and state["accuracy"] > 0.9 and not state["wanted"]:
         state["end"] = min(state["end"], state["step"] + TAIL)
     named = a["model"] in ("scratch", *PICO, *SIZES)  # of any other its file may be another one by now
-    easy = a["cups"] <= 3 and a["balls"] == "one"  # where it is known how long a stage takes: the orders of three balls need 1,200
-    if named and easy and a["thoughts"] == "tokens" and rules.persist and 1 < state["stage"] < a["swaps"] and state["in_stage"] > PATIENCE:
+    easy = a["cups"] <= 3 and a["balls"] == "one"  # (of all three balls one stage took 1,200 steps)
+    stuck = 1 < state["stage"] < a["swaps"] and state["in_stage"] > PATIENCE
+    if named and easy and stuck and a["thoughts"] == "tokens" and rules.persist:
         begin_again(a, model, optimizer, state)
 
 
@@ -541,7 +543,7 @@ def shape_of_step(a: dict, cups: bool, state: dict) -> tuple[int | None, int, in
 def contexts(a: dict, model: GPT, data, rules: Rules, B: int, P: int, S: int, step: int, stage: int | None,
              offset: int) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """-> text [R, P + S], or [R, P] where each sibling writes its own; on cups, where the text is all there, also which
-    slots pay and moves before each answer, [R, S], and, where it is the data's, the ball's cup after each token, [R, P + S]."""
+    slots pay and moves before each answer, [R, S], and, where it is the data's, the state (of one ball its cup) after each token, [R, P + S]."""
     batch = take_text(a, data, B, P, step, S, stage)
     if a["teacher"] is not None and a["siblings"] == "shared":
         # one sibling writes the text, then all G think anew between its tokens: they differ in thoughts alone
@@ -552,7 +554,8 @@ def contexts(a: dict, model: GPT, data, rules: Rules, B: int, P: int, S: int, st
 
 
 def tell(model: GPT, cup: torch.Tensor):
-    """The oracle, as an `edit` for the rollout: each thought becomes the cup that the ball is under by then. cup [R, P + S]."""
+    """The oracle, as an `edit` for the rollout: each thought becomes the cup that the ball is under by then (of all balls, their
+    order). cup [R, P + S]."""
     V, used = model.config.vocab_size, torch.zeros(len(cup), dtype=torch.long, device=cup.device)
 
     def told(place: int, ids: torch.Tensor) -> torch.Tensor:  # thoughts come in order: what is no thought before a place is text
@@ -602,7 +605,7 @@ def gradient_pass(a: dict, model: GPT, teacher: GPT | None, ro: Rollout, adv: to
     for i in range(0, len(ro.ids), a["micro_batch"]):
         part = ro.rows(i, i + a["micro_batch"])
         adv_i, weight_i, t_i = (x[i:i + a["micro_batch"]] if x is not None else None for x in (adv, weight, t_states))
-        lent = fed_back(part.h, part) if a["thinker"] and rules.continuous else None  # the thinker's vectors
+        lent = states_at(part.h, part.left) if a["thinker"] and rules.continuous else None  # the thinker's vectors
         with autocast:
             h = states(model, part, rules, offset, lent)
             loss, H = rollout_loss(model, h, part, adv_i, weight_i, scale, teacher, t_i, a["beta"], a["text_grad"] == "sampled")

@@ -283,6 +283,7 @@ def test_a_thinker_teaches_its_thoughts(tmp_path, monkeypatch, capsys):
     assert code == 0 and "what was learnt" in said, err
     assert torch.load(tmp_path / "full/ckpt.pt", weights_only=True)["rules"]["window"] == 0
     narrow = torch.load(tmp_path / "narrow/ckpt.pt", weights_only=True)["model"]["think"]
+    assert len(thinks) == 2 and all(torch.equal(rows, narrow) and window == 5 for rows, window in thinks) and learns == [0, 0]
     kind, drawn, imitation = ["--thoughts", "continuous"], [], train.imitation
     monkeypatch.setattr(train, "imitation", lambda h, ro, lent: drawn.append(imitation(h, ro, lent).detach() / ro.is_think.sum())
                         or imitation(h, ro, lent))
@@ -291,8 +292,6 @@ def test_a_thinker_teaches_its_thoughts(tmp_path, monkeypatch, capsys):
     code, _, err = run(train.main, [*plain, *kind, "--lr", "0.01", "--warmup", "1", "--steps", "40", "--seed", "1", "--thinker", tmp_path / "vectors/ckpt.pt",
                                     "--out", tmp_path / "vectors2"], monkeypatch, capsys)
     assert code == 0 and len(drawn) == 40 and sum(drawn[-5:]) < 0.7 * sum(drawn[:5]), err
-    thinks, learns = thinks[:2], learns[:2]
-    assert len(thinks) == 2 and all(torch.equal(rows, narrow) and window == 5 for rows, window in thinks) and learns == [0, 0]
     for argv, word in (([*taught[:-2], "--think_vocab", "9", *taught[-2:]], "think_vocab"), (["--thinker", "x"], "stream"),
                        ([*plain, *kind, "--thinker", tmp_path / "narrow/ckpt.pt"], "kind of thoughts"),
                        ([*plain, *kind, "--width", "16", "--thinker", tmp_path / "vectors/ckpt.pt"], "vectors of width 8"),

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from reward import imitation
-from rollout import Rules, fed_back, rollout, states
+from rollout import Rules, rollout, states, states_at
 
 R, P, S, V = 3, 3, 6, 11
 AFTER = [1, 4, 6, 9]
@@ -93,7 +93,7 @@ def test_lent_thoughts(tiny, uniforms, K):
     drawn to them by the squared distance of its own; a model that lends to itself is where it should be."""
     thinker, model, rules = tiny(N=1), tiny(N=1, seed=5), Rules("forced", K, 5, 3, AFTER, continuous=True)
     ro = rollout(thinker, texts(), P, S, rules, uniforms(S + 5, R), offset=2)
-    lent = fed_back(ro.h, ro)
+    lent = states_at(ro.h, ro.left)
     itself = states(thinker, ro, rules, 2, lent)
     assert (itself - ro.h)[:, :-1][(ro.is_think | ro.is_text)[:, :-1]].abs().max() < 1e-9 and imitation(itself, ro, lent) < 1e-12
     wide = Rules("forced", K, 5, 0, AFTER, continuous=True)

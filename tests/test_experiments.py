@@ -76,3 +76,10 @@ def test_mflop_by_hand(tmp_path):
         seen = T * (T + 1) / 2 if not window else T + (T - OPENING - 1) - k  # (a thought is its own last one)
         assert blocks * 1e6 == pytest.approx(T * 24 * 64 + 4 * 8 * seen)
         assert heads * 1e6 == pytest.approx(2 * 8 * (V + (k * N if N > 1 else 0)))
+
+
+def test_told_thoughts_are_learnt_as_lent_ones():
+    """The flags of the oracle with full attention are what --thinker would set."""
+    import train
+    said = vars(train.parse(experiments.AS_TAUGHT.split()))
+    assert {k: said[k] for k in train.TAUGHT if k != "entropy"} == {k: v for k, v in train.TAUGHT.items() if k != "entropy"}
