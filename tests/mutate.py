@@ -32,12 +32,12 @@ MUTANTS = [  # what is wrong, file, string, what it becomes, tests that must not
      'entropy_price(H, scale["target"])', "test_reward.py"),
     ("the teacher sees the thoughts", "reward.py", "teacher(ro.text[::siblings, :-1])",
      "teacher(ro.ids[::siblings, :ro.text.shape[1] - 1] % teacher.config.vocab_size)", "test_reward.py"),
-    ("a token is scored from its own state", "reward.py", "at = ro.left.gather(1, ro.place[:, ro.P:])",
-     "at = ro.place[:, ro.P:]", "test_reward.py"),
+    ("a token is scored from its own state", "reward.py", "states_at(h, ro.left.gather(1, ro.place[:, ro.P:]))",
+     "states_at(h, ro.place[:, ro.P:])", "test_reward.py"),
     ("the policy is pushed the wrong way", "reward.py", '-scale["policy"] * (a *', 'scale["policy"] * (a *', "test_reward.py"),
     ("the window is one token too wide", "rollout.py", "(back >= 0) & (back < window)",
      "(back >= 0) & (back <= window)", "test_rollout.py"),
-    ("no mask in the gradient pass", "rollout.py", "return model(ro.ids, positions, mask)", "return model(ro.ids, positions)",
+    ("no mask in the gradient pass", "rollout.py", "return model(ro.ids, positions, mask, fed=told)", "return model(ro.ids, positions, fed=told)",
      "test_train.py"),
     ("one thought over the budget", "rollout.py", "(k < rules.max_thoughts) & (used < M)",
      "(k < rules.max_thoughts) & (used <= M)", "test_rollout.py"),
@@ -65,8 +65,8 @@ MUTANTS = [  # what is wrong, file, string, what it becomes, tests that must not
     ("a step with a NaN is taken", "train.py", "if math.isfinite(loss) and math.isfinite(norm):", "if True:",
      "test_nothing_lost.py"),
     ("an evaluation is lost on resume", "train.py", '"eval": step + 1}', '"eval": step}', "test_nothing_lost.py"),
-    ("the curriculum starts anew on resume", "train.py", '    state |= saved["state"] if saved is not None else {}\n',
-     '    state |= {"step": saved["state"]["step"]} if saved is not None else {}\n', "test_nothing_lost.py"),
+    ("the curriculum starts anew on resume", "train.py", 'first_state(a) | (saved["state"] if saved is not None else {})',
+     'first_state(a) | ({"step": saved["state"]["step"]} if saved is not None else {})', "test_nothing_lost.py"),
 ]
 
 
@@ -85,7 +85,7 @@ def main() -> None:
     survived = []
     with tempfile.TemporaryDirectory() as temp:
         copy = Path(temp) / "nanothink"
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "__pycache__", "out*", "cache", "figures"))
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "__pycache__", "out*", "cache", "figures", "runs"))
         for _, file, old, new, _ in MUTANTS:  # all of the list is checked before the first test runs
             plant(copy, file, old, new)
             shutil.copy(ROOT / file, copy / file)
