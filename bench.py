@@ -46,9 +46,9 @@ GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 DIALS = dict(prompts=(1, 2, 4, 8), new_tokens=(16, 32, 64, 128), max_thoughts=(1, 2, 4, 8), think_vocab=(256, 2048, 16384))
 FULL = dict(config=Config(think_vocab=2048), small=Config(6, 6, 384, think_vocab=2048), batches=(1, 16, 64), P=64, S=64,
-            rounds=3, tokens=1024, updates=3, branches=(2, 64, 8), cups=40, dials=DIALS)
+            rounds=3, tokens=1024, updates=3, branches=(2, 64, 8), cups=40, dials=DIALS, thoughts=(8, 32))
 QUICK = dict(config=Config(2, 2, 32, 128, 400, 50), small=Config(1, 2, 32, 128, 400, 50), batches=(2,), P=8, S=8, rounds=1,
-             tokens=64, updates=2, branches=(2, 6, 2), cups=3, dials=dict(prompts=(1, 2)))
+             tokens=64, updates=2, branches=(2, 6, 2), cups=3, dials=dict(prompts=(1, 2)), thoughts=(2,))
 
 
 def now() -> float:
@@ -274,15 +274,17 @@ def train_loop(a: dict, saved: dict | None, *parts) -> tuple[list[float], dict[s
     return np.diff(clock.steps)[1:].tolist(), shares | {"the rest (the optimizer)": 1 - sum(shares.values())}
 
 
-def update_arm(flags: list, config: Config, threads: int) -> tuple[float, float]:
-    """An update of train.py with these flags on noise -> seconds, MiB of the whole process at the peak."""
+def update_arm(flags: list, config: Config, threads: int, part: str | None = None) -> tuple[float, float]:
+    """An update of train.py with these flags on noise -> seconds (part: of this part of it alone), MiB of the whole process at
+    the peak."""
     torch.set_num_threads(threads)
     base = replace(config, think_vocab=0)
     with patch.multiple(train, load=lambda name: GPT(base), open_data=lambda *args: Noise(base.vocab_size)), \
             contextlib.redirect_stdout(io.StringIO()):
         a = train.resolve(train.parse(["--data", "webtext", "--model", "gpt2", *map(str, flags)]))
         parts = train.setup(a, None)
-    return median(train_loop(a, None, *parts)[0]), memory("VmHWM")
+    times, shares = train_loop(a, None, *parts)
+    return median(times) * (shares[part] if part else 1), memory("VmHWM")
 
 
 def trl_arm(config: Config, B: int, G: int, P: int, S: int, steps: int, threads: int) -> tuple[float, float]:
@@ -355,6 +357,20 @@ def next_token(size: dict) -> list[dict]:
     arms = {name: functools.partial(gradient, name) for name in done}
     limit = 3 * least(model, [(B * (s + 1 + s * k), 0)], size)
     return tables + [show(title + "gradient", interleave(arms, rounds, False), limit)]
+
+
+def continuous(size: dict) -> list[dict]:
+    """k thoughts, one after each of the first k tokens: as ids, sampled and then read in one forward with gradient; and as
+    vectors, where the gradient passes through k thoughts one after the other."""
+    tables, P, S = [], size["P"], size["S"]
+    for k in size["thoughts"]:
+        flags = ["--approach", "stream", "--think", "forced", "--prompts", 2, "--samples", 4, "--prompt_tokens", P, "--new_tokens", S,
+                 "--budget", k, "--steps", size["updates"]]
+        kinds = {"ids": ["--think_vocab", size["config"].think_vocab], "vectors": ["--thoughts", "continuous"]}
+        for part, what in ((None, "an update"), ("gradient_pass", "its gradient pass alone")):
+            arms = {kind: (update_arm, flags + more, size["config"], torch.get_num_threads(), part) for kind, more in kinds.items()}
+            tables.append(in_turn(f"{what}, 8 texts of {P} + {S} tokens, {k} thoughts each (MiB of the process)", arms, 1))
+    return tables
 
 
 def cups(size: dict) -> list[dict]:
@@ -466,7 +482,8 @@ def start(size: dict) -> list[dict]:
     return [show("start", interleave(arms, size["rounds"], clock=wall))]
 
 
-SECTIONS = {"rollout": rollouts, "sampler": sampler, "loss": loss, "update": updates, "next_token": next_token, "cups": cups,
+SECTIONS = {"rollout": rollouts, "sampler": sampler, "loss": loss, "update": updates, "next_token": next_token, "continuous": continuous,
+            "cups": cups,
             "scale": scale, "compile": compiled, "start": start}
 
 
@@ -490,7 +507,7 @@ def main() -> None:
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # how many others ran, on a shared machine
         tables = SECTIONS[name](size | {"peak": peak, "stream": stream})
         results = json.loads(out.read_text()) if out.exists() else {}
-        results[name] = {"device": device, "threads": args.threads, "torch": torch.__version__, "load": load,
+        results[f"{name}, threads {args.threads}"] = {"device": device, "threads": args.threads, "torch": torch.__version__, "load": load,
                          "quick": args.quick, "gflops": peak / 1e9, "gb_per_second": stream / 1e9, "tables": tables}
         out.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -35,19 +35,19 @@ def test_sections_without_peers(run, tmp_path):
     assert "transformers is not installed, its arm is skipped: pip install -r tests/requirements-bench.txt" in out
     assert run("--quick", "--threads", "1", "--only", "sampler")[0] == 0
     found = json.loads((tmp_path / "bench.json").read_text())
-    assert list(found) == ["rollout", "sampler", "next_token", "cups"]
+    assert list(found) == [f"{name}, threads 1" for name in ("rollout", "sampler", "next_token", "cups")]
     for section in found.values():
         assert section["threads"] == 1 and section["quick"] and section["gflops"] > 0
         for table in section["tables"]:
             for name, arm in table["arms"].items():
                 assert arm["seconds"] > 0 and len(arm["all"]) >= 1 and name in out
-    for table in found["cups"]["tables"]:
+    for table in found["cups, threads 1"]["tables"]:
         assert abs(sum(table["shares"].values()) - 1) < 1e-6 and table["shares"]["gradient_pass"] > 0.1
 
 
 def test_processes_of_their_own(run, tmp_path):
     """Guards arms that are measured in a fresh process, and that an update of train.py's loop runs on noise."""
-    code, out, _ = run("--quick", "--threads", "1", "--only", "loss", "update")
+    code, out, _ = run("--quick", "--threads", "1", "--only", "loss", "update", "continuous")
     assert code == 0 and "trl is not installed" in out
     for section in json.loads((tmp_path / "bench.json").read_text()).values():
         for arm in section["tables"][0]["arms"].values():

@@ -250,6 +250,7 @@ def test_rollout_loss(tiny, teacher, uniforms, monkeypatch, mode, given, think, 
     """Guards the loss and every gradient of it against plain autograd, term by term: the hand-made backward pass,
     the pieces, the slots, and which of gate, thought and text each place pays for."""
     monkeypatch.setattr(reward, "PIECE", 5)
+    monkeypatch.setattr(reward, "BLOCK", 2 * (V + N) + 1)  # gradients in blocks of two rows, the last of one
     model, M = tiny(offset=0.3), 5 * (think != "never")
     ro = rollout(model, texts(length=given), P, S, Rules(think, K, 5, window, after), uniforms(S + M, R))
     assert think == "never" or (ro.is_think.any() and ro.gated.any() == (think == "free"))
