@@ -245,7 +245,7 @@ def told_stories(path: Path, seed: int = 0, each: int = 2) -> tuple[list[str], l
         stands, true, answer, instead = what_if(case, cups, words, state, n)
         for r, row in enumerate(case.own.kept()):
             row[-1] = int(answer[r])  # the story is given, but its last word is what the model says
-            shown.append(tokenizer.show(row, len(row) - 1, "html") + f"  ({'right' if answer[r] == case.text[r, -1] else 'wrong'})")
+            shown.append(tokenizer.show(row, len(row) - 1, "html") + f"  ({'correct' if answer[r] == case.text[r, -1] else 'not correct'})")
             notes.append([note(tokenizer.name(int(case.own.ids[r, t])), int(stands[r, t]), int(true[r, t]),
                                [name[i] if i >= 0 else None for i in instead[r, t].tolist()])
                           for t in case.own.is_think[r].nonzero().squeeze(1).tolist()])

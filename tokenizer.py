@@ -147,15 +147,16 @@ def html_page(samples: list[str], title: str, thoughts: bool = True, notes: list
         return re.sub('<span class="think">([^<]*)</span>', lambda span: f'<span class="think" tabindex="0">{span[1]}<span class="note" '
                       f'role="tooltip">{html.escape(next(left))}</span></span>', sample)
     body = "".join(f"<p>{with_notes(s, notes[i]) if notes else s}</p>" for i, s in enumerate(samples))
-    return (f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>'
-            f"<style>body{{font:16px/1.7 monospace;max-width:60em;margin:2em auto;background:#fff;color:#222}}"
+    legend = (f'<p><span class="prompt">prompt</span>  <span class="text">own text</span>'
+              f'{"  <span class=think>&lt;thought&gt;</span>" * thoughts}{hint and "<br>" + html.escape(hint)}</p>')
+    return (f'<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
+            "<style>body{font:16px/1.7 monospace;max-width:60em;margin:2em auto;padding:0 1em;background:#fff;color:#222}"
             f"p{{white-space:pre-wrap;border-bottom:1px solid #ddd;padding-bottom:1em;position:relative}}.think{{font-size:80%}}{rules}"
             ".note{display:none;position:absolute;left:1em;top:100%;z-index:1;padding:.3em 1em;background:#fffbe6;color:#222;"
             "border:1px solid #bbb}.think:hover .note,.think:focus .note{display:block}.think[tabindex]:hover,.think:focus{background:#fe9}"
-            "table{border-collapse:collapse;font-size:75%;margin:1em 0}td,th{border:1px solid #ddd;padding:0 .5em}img{max-width:100%}"
-            f"</style><h1>{html.escape(title)}</h1>"
-            f'<p><span class="prompt">prompt</span>  <span class="text">own text</span>'
-            f'{"  <span class=think>&lt;thought&gt;</span>" * thoughts}{hint and "<br>" + html.escape(hint)}</p>{body}{rest}\n')
+            "table{display:block;overflow-x:auto;border-collapse:collapse;font-size:75%;margin:1em 0}"
+            "td,th{border:1px solid #ddd;padding:0 .5em}img{max-width:100%}"
+            f"</style><h1>{html.escape(title)}</h1>{legend * bool(samples)}{body}{rest}\n")
 
 
 def use_color(when: str, stream) -> bool:
