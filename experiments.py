@@ -10,8 +10,8 @@ experiment is cut off, and arms that two experiments share are run once. So is p
 do: its findings lie beside the checkpoint. Two at a time, of one thread each. A prediction is a list of sentences, each with a
 function of the result that says whether it held. Tables, figures and the page are in report.py.
 
-Left out on purpose: a sweep over hyperparameters, anything that a run's own folder does not say, and how much thoughts matter in
-the course of training (a run keeps its last checkpoint alone).
+Left out on purpose: a sweep over hyperparameters, anything that a run's own folder does not say, and how much thoughts matter
+in the course of training (a run keeps its last checkpoint alone).
 """
 import hashlib
 import json
@@ -29,8 +29,8 @@ import torch
 from tqdm import tqdm
 
 from data import OPENING
-from report import (OTHERS, SHOWN, Claim, by_n, draw, followed, in_words, mean_at, parts, probed, section, table, unaided,
-                    verdicts, write_page)
+from report import (OTHERS, SHOWN, Claim, by_n, cut, draw, followed, in_words, mean_area, mean_at, parts, probed, section,
+                    table, unaided, verdicts, write_page)
 from rollout import load_run, visible
 from train import Parser
 
@@ -52,8 +52,8 @@ class Arm:
 
 @dataclass
 class Experiment:
-    """claims: the prediction, sentence by sentence. probed: the arms that probe.py looks at. view: what is made of that, "content" or
-    "faithful" (see report.py). shown: n of the tables."""
+    """claims: the prediction, sentence by sentence. probed: the arms that probe.py looks at. view: what is made of that,
+    "content" or "faithful" (see report.py). shown: n of the tables."""
     question: str
     claims: list[Claim]
     arms: dict[str, Arm]
@@ -118,8 +118,8 @@ EXPERIMENTS = {
           lambda r: all(parts(r)["content"][:, n - 1].mean() >= 0.5 for n in (6, 10))),
          ("compute and recipe are at most 10 points each at n = 3, 6 and 10.",
           lambda r: all(parts(r)[x][:, n - 1].mean() <= 0.1 for x in ("compute", "recipe") for n in (3, 6, 10))),
-         ("With another story's thoughts, its own in another order, random ids or one id for all the same model is within 10 points "
-          "of chance at n = 10.",
+         ("With another story's thoughts, its own in another order, random ids or one id for all the same model is within 10 "
+          "points of chance at n = 10.",
           lambda r: all(abs(np.mean([x["accuracy_by_n"][name][9] for x in probed(r)["tokens, full"]]) - 1 / 3) <= 0.1
                         for name in OTHERS))],
         {arm: CHANNEL[arm] for arm in ("tokens, window", "tokens, full", "filler, full", "none, full")} | {
@@ -130,17 +130,16 @@ EXPERIMENTS = {
         ("tokens, full",), "content"),
     "faithful": Experiment(
         "Does the answer hang on each thought, where a net could do without, and where it could not?",
-        [("With full attention the area over the curve of early answering is under 0.1 where a net without thoughts gets first rounds "
-          "right,", lambda r: unaided(r) > 0 and all(np.mean([x["aoc"]["early"][m] for x in probed(r)["tokens, full"]]) < 0.1
-                                  for m in probed(r)["tokens, full"][0]["aoc"]["early"] if int(m) <= unaided(r))),
+        [("With full attention the area over the curve of early answering is under 0.1 where a net without thoughts gets first "
+          "rounds right,",
+          lambda r: 0 < unaided(r) and all(mean_area(r, "tokens, full", "early", m) < 0.1 for m in cut(r) if m <= unaided(r))),
          ("and over 0.4 at n = 10, as it is with a window.",
-          lambda r: all(np.mean([x["aoc"]["early"]["10"] for x in seeds]) > 0.4 for seeds in probed(r).values())),
+          lambda r: all(mean_area(r, arm, "early", 10) > 0.4 for arm in probed(r))),
          ("One id for all does as little as no thought (0.1 apart at most),",
-          lambda r: all(abs(np.mean([x["aoc"]["early"][m] - x["aoc"]["filler"][m] for x in seeds])) <= 0.1
-                        for seeds in probed(r).values() for m in seeds[0]["aoc"]["early"])),
+          lambda r: all(abs(mean_area(r, arm, "early", m) - mean_area(r, arm, "filler", m)) <= 0.1
+                        for arm in probed(r) for m in cut(r))),
          ("synonyms do as well as own thoughts (under 0.1),",
-          lambda r: all(np.mean([x["aoc"]["paraphrase"][m] for x in seeds]) < 0.1
-                        for seeds in probed(r).values() for m in seeds[0]["aoc"]["early"])),
+          lambda r: all(mean_area(r, arm, "paraphrase", m) < 0.1 for arm in probed(r) for m in cut(r))),
          ("a wrong word is followed by 95 % of answers, wherever it stands,",
           lambda r: all(np.mean([followed(x) for x in seeds]) >= 0.95 for seeds in probed(r).values())),
          ("and own thoughts fed again change nothing, to the bit.",
@@ -154,9 +153,8 @@ EXPERIMENTS = {
               "full attention", "no curriculum", "baseline: mean of the batch", "no baseline"))),
          ("Without the entropy bonus codes collapse at n = 2.", lambda r: mean_at(r, "no entropy bonus", 2) < 0.8),
          ("Credit from the next answer alone (gamma 0.5) works, but slower.",
-          lambda r: mean_at(r, "gamma 0.5", 10) >= 0.95 and
-          np.mean([np.subtract(*(r["arms"][arm]["seeds"][i]["seconds"] for arm in ("gamma 0.5", "the recipe")))
-                   for i in range(len(r["arms"]["gamma 0.5"]["seeds"]))]) > 0)],
+          lambda r: mean_at(r, "gamma 0.5", 10) >= 0.95 and np.subtract(*(
+              sum(s["seconds"] for s in r["arms"][arm]["seeds"]) for arm in ("gamma 0.5", "the recipe"))) > 0)],
         {"the recipe": Arm(TOKENS, 160),
          "full attention": Arm(f"{TOKENS} --window 0", 160),
          "no curriculum": Arm(f"{TOKENS} --curriculum off", 330),
@@ -177,13 +175,16 @@ EXPERIMENTS = {
          "released, 0.2 nats": Arm(RELEASED.format(0.2), 200, "forced")}),
     "worlds": Experiment(
         "Harder worlds: five cups, and all five balls at once (120 orders). How far does one thought a move reach?",
-        [("(Written after trials with seeds 0 to 2.) Five cups: vectors have 98 % right at n = 12, the longest rounds of their training, "
-          "and 95 % at n = 30.", lambda r: all(at_least(share, n, "5 cups, continuous")(r) for share, n in ((0.98, 12), (0.95, 30)))),
+        [("(Written after trials with seeds 0 to 2.) Five cups: vectors have 98 % right at n = 12, the longest rounds of their "
+          "training, and 95 % at n = 30.",
+          lambda r: all(at_least(share, n, "5 cups, continuous")(r) for share, n in ((0.98, 12), (0.95, 30)))),
          ("All orders of five balls: 95 % at n = 8, the longest of their training;", at_least(0.95, 8, "5 balls, continuous")),
          ("beyond it falls, to between 80 and 95 % at n = 20 and between 60 and 80 % at n = 30.",
-          lambda r: 0.8 <= mean_at(r, "5 balls, continuous", 20) <= 0.95 and 0.6 <= mean_at(r, "5 balls, continuous", 30) <= 0.8)],
+          lambda r: all(low <= mean_at(r, "5 balls, continuous", n) <= high
+                        for low, high, n in ((0.8, 0.95, 20), (0.6, 0.8, 30))))],
         {"5 cups, continuous": Arm(f"{STREAM} --thoughts continuous --cups 5 --swaps 12 --steps 2000", 70),
-         "5 balls, continuous": Arm(f"{STREAM} --thoughts continuous --cups 5 --balls all --swaps 8 --window 4 --steps 10000", 280)},
+         "5 balls, continuous": Arm(
+             f"{STREAM} --thoughts continuous --cups 5 --balls all --swaps 8 --window 4 --steps 10000", 280)},
         shown=(1, 3, 6, 8, 12, 20, 30)),
 }
 
@@ -225,8 +226,9 @@ def look(experiment: Experiment, arm: str, seed: int) -> None:
 
 def call(command: list[str], log: Path) -> None:
     """One of the scripts, on one thread. Raises ValueError with its last line where it fails."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(log, "w") as f:
-        done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=f, stderr=f, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=f, stderr=f, env=env)
     if done.returncode:
         text = log.read_text().strip()
         raise ValueError(f"{' '.join(command)} failed: {text.splitlines()[-1] if text else done.returncode}")
@@ -263,7 +265,8 @@ def mflop(checkpoint: Path, end: dict, n: int = 10) -> tuple[float, float]:
     slot at the most.)"""
     model, rules, _ = load_run(checkpoint)
     c, thoughts = model.config, 0 if rules.think == "never" else round(end.get("thoughts_by_n", [n] * n)[n - 1])
-    story = [False] * OPENING + [x for i in range(n) for x in ([False, True, False] if i < thoughts else [False, False])] + [False] * 2
+    moves = [x for i in range(n) for x in ([False, True, False] if i < thoughts else [False, False])]
+    story = [False] * OPENING + moves + [False] * 2
     is_think = torch.tensor([story])  # after each move a thought, then a comma or the dot; " Where" and "?"
     T = len(story)
     pairs = T * (T + 1) // 2 if not rules.window else int(visible(is_think, rules.window).sum())
@@ -283,8 +286,8 @@ def findings(out: Path) -> dict:
 def collect(name: str, seeds: int) -> dict:
     """What figures/NAME.json holds: question, prediction, and for each arm its command and what each seed ended with."""
     experiment = EXPERIMENTS[name]
-    keep = ("seconds", "accuracy_by_n", "accuracy_first_by_n", "accuracy_shuffled_by_n", "nats_without_thoughts", "thoughts_per_token",
-            "free_accuracy", "thinks_after_moved", "thinks_elsewhere", "thoughts_by_n")
+    keep = ("seconds", "accuracy_by_n", "accuracy_first_by_n", "accuracy_shuffled_by_n", "nats_without_thoughts",
+            "thoughts_per_token", "free_accuracy", "thinks_after_moved", "thinks_elsewhere", "thoughts_by_n")
     arms = {}
     for arm, spec in experiment.arms.items():
         outs = [folder(experiment, arm, s) for s in range(seeds)]
@@ -294,8 +297,8 @@ def collect(name: str, seeds: int) -> dict:
                      "seeds": [{k: end[k] for k in keep if k in end} for end in ends]}
         for one, out in zip(arms[arm]["seeds"], outs):
             one |= {"probe": findings(out)} if arm in experiment.probed else {}
-    return {"question": experiment.question, "prediction": experiment.prediction, "view": experiment.view, "shown": experiment.shown,
-            "command": f"python experiments.py {name} --seeds {seeds}", "arms": arms}
+    return {"question": experiment.question, "prediction": experiment.prediction, "view": experiment.view,
+            "shown": experiment.shown, "command": f"python experiments.py {name} --seeds {seeds}", "arms": arms}
 
 
 def write_report(checkpoint: Path | None, out: Path | None) -> None:
@@ -309,7 +312,8 @@ def write_report(checkpoint: Path | None, out: Path | None) -> None:
             result = json.loads((figures / f"{name}.json").read_text())
             sections.append(section(name, result, verdicts(experiment.claims, result), figures / f"{name}.png"))
     if not sections and checkpoint is None:
-        raise ValueError("there is nothing to report yet: python experiments.py channel makes results, --checkpoint PATH tells stories")
+        raise ValueError("there is nothing to report yet: python experiments.py channel makes results, --checkpoint PATH tells "
+                         "stories")
     out = out or figures / "report.html"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_page(out, sections, checkpoint)
@@ -319,7 +323,8 @@ def write_report(checkpoint: Path | None, out: Path | None) -> None:
 
 def main() -> None:
     p = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    p.add_argument("name", nargs="?", choices=[*EXPERIMENTS, "report"], help="which one, or a page of all results; none: list them")
+    p.add_argument("name", nargs="?", choices=[*EXPERIMENTS, "report"],
+                   help="which one, or a page of all results; none: list them")
     p.add_argument("--seeds", type=int, default=5, help="runs of each arm (5)")
     p.add_argument("--checkpoint", type=Path, help="report: whose stories are told (a run of channel)")
     p.add_argument("--out", type=Path, help="report: the page (figures/report.html)")

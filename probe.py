@@ -287,9 +287,9 @@ def chains(model: GPT, cups: Cups, rules: Rules, m: int, each: int, words: Dicti
 
 @torch.no_grad()
 def what_if(case: Case, cups: Cups, words: Dictionary, state: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Stories of one round, thoughts that stay. -> [R, T] the cup that each thought stands for beside its move, -1 for none; [R, T]
-    the true one; [R] the answer; [R, T, m] the answer had each cup's word been written there, -1 where there is no word. What is
-    thought after the written word is thought anew, as it would have been."""
+    """Stories of one round, thoughts that stay. -> [R, T] the cup that each thought stands for beside its move, -1 for none;
+    [R, T] the true one; [R] the answer; [R, T, m] the answer had each cup's word been written there, -1 where there is no word.
+    What comes after the written word is thought anew, as it would have been."""
     own, V = case.own, case.model.config.vocab_size
     read, move, cup = seen_beside(case, cups, state, n)
     stands = words.meaning[(own.ids - V).clamp(min=0), move].where(read, -1)

@@ -61,15 +61,28 @@ def probed(result: dict) -> dict[str, list[dict]]:
 
 
 def parts(result: dict) -> dict[str, np.ndarray]:
-    """What thoughts gain over none, split up, seed by seed [seeds, 30]: places to compute in, without content (filler); what the
-    same way of training gives with thoughts that no reward ever chose; and what is left, which is what thoughts say."""
-    none, filler, luck, own = (by_n(result, arm) for arm in ("none, full", "filler, full", "random policy, full", "tokens, full"))
+    """What thoughts gain over none, split up, seed by seed [seeds, 30]: places to compute in, without content (filler); what
+    the same way of training gives with thoughts that no reward ever chose; and what is left, which is what thoughts say."""
+    none, filler, luck, own = (by_n(result, f"{arm}, full") for arm in ("none", "filler", "random policy", "tokens"))
     return {"compute": filler - none, "recipe": luck - filler, "content": own - luck, "all": own - none}
 
 
 def followed(found: dict, what: str = "follows") -> float:
     """Of all wrong words that were written, the share whose answer follows them (what: "true", stays as it was)."""
     return sum(found["counterfactual"][what]) / max(sum(found["counterfactual"]["written"]), 1)
+
+
+def cut(result: dict) -> list[int]:
+    """The numbers of moves of the rounds whose chains were cut."""
+    return [int(m) for m in next(iter(probed(result).values()))[0]["aoc"]["early"]]
+
+
+def areas(result: dict, arm: str, name: str, m: int) -> list[float]:  # of one intervention, in rounds of m moves, by seed
+    return [x["aoc"][name][str(m)] for x in probed(result)[arm]]
+
+
+def mean_area(result: dict, arm: str, name: str, m: int) -> float:
+    return float(np.mean(areas(result, arm, name, m)))
 
 
 def verdicts(claims: list[Claim], result: dict) -> list[tuple[str, bool]]:
@@ -81,9 +94,9 @@ def in_words(judged: list[tuple[str, bool]]) -> str:
 
 
 def table(result: dict) -> str:
-    """Markdown: per cent right by n, mean and 95 % interval over seeds; MFLOP of a story of n = 10 (experiments.mflop), means over
-    seeds as well; for models that choose when to think, when they do (thoughts a move: the slope of thoughts against n); and
-    what probe.py found."""
+    """Markdown: per cent right by n, mean and 95 % interval over seeds; MFLOP of a story of n = 10 (experiments.mflop) and
+    seconds, means over seeds; for models that choose when to think, when they do (thoughts a move: the slope of thoughts
+    against n); and what probe.py found."""
     shown = result.get("shown", SHOWN)
     lines = ["| arm | " + " | ".join(f"n = {n}" for n in shown) + " | blocks, MFLOP | heads, MFLOP | seconds |",
              "|---" * (len(shown) + 4) + "|"]
@@ -92,7 +105,8 @@ def table(result: dict) -> str:
         lines.append(f"| {arm} | " + " | ".join(cells) + f" | {np.mean([s['seconds'] for s in found['seeds']]):.0f} |")
     chosen = {arm: found["seeds"] for arm, found in result["arms"].items() if "thoughts_by_n" in found["seeds"][0]}
     if chosen:
-        lines += ["", "| arm, by seed | thinks after moves that move the ball, % | elsewhere, % | thoughts a move |", "|---" * 4 + "|"]
+        lines += ["", "| arm, by seed | thinks after moves that move the ball, % | elsewhere, % | thoughts a move |",
+                  "|---" * 4 + "|"]
     for arm, seeds in chosen.items():
         after, elsewhere = (", ".join(f"{100 * s[k]:.1f}" for s in seeds) for k in ("thinks_after_moved", "thinks_elsewhere"))
         slope = ", ".join(f"{np.polyfit(range(1, 31), s['thoughts_by_n'], 1)[0]:.2f}" for s in seeds)
@@ -109,23 +123,25 @@ def content_rows(result: dict) -> list[str]:
         right = 100 * np.array([x["accuracy_by_n"][name] for x in found])
         lines.append(f"| {NAMES[name]} | " + " | ".join(cell(right[:, n - 1]) for n in shown) + " |")
     lines += ["", f"| points gained over `none, full` | {head[0]}", head[1]]
-    return lines + [f"| {name} | " + " | ".join(cell(100 * x[:, n - 1]) for n in shown) + " |" for name, x in parts(result).items()]
+    return lines + [f"| {name} | " + " | ".join(cell(100 * x[:, n - 1]) for n in shown) + " |"
+                    for name, x in parts(result).items()]
 
 
 def faithful_rows(result: dict) -> list[str]:
     """Areas over the curve by moves, and what becomes of wrong words."""
-    found = probed(result)
-    lengths = list(next(iter(found.values()))[0]["aoc"]["early"])
-    lines = ["", "| area over the curve (AOC) | " + " | ".join(f"{m} moves" for m in lengths) + " |", "|---" * (len(lengths) + 1) + "|"]
-    for arm, seeds in found.items():
-        lines += [f"| {arm}: {THEN[name]} | " + " | ".join(cell([x["aoc"][name][m] for x in seeds], 2) for m in lengths) + " |"
+    found, lengths = probed(result), cut(result)
+    lines = ["", "| area over the curve (AOC) | " + " | ".join(f"{m} moves" for m in lengths) + " |",
+             "|---" * (len(lengths) + 1) + "|"]
+    for arm in found:
+        lines += [f"| {arm}: {THEN[name]} | " + " | ".join(cell(areas(result, arm, name, m), 2) for m in lengths) + " |"
                   for name in FOUR]
     lines += ["", "| another cup's word written | answer follows it, % | stays true, % | thoughts with a synonym, % | "
               "own thoughts fed again |", "|---" * 5 + "|"]
     for arm, seeds in found.items():
         cells = [cell([100 * followed(x, what) for x in seeds], 1) for what in ("follows", "true")]
         cells.append(cell([100 * x["synonyms"] for x in seeds], 1))
-        lines.append(f"| {arm} | " + " | ".join(cells) + f" | {'no change' if all(x['spliced'] for x in seeds) else 'CHANGED'} |")
+        again = "no change" if all(x["spliced"] for x in seeds) else "CHANGED"
+        lines.append(f"| {arm} | " + " | ".join([*cells, again]) + " |")
     return lines
 
 
@@ -134,7 +150,8 @@ def draw(result: dict, path: Path, caption: str) -> None:
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    panels = {"content": [draw_others, draw_parts], "faithful": [draw_aoc, draw_following]}.get(result.get("view"), [draw_accuracy])
+    views = {"content": [draw_others, draw_parts], "faithful": [draw_aoc, draw_following]}
+    panels = views.get(result.get("view"), [draw_accuracy])
     figure, axes = plt.subplots(1, len(panels), figsize=(9 if len(panels) == 1 else 15, 5.2), squeeze=False)
     for panel, axis in zip(panels, axes.flat):
         panel(axis, result)
@@ -160,8 +177,8 @@ def draw_accuracy(axis, result: dict) -> None:
     for m in cups:
         axis.axhline(100 / m, color="grey", lw=0.8, ls=":")
     longest = " or ".join(map(str, sorted(swaps)))
-    axis.set(xlabel=f"n, moves since the anchor (trained on n <= {longest}; dotted: chance; thin: seeds)", ylabel="answers right, %",
-             ylim=(0, 103))
+    axis.set(xlabel=f"n, moves since the anchor (trained on n <= {longest}; dotted: chance; thin: seeds)",
+             ylabel="answers right, %", ylim=(0, 103))
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
@@ -185,25 +202,28 @@ def draw_parts(axis, result: dict) -> None:
         y = 100 * split[name].mean(0)[np.array(shown) - 1]
         axis.bar(at, y, 0.6, bottom=np.where(y > 0, up, down), label=name)
         up, down = up + y.clip(min=0), down + y.clip(max=0)
-    for key, mark, label in (("all", "ko", "all (95 % interval)"), ("another", "kx", "own minus another's thoughts")):
-        gain = split["all"] if key == "all" else np.array(
-            [np.subtract(*(x["accuracy_by_n"][name] for name in ("own", key))) for x in found])
-        points = [interval(100 * gain[:, n - 1]) for n in shown]
-        axis.errorbar(at + (0.1 if key == "all" else -0.1), [m for m, _ in points], [h for _, h in points], fmt=mark, capsize=3, label=label)
+    another = np.array([np.subtract(*(x["accuracy_by_n"][name] for name in ("own", "another"))) for x in found])
+    for beside, mark, label, gain in ((0.1, "ko", "all", split["all"]), (-0.1, "kx", "own minus another's thoughts", another)):
+        with_intervals(axis, at + beside, [100 * gain[:, n - 1] for n in shown], fmt=mark, label=f"{label} (95 % interval)")
     axis.axhline(0, color="grey", lw=0.8)
     axis.set_xticks(at, [f"n = {n}" for n in shown])
     axis.set(ylabel="points gained over none, full")
     axis.legend(fontsize=8)
 
 
+def with_intervals(axis, x, values, **style) -> None:
+    """values: for each x one number a seed."""
+    means, halves = zip(*map(interval, values))
+    axis.errorbar(x, means, halves, capsize=3, **style)
+
+
 def draw_aoc(axis, result: dict) -> None:
-    """The four areas against n, and up to which n a model without thoughts gets first rounds right, which are what is cut here."""
-    for style, (arm, seeds) in zip(("-", "--", ":"), probed(result).items()):
+    """The four areas against n, and up to which n a model without thoughts gets first rounds right (the rounds that are cut
+    here are first ones)."""
+    for style, arm in zip(("-", "--", ":"), probed(result)):
         for i, name in enumerate(FOUR):
-            lengths = list(seeds[0]["aoc"][name])
-            points = [interval([x["aoc"][name][m] for x in seeds]) for m in lengths]
-            axis.errorbar(list(map(int, lengths)), [m for m, _ in points], [h for _, h in points], ls=style, color=f"C{i}", capsize=2,
-                          label=f"{arm}: {THEN[name]}")
+            with_intervals(axis, cut(result), [areas(result, arm, name, m) for m in cut(result)], ls=style, color=f"C{i}",
+                           label=f"{arm}: {THEN[name]}")
     axis.axvline(unaided(result) + 0.5, color="grey", ls=":", label="left of it: 90 % right without thoughts")
     axis.set(xlabel="n, moves of the round", ylabel="AOC: 0, thoughts do not matter", ylim=(-0.05, 1.05))
     axis.legend(fontsize=7)
@@ -219,18 +239,18 @@ def draw_following(axis, result: dict) -> None:
     """Share of written words that the answer follows, by how many moves come after them."""
     for i, (arm, seeds) in enumerate(probed(result).items()):
         for what, style in (("follows", "-"), ("true", ":")):
-            share = [np.array(x["counterfactual"][what]) / np.maximum(x["counterfactual"]["written"], 1) for x in seeds]
-            points = [interval(y) for y in 100 * np.array(share).T]
-            axis.errorbar(range(len(points)), [m for m, _ in points], [h for _, h in points], ls=style, color=f"C{i}", capsize=2,
-                          label=f"{arm}: answer " + ("follows the written word" if what == "follows" else "stays true"))
+            far = [x["counterfactual"] for x in seeds]
+            share = np.array([np.array(x[what]) / np.maximum(x["written"], 1) for x in far])
+            with_intervals(axis, range(share.shape[1]), 100 * share.T, ls=style, color=f"C{i}",
+                           label=f"{arm}: answer " + ("follows the written word" if what == "follows" else "stays true"))
     axis.set(xlabel="moves between the written word and the question", ylabel="answers, %", ylim=(-3, 103))
     axis.legend(fontsize=8)
 
 
 def told_stories(path: Path, seed: int = 0, each: int = 2) -> tuple[list[str], list[list[str]]]:
-    """Held-out stories with a checkpoint's thoughts and its answer, for html_page: the stories, and a note for each thought: the
-    cup that it stands for, and the answer had the word for another cup stood there. Raises ValueError where thoughts have no
-    words."""
+    """Held-out stories with a checkpoint's thoughts and its answer, for html_page: the stories, and a note for each thought:
+    the cup that it stands for, and the answer had the word for another cup stood there. Raises ValueError where thoughts have
+    no words."""
     model, rules, a = opened(path)
     if a["data"] != "cups" or a.get("balls", "one") != "one" or not rules.persist or len(model.think) < 2:
         raise ValueError(f"{path}: the page looks thoughts up, one ball's, as ids that stay in the text: "
@@ -245,7 +265,8 @@ def told_stories(path: Path, seed: int = 0, each: int = 2) -> tuple[list[str], l
         stands, true, answer, instead = what_if(case, cups, words, state, n)
         for r, row in enumerate(case.own.kept()):
             row[-1] = int(answer[r])  # the story is given, but its last word is what the model says
-            shown.append(tokenizer.show(row, len(row) - 1, "html") + f"  ({'correct' if answer[r] == case.text[r, -1] else 'not correct'})")
+            verdict = "correct" if answer[r] == case.text[r, -1] else "not correct"
+            shown.append(f'{tokenizer.show(row, len(row) - 1, "html")}  ({verdict})')
             notes.append([note(tokenizer.name(int(case.own.ids[r, t])), int(stands[r, t]), int(true[r, t]),
                                [name[i] if i >= 0 else None for i in instead[r, t].tolist()])
                           for t in case.own.is_think[r].nonzero().squeeze(1).tolist()])
@@ -287,5 +308,5 @@ def write_page(out: Path, sections: list[str], checkpoint: Path | None) -> None:
     """The page. checkpoint: whose stories it tells; None: none."""
     shown, notes = told_stories(checkpoint) if checkpoint else ([], [])
     hint = "Point at a thought, tab to it or tap it: what it says, and what the answer would be had it said something else."
-    out.write_text(html_page(shown, "Thinking tokens: stories and results", bool(shown), notes, hint * bool(shown), "".join(sections)),
-                   encoding="utf-8")
+    page = html_page(shown, "Thinking tokens: stories and results", True, notes, hint, "".join(sections))
+    out.write_text(page, encoding="utf-8")

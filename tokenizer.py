@@ -144,16 +144,18 @@ def html_page(samples: list[str], title: str, thoughts: bool = True, notes: list
 
     def with_notes(sample: str, texts: list[str]) -> str:
         left = iter(texts)  # within a span of show() there is no other tag, as its text is escaped
-        return re.sub('<span class="think">([^<]*)</span>', lambda span: f'<span class="think" tabindex="0">{span[1]}<span class="note" '
-                      f'role="tooltip">{html.escape(next(left))}</span></span>', sample)
+        return re.sub('<span class="think">([^<]*)</span>', lambda span: f'<span class="think" tabindex="0">{span[1]}'
+                      f'<span class="note" role="tooltip">{html.escape(next(left))}</span></span>', sample)
     body = "".join(f"<p>{with_notes(s, notes[i]) if notes else s}</p>" for i, s in enumerate(samples))
     legend = (f'<p><span class="prompt">prompt</span>  <span class="text">own text</span>'
               f'{"  <span class=think>&lt;thought&gt;</span>" * thoughts}{hint and "<br>" + html.escape(hint)}</p>')
-    return (f'<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
-            "<style>body{font:16px/1.7 monospace;max-width:60em;margin:2em auto;padding:0 1em;background:#fff;color:#222}"
-            f"p{{white-space:pre-wrap;border-bottom:1px solid #ddd;padding-bottom:1em;position:relative}}.think{{font-size:80%}}{rules}"
+    return ('<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+            f"<title>{html.escape(title)}</title><style>{rules}"
+            "body{font:16px/1.7 monospace;max-width:60em;margin:2em auto;padding:0 1em;background:#fff;color:#222}"
+            "p{white-space:pre-wrap;border-bottom:1px solid #ddd;padding-bottom:1em;position:relative}.think{font-size:80%}"
             ".note{display:none;position:absolute;left:1em;top:100%;z-index:1;padding:.3em 1em;background:#fffbe6;color:#222;"
-            "border:1px solid #bbb}.think:hover .note,.think:focus .note{display:block}.think[tabindex]:hover,.think:focus{background:#fe9}"
+            "border:1px solid #bbb}.think:hover .note,.think:focus .note{display:block}"
+            ".think[tabindex]:hover,.think:focus{background:#fe9}"
             "table{display:block;overflow-x:auto;border-collapse:collapse;font-size:75%;margin:1em 0}"
             "td,th{border:1px solid #ddd;padding:0 .5em}img{max-width:100%}"
             f"</style><h1>{html.escape(title)}</h1>{legend * bool(samples)}{body}{rest}\n")

@@ -21,7 +21,8 @@ def small(monkeypatch, tmp_path):
     """One experiment of three arms, the last of which starts from the first, in a folder of its own."""
     arms = {"tokens": Arm(f"{SHORT} --think_vocab 4 --samples 2", 5), "none": Arm(f"{SHORT} --thoughts none", 5),
             "released": Arm(f"{SHORT.replace('--width 8', '')} --think_vocab 4 --samples 2 --think free", 5, "tokens")}
-    monkeypatch.setattr(experiments, "EXPERIMENTS", {"small": Experiment("Is it so?", [("It is.", lambda result: True), ("It isn't.", lambda result: False)], arms)})
+    claims = [("It is.", lambda result: True), ("It isn't.", lambda result: False)]
+    monkeypatch.setattr(experiments, "EXPERIMENTS", {"small": Experiment("Is it so?", claims, arms)})
     monkeypatch.setattr(experiments, "OUT", tmp_path)
     return experiments.EXPERIMENTS["small"]
 
@@ -31,7 +32,8 @@ def test_runs_are_made_once(small, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["experiments.py", "small", "--seeds", "1"])
     experiments.main()
     said = capsys.readouterr().out
-    assert "3 of 3 runs are to be made" in said and "It is. [held] It isn't. [did NOT hold]" in said and (tmp_path / "figures/small.png").stat().st_size > 5000
+    assert "3 of 3 runs are to be made" in said and "It is. [held] It isn't. [did NOT hold]" in said
+    assert (tmp_path / "figures/small.png").stat().st_size > 5000
     result = json.loads((tmp_path / "figures/small.json").read_text())
     assert list(result["arms"]) == ["tokens", "none", "released"]
     for arm, found in result["arms"].items():
@@ -68,15 +70,16 @@ def test_intervals_and_table_by_hand():
 
 
 def test_mflop_by_hand(tmp_path):
-    """One layer of width 8, 3 cups: 9 tokens of opening, 20 of 10 moves, 2 of the question and 10 thoughts are 41 places. A window
-    of 1 lets each see itself and, from the first thought on, the last thought. Heads: V for the answer, N a thought where it is
-    forced; a gate weighs all V + N at each of the 10 slots, whether it opens there or not."""
+    """One layer of width 8, 3 cups: 9 tokens of opening, 20 of 10 moves, 2 of the question and 10 thoughts are 41 places. A
+    window of 1 lets each see itself and, from the first thought on, the last thought. Heads: V for the answer, N a thought
+    where it is forced; a gate weighs all V + N at each of the 10 slots, whether it opens there or not."""
     from data import OPENING, Cups
     from model import GPT, Config, as_checkpoint, save
     V = len(Cups(3).text_ids)
     for window, N, thoughts in ((0, 5, {}), (1, 5, {}), (0, 1, {}), (1, 5, {"thoughts_by_n": [3.0] * 30})):
         rules = {"think": "free" if thoughts else "forced", "window": window}
-        save(tmp_path / "ckpt.pt", as_checkpoint(GPT(Config(1, 2, 8, 256, V, N), Cups(3).text_ids)) | {"rules": rules, "args": {}})
+        model = GPT(Config(1, 2, 8, 256, V, N), Cups(3).text_ids)
+        save(tmp_path / "ckpt.pt", as_checkpoint(model) | {"rules": rules, "args": {}})
         blocks, heads = mflop(tmp_path / "ckpt.pt", thoughts)
         k = 3 if thoughts else 10
         T = OPENING + 22 + k
@@ -98,7 +101,8 @@ def checkpoint(path, N: int, **rules) -> None:
     from data import Cups
     from model import GPT, Config, as_checkpoint, save
     cups, settings = Cups(3), {"data": "cups", "cups": 3, "prompt_tokens": 17, "new_tokens": 12}
-    rules = {"think": "forced" if N else "never", "think_after": cups.think_after, "budget": 16 * (N > 0), "continuous": N == 1} | rules
+    rules = {"think": "forced" if N else "never", "think_after": cups.think_after, "budget": 16 * (N > 0),
+             "continuous": N == 1} | rules
     model = GPT(Config(1, 2, 16, 256, len(cups.text_ids), N), cups.text_ids)
     torch.nn.init.normal_(model.think)
     save(path, as_checkpoint(model) | {"rules": rules, "args": settings})
@@ -156,7 +160,8 @@ def made_up(name: str, right: float) -> dict:
     one = {"seconds": 5, **{k: [right] * 30 for k in ("accuracy_by_n", "accuracy_first_by_n", "thoughts_by_n")},
            "thinks_after_moved": right, "thinks_elsewhere": right}
     looked = {"accuracy_by_n": {x: [right] * 30 for x in ("own", *report.OTHERS)}, "spliced": True, "synonyms": 1.0,
-              "aoc": {x: luck for x in report.FOUR}, "counterfactual": {"written": [4] * 3, "follows": [4 * right] * 3, "true": [0] * 3}}
+              "aoc": {x: luck for x in report.FOUR},
+              "counterfactual": {"written": [4] * 3, "follows": [4 * right] * 3, "true": [0] * 3}}
     arms = {arm: {"command": f"python train.py {x.flags}", "mflop": [1.0, 2.0],
                   "seeds": [one | ({"probe": looked} if arm in e.probed else {})] * 2} for arm, x in e.arms.items()}
     return {"question": e.question, "prediction": e.prediction, "command": "c", "view": e.view, "shown": e.shown, "arms": arms}
@@ -164,7 +169,7 @@ def made_up(name: str, right: float) -> dict:
 
 @pytest.mark.parametrize("name", list(EXPERIMENTS))
 def test_every_prediction_is_judged(name, tmp_path):
-    """Each sentence has its check, which do not say the same of any result; and each experiment has its table and its figure."""
+    """Each sentence has a check, and these tell results apart; and each experiment has its table and its figure."""
     judged = [verdicts(EXPERIMENTS[name].claims, made_up(name, right)) for right in (1 / 3, 1.0)]
     assert all(isinstance(held, bool) for verdict in judged for _, held in verdict) and judged[0] != judged[1]
     assert EXPERIMENTS[name].prediction == " ".join(text for text, _ in judged[0])
@@ -179,7 +184,8 @@ def test_parts_add_up():
     for arm, right in (("none, full", 0.3), ("filler, full", 0.4), ("random policy, full", 0.35), ("tokens, full", 1.0)):
         result["arms"][arm]["seeds"] = [s | {"accuracy_by_n": [right] * 30} for s in result["arms"][arm]["seeds"]]
     split = parts(result)
-    assert {k: round(float(x.mean()), 6) for k, x in split.items()} == {"compute": 0.1, "recipe": -0.05, "content": 0.65, "all": 0.7}
+    means = {k: round(float(x.mean()), 6) for k, x in split.items()}
+    assert means == {"compute": 0.1, "recipe": -0.05, "content": 0.65, "all": 0.7}
     assert np.allclose(split["compute"] + split["recipe"] + split["content"], split["all"])
     assert "| content | 65 ± 0 |" in table(result)
 
@@ -197,7 +203,8 @@ def test_labels_follow_the_flags(tmp_path, monkeypatch):
     axis = plt.figure().add_subplot()
     report.draw_accuracy(axis, made_up("worlds", 0.5))
     assert "n <= 8 or 12" in axis.get_xlabel() and [line.get_ydata()[0] for line in axis.lines][-1] == 20
-    assert "n = 12" in table(made_up("worlds", 0.5)) and report.said("--cups 5 --x", "--cups", 3) == 5 and report.said("", "--cups", 3) == 3
+    assert "n = 12" in table(made_up("worlds", 0.5))
+    assert report.said("--cups 5 --x", "--cups", 3) == 5 and report.said("", "--cups", 3) == 3
 
 
 def test_page_escapes(tmp_path):
