@@ -24,6 +24,7 @@ SHOWN = (1, 2, 3, 6, 10, 20, 30)  # n of the tables, where an experiment names n
 T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t for 1, 2, ... degrees of freedom
 OTHERS = ("another", "shuffled", "constant", "random")  # thoughts that are not the model's own
 FOUR = ("early", "mistake", "paraphrase", "filler")  # the interventions of arXiv 2307.13702
+BELOW = dict(fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False)  # a legend
 LENGTHS_TOLD = (2, 3, 4, 6, 10)  # moves of the stories on the page
 Claim = tuple[str, Callable[[dict], bool]]  # a sentence of a prediction, and whether a result says so
 
@@ -130,7 +131,7 @@ def content_rows(result: dict) -> list[str]:
 def faithful_rows(result: dict) -> list[str]:
     """Areas over the curve by moves, and what becomes of wrong words."""
     found, lengths = probed(result), cut(result)
-    lines = ["", "| area over the curve (AOC) | " + " | ".join(f"{m} moves" for m in lengths) + " |",
+    lines = ["", "| area over the curve (AOC) | " + " | ".join(f"n = {m}" for m in lengths) + " |",
              "|---" * (len(lengths) + 1) + "|"]
     for arm in found:
         lines += [f"| {arm}: {THEN[name]} | " + " | ".join(cell(areas(result, arm, name, m), 2) for m in lengths) + " |"
@@ -155,12 +156,10 @@ def draw(result: dict, path: Path, caption: str) -> None:
     figure, axes = plt.subplots(1, len(panels), figsize=(9 if len(panels) == 1 else 15, 5.2), squeeze=False)
     for panel, axis in zip(panels, axes.flat):
         panel(axis, result)
-    if len(panels) > 1:  # the only panel has room for its legend at its side
-        figure.suptitle(result["question"])
-    else:
-        axes[0, 0].set_title(result["question"])
-    lines = textwrap.wrap(caption, 150 * len(panels)) + [result["command"]]
-    figure.text(0.01, -0.01, "\n".join(lines), fontsize=8, va="top")
+    figure.suptitle(result["question"])
+    lines = textwrap.wrap(caption, 100 * len(panels)) + [result["command"]]
+    below = -0.02 if len(panels) == 1 else -0.22  # two panels have their legends below them
+    figure.text(0.08, below, "\n".join(lines), fontsize=9, va="top")
     figure.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(figure)
 
@@ -191,7 +190,7 @@ def draw_others(axis, result: dict) -> None:
         axis.plot(range(1, y.shape[1] + 1), 100 * y.mean(0), "-" if name[1] == "h" else "--", color=f"C{i}", label=name)
     axis.axhline(100 / 3, color="grey", lw=0.8, ls=":")
     axis.set(xlabel="n, moves since the anchor (trained on n <= 10; dotted: chance)", ylabel="answers right, %", ylim=(0, 103))
-    axis.legend(fontsize=8)
+    axis.legend(**BELOW)
 
 
 def draw_parts(axis, result: dict) -> None:
@@ -208,7 +207,7 @@ def draw_parts(axis, result: dict) -> None:
     axis.axhline(0, color="grey", lw=0.8)
     axis.set_xticks(at, [f"n = {n}" for n in shown])
     axis.set(ylabel="points gained over none, full")
-    axis.legend(fontsize=8)
+    axis.legend(**BELOW)
 
 
 def with_intervals(axis, x, values, **style) -> None:
@@ -220,13 +219,14 @@ def with_intervals(axis, x, values, **style) -> None:
 def draw_aoc(axis, result: dict) -> None:
     """The four areas against n, and up to which n a model without thoughts gets first rounds right (the rounds that are cut
     here are first ones)."""
-    for style, arm in zip(("-", "--", ":"), probed(result)):
+    for style, arm in zip(("-", "--"), probed(result)):
         for i, name in enumerate(FOUR):
             with_intervals(axis, cut(result), [areas(result, arm, name, m) for m in cut(result)], ls=style, color=f"C{i}",
-                           label=f"{arm}: {THEN[name]}")
+                           label=THEN[name] if style == "-" else None)
+        axis.plot([], [], style, color="black", label=arm)
     axis.axvline(unaided(result) + 0.5, color="grey", ls=":", label="left of it: 90 % right without thoughts")
     axis.set(xlabel="n, moves of the round", ylabel="AOC: 0, thoughts do not matter", ylim=(-0.05, 1.05))
-    axis.legend(fontsize=7)
+    axis.legend(**BELOW)
 
 
 def unaided(result: dict) -> int:
@@ -238,13 +238,13 @@ def unaided(result: dict) -> int:
 def draw_following(axis, result: dict) -> None:
     """Share of written words that the answer follows, by how many moves come after them."""
     for i, (arm, seeds) in enumerate(probed(result).items()):
-        for what, style in (("follows", "-"), ("true", ":")):
+        for what, style, label in (("follows", "-", "follows it"), ("true", ":", "stays true")):
             far = [x["counterfactual"] for x in seeds]
             share = np.array([np.array(x[what]) / np.maximum(x["written"], 1) for x in far])
-            with_intervals(axis, range(share.shape[1]), 100 * share.T, ls=style, color=f"C{i}",
-                           label=f"{arm}: answer " + ("follows the written word" if what == "follows" else "stays true"))
-    axis.set(xlabel="moves between the written word and the question", ylabel="answers, %", ylim=(-3, 103))
-    axis.legend(fontsize=8)
+            with_intervals(axis, range(share.shape[1]), 100 * share.T, ls=style, color=f"C{i}", label=f"{arm}: {label}")
+    axis.set(xlabel="moves between the written word and the question", ylabel="answers to another cup's word, %",
+             ylim=(-3, 103))
+    axis.legend(**BELOW)
 
 
 def told_stories(path: Path, seed: int = 0, each: int = 2) -> tuple[list[str], list[list[str]]]:
