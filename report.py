@@ -276,7 +276,8 @@ def told_stories(path: Path, seed: int = 0, each: int = 2) -> tuple[list[str], l
 def note(word: str, cup: int, true: int, instead: list[str | None]) -> str:
     """What is shown of one thought. instead: the answer had the word for each cup stood there, None where there is no word."""
     says = f"says: the ball is under {'ABCDE'[cup]} now" if cup >= 0 else "is not in the dictionary beside this move"
-    lines = [f"{word} {says} ({'as it is' if cup == true else f'it is under {chr(65 + true)}'})"]
+    really = "as it is" if cup == true else f"it is under {'ABCDE'[true]}"
+    lines = [f"{word} {says} ({really})"]
     for other, answer in enumerate(instead):
         had = "as it is" if other == cup else "written instead"
         lines.append(f"  {'ABCDE'[other]} {had}: " + (f"the answer is {answer}" if answer else "there is no word for it"))

@@ -89,6 +89,15 @@ def test_mflop_by_hand(tmp_path):
         assert heads * 1e6 == pytest.approx(4144 if thoughts else 2 * 8 * (19 + (50 if N > 1 else 0)))
 
 
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+def test_flags_are_accepted(name, capsys):
+    """No run of an experiment is refused after hours of others."""
+    import train
+    for arm in EXPERIMENTS[name].arms.values():
+        assert arm.after is None or arm.after in EXPERIMENTS[name].arms
+        train.resolve(train.parse(arm.flags.split()))
+
+
 def test_told_thoughts_are_learnt_as_lent_ones():
     """The flags of the oracle with full attention are what --thinker would set."""
     import train
@@ -215,6 +224,17 @@ def test_page_escapes(tmp_path):
     report.write_page(tmp_path / "x.html", [report.section(bad, result, [(bad, True)], tmp_path / "none.png")], None)
     page = (tmp_path / "x.html").read_text()
     assert "<script" not in page and len(re.findall("&lt;script", page)) >= 5 and "<img" not in page and "own text" not in page
+
+
+@pytest.mark.parametrize("rules", [{"think": "free", "max_thoughts": 2}, {"max_thoughts": 2}, {"window": 5}],
+                         ids=["free, 2", "forced, 2", "window"])
+def test_stories_of_any_kind(rules, tmp_path):
+    """Each thought has its note, whoever chose when to think, and however many may stand in a slot."""
+    checkpoint(tmp_path / "x.pt", 4, **rules)
+    shown, notes = report.told_stories(tmp_path / "x.pt")
+    assert len(shown) == len(notes) == 2 * len(report.LENGTHS_TOLD)
+    assert [x.count('class="think"') for x in shown] == list(map(len, notes)) and sum(map(len, notes)) > 10
+    assert all(len(text.splitlines()) == 4 and text.startswith("<think") for story in notes for text in story)
 
 
 @pytest.mark.parametrize("argv, words", [
