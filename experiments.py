@@ -180,7 +180,7 @@ EXPERIMENTS = {
           "training, and 95 % at n = 30.",
           lambda r: all(at_least(share, n, "5 cups, continuous")(r) for share, n in ((0.98, 12), (0.95, 30)))),
          ("All orders of five balls: 95 % at n = 8, the longest of their training;", at_least(0.95, 8, "5 balls, continuous")),
-         ("beyond it falls, to between 80 and 95 % at n = 20 and between 60 and 80 % at n = 30.",
+         ("beyond that it falls, to between 80 and 95 % at n = 20 and between 60 and 80 % at n = 30.",
           lambda r: all(low <= mean_at(r, "5 balls, continuous", n) <= high
                         for low, high, n in ((0.8, 0.95, 20), (0.6, 0.8, 30))))],
         {"5 cups, continuous": Arm(f"{STREAM} --thoughts continuous --cups 5 --swaps 12 --steps 2000", 70),

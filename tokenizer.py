@@ -157,7 +157,7 @@ def html_page(samples: list[str], title: str, thoughts: bool = True, notes: list
             "border:1px solid #bbb}.think:hover .note,.think:focus .note{display:block}"
             ".think[tabindex]:hover,.think:focus{background:#fe9}"
             "table{display:block;overflow-x:auto;border-collapse:collapse;font-size:75%;margin:1em 0}"
-            "td,th{border:1px solid #ddd;padding:0 .5em}img{max-width:100%}"
+            "td,th{border:1px solid #ddd;padding:0 .5em;white-space:nowrap}img{max-width:100%}"
             f"</style><h1>{html.escape(title)}</h1>{legend * bool(samples)}{body}{rest}\n")
 
 
