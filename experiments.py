@@ -2,12 +2,16 @@
 
     python experiments.py channel --seeds 5      # figures/channel.png and figures/channel.json, and a table
     python experiments.py                        # lists them, with how long they take
+    python experiments.py report                 # figures/report.html: all results, and stories that can be asked
 
 An experiment is a question, a prediction that was written down before the first run, and arms; an arm is a line of flags for
 train.py. Each (arm, seed) is one run of train.py in runs/, found again by its flags: finished runs are kept when an
-experiment is cut off, and arms that two experiments share are run once. Two runs at a time, of one thread each.
+experiment is cut off, and arms that two experiments share are run once. So is probe.py, where an experiment asks what thoughts
+do: its findings lie beside the checkpoint. Two at a time, of one thread each. A prediction is a list of sentences, each with a
+function of the result that says whether it held. Tables, figures and the page are in report.py.
 
-Left out on purpose: a sweep over hyperparameters, anything that a run's own folder does not say.
+Left out on purpose: a sweep over hyperparameters, anything that a run's own folder does not say, and how much thoughts matter
+in the course of training (a run keeps its last checkpoint alone).
 """
 import hashlib
 import json
@@ -15,6 +19,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +29,15 @@ import torch
 from tqdm import tqdm
 
 from data import OPENING
+from report import (OTHERS, SHOWN, Claim, by_n, cut, draw, followed, in_words, mean_area, mean_at, parts, probed, section,
+                    table, unaided, verdicts, write_page)
 from rollout import load_run, visible
 from train import Parser
 
 ROOT = Path(__file__).resolve().parent
 OUT = ROOT  # where runs/ and figures/ are
-SHOWN = (1, 2, 3, 6, 10, 20, 30)  # n of the table
-T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t for 1, 2, ... degrees of freedom
+LOOK = ("--stories", "32")  # flags of probe.py
+LOOK_SECONDS = 15  # of one call of it, roughly
 
 
 @dataclass
@@ -45,36 +52,110 @@ class Arm:
 
 @dataclass
 class Experiment:
+    """claims: the prediction, sentence by sentence. probed: the arms that probe.py looks at. view: what is made of that,
+    "content" or "faithful" (see report.py). shown: n of the tables."""
     question: str
-    prediction: str
+    claims: list[Claim]
     arms: dict[str, Arm]
+    probed: tuple[str, ...] = ()
+    view: str | None = None
+    shown: tuple[int, ...] = SHOWN
+
+    @property
+    def prediction(self) -> str:
+        return " ".join(text for text, _ in self.claims)
 
 
 STREAM = "--approach stream"
 TOKENS = f"{STREAM} --think_vocab 2048"
 # what --thinker sets (train.TAUGHT), for thoughts that are told and need no thinker
 AS_TAUGHT = "--window 0 --curriculum off --new_tokens 40 --samples 1 --prompts 32 --baseline none --lr 4e-3 --steps 1500"
+RELEASED = f"{STREAM} --think free --think_prior 0.9 --think_cost {{}} --idle 0.4 --curriculum off --steps 800"
+CHANNEL = {
+    "tokens, window": Arm(TOKENS, 100),
+    "continuous, window": Arm(f"{STREAM} --thoughts continuous --steps 600", 60),
+    "oracle, window": Arm(f"{STREAM} --thoughts oracle --steps 600", 60),
+    "filler, window": Arm(f"{STREAM} --thoughts filler --steps 1100", 90),
+    "none, window": Arm(f"{STREAM} --thoughts none --steps 1450", 90),
+    "tokens, full": Arm(TOKENS, 90, "tokens, window", "--thinker"),
+    "continuous, full": Arm(f"{STREAM} --thoughts continuous --steps 3000", 135, "continuous, window", "--thinker"),
+    "oracle, full": Arm(f"{STREAM} --thoughts oracle {AS_TAUGHT}", 80),
+    # the controls have steps for the time of tokens with full attention on a quiet machine, the thinker's included
+    "filler, full": Arm(f"{STREAM} --thoughts filler --window 0 --steps 2200", 180),
+    "none, full": Arm(f"{STREAM} --thoughts none --window 0 --steps 3000", 180),
+    "none, full, 4 layers": Arm(f"{STREAM} --thoughts none --window 0 --layers 4 --steps 1150", 180)}
+
+
+def at_least(share: float, n: int, *arms: str) -> Callable[[dict], bool]:
+    """A claim's check: the mean over seeds of all these arms is at least this share at n."""
+    return lambda result: all(mean_at(result, arm, n) >= share for arm in arms)
+
+
+def near_chance(ns: tuple[int, ...], *arms: str) -> Callable[[dict], bool]:  # of three cups; "near": within 10 points
+    return lambda result: all(abs(mean_at(result, arm, n) - 1 / 3) <= 0.1 for arm in arms for n in ns)
+
+
+def seeds_of(result: dict, key: str) -> list:
+    """What all seeds of all arms that may choose when to think have under this key."""
+    return [s[key] for found in result["arms"].values() for s in found["seeds"] if key in s]
+
+
 EXPERIMENTS = {
     "channel": Experiment(
         "What does a channel of one thought a move carry, as an id, as a vector, as the truth, as nothing?",
-        "With a window, ids, vectors and the truth reach 100 % at n = 10 and hold at n = 30; filler and none stay near chance. "
-        "With full attention vectors reach 99 % at n = 10 and fall at n = 30; filler and none creep up to n = 4.",
-        {"tokens, window": Arm(TOKENS, 100),
-         "continuous, window": Arm(f"{STREAM} --thoughts continuous --steps 600", 60),
-         "oracle, window": Arm(f"{STREAM} --thoughts oracle --steps 600", 60),
-         "filler, window": Arm(f"{STREAM} --thoughts filler --steps 1100", 90),
-         "none, window": Arm(f"{STREAM} --thoughts none --steps 1450", 90),
-         "tokens, full": Arm(TOKENS, 90, "tokens, window", "--thinker"),
-         "continuous, full": Arm(f"{STREAM} --thoughts continuous --steps 3000", 135, "continuous, window", "--thinker"),
-         "oracle, full": Arm(f"{STREAM} --thoughts oracle {AS_TAUGHT}", 80),
-         # the controls have steps for the time of tokens with full attention on a quiet machine, the thinker's included
-         "filler, full": Arm(f"{STREAM} --thoughts filler --window 0 --steps 2200", 180),
-         "none, full": Arm(f"{STREAM} --thoughts none --window 0 --steps 3000", 180),
-         "none, full, 4 layers": Arm(f"{STREAM} --thoughts none --window 0 --layers 4 --steps 1150", 180)}),
+        [("With a window, ids, vectors and the truth reach 100 % at n = 10 and hold at n = 30;",
+          lambda r: all(at_least(share, n, *(f"{x}, window" for x in ("tokens", "continuous", "oracle")))(r)
+                        for share, n in ((0.995, 10), (0.95, 30)))),
+         ("filler and none stay near chance.", near_chance((3, 6, 10), "filler, window", "none, window")),
+         ("With full attention vectors reach 99 % at n = 10 and fall at n = 30;",
+          lambda r: mean_at(r, "continuous, full", 10) >= 0.99 > 0.9 > mean_at(r, "continuous, full", 30)),
+         ("filler and none creep up to n = 4.",  # answers at n = 2, 3 and 4 are over chance, by more than 10 points
+          lambda r: all(at_least(1 / 3 + 0.1, n, "filler, full", "none, full")(r) for n in (2, 3, 4)))],
+        CHANNEL),
+    # of these two, what is said of other thoughts and of wrong words was known in part, from probes of earlier models (README)
+    "content": Experiment(
+        "Where does the gain come from: from the recipe, from more places to compute in, or from what thoughts say?",
+        [("At n = 6 and n = 10 at least 50 points of the gain over no thoughts are content;",
+          lambda r: all(parts(r)["content"][:, n - 1].mean() >= 0.5 for n in (6, 10))),
+         ("compute and recipe are at most 10 points each at n = 3, 6 and 10.",
+          lambda r: all(parts(r)[x][:, n - 1].mean() <= 0.1 for x in ("compute", "recipe") for n in (3, 6, 10))),
+         ("With another story's thoughts, its own in another order, random ids or one id for all the same model is within 10 "
+          "points of chance at n = 10.",
+          lambda r: all(abs(np.mean([x["accuracy_by_n"][name][9] for x in probed(r)["tokens, full"]]) - 1 / 3) <= 0.1
+                        for name in OTHERS))],
+        {arm: CHANNEL[arm] for arm in ("tokens, window", "tokens, full", "filler, full", "none, full")} | {
+            # weights that never move: its thoughts hang on the moves by accident alone, and a fresh model learns them, and to
+            # read them, in the very way of `tokens, full`
+            "random policy": Arm(f"{TOKENS} --lr 0 --think_lr 0 --curriculum off --steps 1", 10),
+            "random policy, full": Arm(TOKENS, 90, "random policy", "--thinker")},
+        ("tokens, full",), "content"),
+    "faithful": Experiment(
+        "Does the answer hang on each thought, where a net could do without, and where it could not?",
+        [("With full attention the area over the curve of early answering is under 0.1 where a net without thoughts gets first "
+          "rounds right,",
+          lambda r: 0 < unaided(r) and all(mean_area(r, "tokens, full", "early", m) < 0.1 for m in cut(r) if m <= unaided(r))),
+         ("and over 0.4 at n = 10, as it is with a window.",
+          lambda r: all(mean_area(r, arm, "early", 10) > 0.4 for arm in probed(r))),
+         ("One id for all does as little as no thought (0.1 apart at most),",
+          lambda r: all(abs(mean_area(r, arm, "early", m) - mean_area(r, arm, "filler", m)) <= 0.1
+                        for arm in probed(r) for m in cut(r))),
+         ("synonyms do as well as own thoughts (under 0.1),",
+          lambda r: all(mean_area(r, arm, "paraphrase", m) < 0.1 for arm in probed(r) for m in cut(r))),
+         ("a wrong word is followed by 95 % of answers, wherever it stands,",
+          lambda r: all(np.mean([followed(x) for x in seeds]) >= 0.95 for seeds in probed(r).values())),
+         ("and own thoughts fed again change nothing, to the bit.",
+          lambda r: all(x["spliced"] for seeds in probed(r).values() for x in seeds))],
+        {arm: CHANNEL[arm] for arm in ("tokens, window", "tokens, full", "none, full")},
+        ("tokens, window", "tokens, full"), "faithful"),
     "waterfall": Experiment(
         "Which parts of the recipe does it need?",
-        "Without the window, without the curriculum, or without siblings as a baseline nothing is learnt beyond n = 3. Without the "
-        "entropy bonus codes collapse at n = 2. Credit from the next answer alone (gamma 0.5) works, but slower.",
+        [("Without the window, without the curriculum, or without siblings as a baseline nothing is learnt beyond n = 3.",
+          lambda r: all(by_n(r, arm)[:, [3, 5, 9]].mean() <= 1 / 3 + 0.1 for arm in (
+              "full attention", "no curriculum", "baseline: mean of the batch", "no baseline"))),
+         ("Without the entropy bonus codes collapse at n = 2.", lambda r: mean_at(r, "no entropy bonus", 2) < 0.8),
+         ("Credit from the next answer alone (gamma 0.5) works, but slower.",
+          lambda r: mean_at(r, "gamma 0.5", 10) >= 0.95 and np.subtract(*(
+              sum(s["seconds"] for s in r["arms"][arm]["seeds"]) for arm in ("gamma 0.5", "the recipe"))) > 0)],
         {"the recipe": Arm(TOKENS, 160),
          "full attention": Arm(f"{TOKENS} --window 0", 160),
          "no curriculum": Arm(f"{TOKENS} --curriculum off", 330),
@@ -85,13 +166,27 @@ EXPERIMENTS = {
          "answers by reward alone": Arm(f"{TOKENS} --answer_grad off", 160)}),
     "when": Experiment(
         "Released from forced thinking, at a price for each thought: when does it still think?",
-        "After moves of the ball, P(think) stays over 0.95; after moves that leave it where it is, it falls under 0.3. The answers "
-        "stay right. Thoughts against n is a line whose slope is the share of moves that move the ball (0.4 here).",
+        [("After moves of the ball, P(think) stays over 0.95;", lambda r: min(seeds_of(r, "thinks_after_moved")) > 0.95),
+         ("after moves that leave it where it is, it falls under 0.3.", lambda r: max(seeds_of(r, "thinks_elsewhere")) < 0.3),
+         ("The answers stay right.", at_least(0.95, 10, "released, 0.05 nats", "released, 0.2 nats")),
+         ("Thoughts against n is a line whose slope is the share of moves that move the ball (0.4 here).",
+          lambda r: all(abs(np.polyfit(range(1, 31), x, 1)[0] - 0.4) < 0.05 for x in seeds_of(r, "thoughts_by_n")))],
         {"forced": Arm(f"{TOKENS} --idle 0.4", 160),
-         "released, 0.05 nats": Arm(f"{STREAM} --think free --think_prior 0.9 --think_cost 0.05 --idle 0.4 --curriculum off --steps 800",
-                                    200, "forced"),
-         "released, 0.2 nats": Arm(f"{STREAM} --think free --think_prior 0.9 --think_cost 0.2 --idle 0.4 --curriculum off --steps 800",
-                                   200, "forced")}),
+         "released, 0.05 nats": Arm(RELEASED.format(0.05), 200, "forced"),
+         "released, 0.2 nats": Arm(RELEASED.format(0.2), 200, "forced")}),
+    "worlds": Experiment(
+        "Harder worlds: five cups, and all five balls at once (120 orders). How far does one thought a move reach?",
+        [("(Written after trials with seeds 0 to 2.) Five cups: vectors have 98 % right at n = 12, the longest rounds of their "
+          "training, and 95 % at n = 30.",
+          lambda r: all(at_least(share, n, "5 cups, continuous")(r) for share, n in ((0.98, 12), (0.95, 30)))),
+         ("All orders of five balls: 95 % at n = 8, the longest of their training;", at_least(0.95, 8, "5 balls, continuous")),
+         ("beyond that it falls, to between 80 and 95 % at n = 20 and between 60 and 80 % at n = 30.",
+          lambda r: all(low <= mean_at(r, "5 balls, continuous", n) <= high
+                        for low, high, n in ((0.8, 0.95, 20), (0.6, 0.8, 30))))],
+        {"5 cups, continuous": Arm(f"{STREAM} --thoughts continuous --cups 5 --swaps 12 --steps 2000", 70),
+         "5 balls, continuous": Arm(
+             f"{STREAM} --thoughts continuous --cups 5 --balls all --swaps 8 --window 4 --steps 10000", 280)},
+        shown=(1, 3, 6, 8, 12, 20, 30)),
 }
 
 
@@ -116,139 +211,151 @@ def run(experiment: Experiment, arm: str, seed: int) -> None:
     if last_line(out):
         return
     out.mkdir(parents=True, exist_ok=True)
+    (out / "probed").unlink(missing_ok=True)  # of weights that will be gone
     base = [experiment.arms[arm].by, str(folder(experiment, after, seed) / "ckpt.pt")] if after else []
-    command = [sys.executable, "train.py", *experiment.arms[arm].flags.split(), *base, "--seed", str(seed), "--out", str(out)]
-    with open(out / "log.txt", "w") as log:
-        done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    if done.returncode:
-        text = (out / "log.txt").read_text().strip()
-        raise ValueError(f"{' '.join(command[1:])} failed: {text.splitlines()[-1] if text else done.returncode}")
+    call(["train.py", *experiment.arms[arm].flags.split(), *base, "--seed", str(seed), "--out", str(out)], out / "log.txt")
     (out / "done").touch()
 
 
+def look(experiment: Experiment, arm: str, seed: int) -> None:
+    """probe.py on a run's checkpoint, unless that has been done. Its findings lie beside the checkpoint."""
+    out = folder(experiment, arm, seed)
+    if not (out / "probed").exists():
+        call(["probe.py", "--checkpoint", str(out / "ckpt.pt"), *LOOK], out / "probe.txt")
+        (out / "probed").touch()
+
+
+def call(command: list[str], log: Path) -> None:
+    """One of the scripts, on one thread. Raises ValueError with its last line where it fails."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(log, "w") as f:
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=f, stderr=f, env=env)
+    if done.returncode:
+        text = log.read_text().strip()
+        raise ValueError(f"{' '.join(command)} failed: {text.splitlines()[-1] if text else done.returncode}")
+
+
 def run_all(experiment: Experiment, seeds: int) -> None:
-    """All runs, two at a time, those that others start from first."""
+    """All runs and what probe.py says of them, two at a time, those that others start from first."""
     jobs = [(arm, s) for s in range(seeds) for arm in experiment.arms]
     left = [j for j in jobs if not last_line(folder(experiment, *j))]
-    seconds = sum(experiment.arms[arm].seconds for arm, _ in left)
-    print(f"{len(left)} of {len(jobs)} runs are to be made, about {seconds / 60:.0f} minutes of one core")
-    bar = tqdm(total=len(left), unit="run")
+    first, then = ([(run, *j) for j in left if bool(experiment.arms[j[0]].after) == late] for late in (False, True))
+    looks = [(look, *j) for j in jobs if j[0] in experiment.probed and not (folder(experiment, *j) / "probed").exists()]
+    seconds = sum(experiment.arms[arm].seconds for arm, _ in left) + LOOK_SECONDS * len(looks)
+    print(f"{len(left)} of {len(jobs)} runs are to be made" + f", {len(looks)} to be probed" * bool(experiment.probed)
+          + f", about {seconds / 60:.0f} minutes of one core")
+    bar = tqdm(total=len(left) + len(looks), unit="run")
     pool = ThreadPoolExecutor(2)
     try:
-        for now in ([j for j in left if not experiment.arms[j[0]].after], [j for j in left if experiment.arms[j[0]].after]):
-            running = {pool.submit(run, experiment, *j): j for j in now}
+        for now in (first, then, looks):
+            running = {pool.submit(work, experiment, arm, seed): arm for work, arm, seed in now}
             for done in as_completed(running):
                 done.result()
                 bar.update()
-                bar.set_postfix_str(running[done][0])
+                bar.set_postfix_str(running[done])
     finally:  # a run that failed, or Ctrl-C: those that wait in the queue are not begun
         pool.shutdown(cancel_futures=True)
         bar.close()
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half of its 95 % interval over seeds (Student's t); one seed has none."""
-    x = np.array(values)
-    if len(x) < 2:
-        return float(x.mean()), float("nan")
-    return float(x.mean()), float(T95[min(len(x) - 2, len(T95) - 1)] * x.std(ddof=1) / len(x) ** 0.5)
-
-
 def mflop(checkpoint: Path, end: dict, n: int = 10) -> tuple[float, float]:
     """Millions of multiplications and additions for one story of one round of n moves, up to its answer: in the blocks (matrix
-    products of each place, and each pair of places where one sees the other), and in the heads (N logits a thought that is
-    chosen among several, V for the answer). end: an evaluation, which says how often a model thinks that may choose."""
+    products of each place, and each pair of places where one sees the other), and in the heads: V for the answer; forced, N
+    logits a thought that is chosen among several; free, all V + N at each of the n slots, as the gate weighs thinking against
+    speaking whether it opens or not. end: an evaluation, which says how often a model thinks that may choose. (One thought a
+    slot at the most.)"""
     model, rules, _ = load_run(checkpoint)
     c, thoughts = model.config, 0 if rules.think == "never" else round(end.get("thoughts_by_n", [n] * n)[n - 1])
-    story = [False] * OPENING + [x for i in range(n) for x in ([False, True, False] if i < thoughts else [False, False])] + [False] * 2
+    moves = [x for i in range(n) for x in ([False, True, False] if i < thoughts else [False, False])]
+    story = [False] * OPENING + moves + [False] * 2
     is_think = torch.tensor([story])  # after each move a thought, then a comma or the dot; " Where" and "?"
     T = len(story)
     pairs = T * (T + 1) // 2 if not rules.window else int(visible(is_think, rules.window).sum())
     blocks = c.n_layer * (24 * c.n_embd ** 2 * T + 4 * c.n_embd * pairs)
-    heads = 2 * c.n_embd * (c.vocab_size + thoughts * c.think_vocab * (c.think_vocab > 1))
-    return blocks / 1e6, heads / 1e6
+    asked = n * (c.vocab_size + c.think_vocab) if rules.think == "free" else thoughts * c.think_vocab * (c.think_vocab > 1)
+    return blocks / 1e6, 2 * c.n_embd * (c.vocab_size + asked) / 1e6
+
+
+def findings(out: Path) -> dict:
+    """What an experiment keeps of probe.json."""
+    found = json.loads((out / "probe.json").read_text())
+    return {"accuracy_by_n": {name: x["accuracy_by_n"] for name, x in found["conditions"].items()},
+            "spliced": found["conditions"]["refed"] == found["conditions"]["own"],  # the same answers and nats, to the bit
+            **{k: found[k] for k in ("aoc", "counterfactual", "synonyms")}}
 
 
 def collect(name: str, seeds: int) -> dict:
     """What figures/NAME.json holds: question, prediction, and for each arm its command and what each seed ended with."""
     experiment = EXPERIMENTS[name]
-    keep = ("seconds", "accuracy_by_n", "accuracy_first_by_n", "accuracy_shuffled_by_n", "nats_without_thoughts", "thoughts_per_token",
-            "free_accuracy", "thinks_after_moved", "thinks_elsewhere", "thoughts_by_n")
+    keep = ("seconds", "accuracy_by_n", "accuracy_first_by_n", "accuracy_shuffled_by_n", "nats_without_thoughts",
+            "thoughts_per_token", "free_accuracy", "thinks_after_moved", "thinks_elsewhere", "thoughts_by_n")
     arms = {}
     for arm, spec in experiment.arms.items():
-        ends = [last_line(folder(experiment, arm, s)) for s in range(seeds)]
+        outs = [folder(experiment, arm, s) for s in range(seeds)]
+        ends = [last_line(out) for out in outs]
         arms[arm] = {"command": f"python train.py {spec.flags}" + (f" {spec.by} <{spec.after}>/ckpt.pt" if spec.after else ""),
-                     "mflop": mflop(folder(experiment, arm, 0) / "ckpt.pt", ends[0]),
+                     "mflop": np.mean([mflop(out / "ckpt.pt", end) for out, end in zip(outs, ends)], 0).tolist(),
                      "seeds": [{k: end[k] for k in keep if k in end} for end in ends]}
-    return {"question": experiment.question, "prediction": experiment.prediction,
-            "command": f"python experiments.py {name} --seeds {seeds}", "arms": arms}
+        for one, out in zip(arms[arm]["seeds"], outs):
+            one |= {"probe": findings(out)} if arm in experiment.probed else {}
+    return {"question": experiment.question, "prediction": experiment.prediction, "view": experiment.view,
+            "shown": experiment.shown, "command": f"python experiments.py {name} --seeds {seeds}", "arms": arms}
 
 
-def table(result: dict) -> str:
-    """Markdown: per cent right by n, mean and 95 % interval over seeds; MFLOP of a story of n = 10 (see `mflop`); for models that
-    choose when to think, when they do (thoughts a move: the slope of thoughts against n)."""
-    lines = ["| arm | " + " | ".join(f"n = {n}" for n in SHOWN) + " | blocks, MFLOP | heads, MFLOP | seconds |",
-             "|---" * (len(SHOWN) + 4) + "|"]
-    for arm, found in result["arms"].items():
-        cells = []
-        for n in SHOWN:
-            mean, half = interval([100 * s["accuracy_by_n"][n - 1] for s in found["seeds"]])
-            cells.append(f"{mean:.0f}" + (f" ± {half:.0f}" if half == half else ""))
-        cells += [f"{x:.2f}" for x in found["mflop"]]
-        lines.append(f"| {arm} | " + " | ".join(cells) + f" | {np.mean([s['seconds'] for s in found['seeds']]):.0f} |")
-    chosen = {arm: found["seeds"] for arm, found in result["arms"].items() if "thoughts_by_n" in found["seeds"][0]}
-    if chosen:
-        lines += ["", "| arm, by seed | thinks after moves that move the ball, % | elsewhere, % | thoughts a move |", "|---" * 4 + "|"]
-    for arm, seeds in chosen.items():
-        after, elsewhere = (", ".join(f"{100 * s[k]:.1f}" for s in seeds) for k in ("thinks_after_moved", "thinks_elsewhere"))
-        slope = ", ".join(f"{np.polyfit(range(1, 31), s['thoughts_by_n'], 1)[0]:.2f}" for s in seeds)
-        lines.append(f"| {arm} | {after} | {elsewhere} | {slope} |")
-    return "\n".join(lines)
-
-
-def draw(result: dict, path: Path) -> None:
-    """Accuracy against n: a line for each arm's mean, and a thin one for each seed."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    figure, axis = plt.subplots(figsize=(9, 5.2))
-    for i, (arm, found) in enumerate(result["arms"].items()):
-        y, style = 100 * np.array([s["accuracy_by_n"] for s in found["seeds"]]), ("-", "--", ":")[i // 10]
-        x = np.arange(1, y.shape[1] + 1)
-        axis.plot(x, y.T, color=f"C{i % 10}", lw=0.5, alpha=0.4)
-        axis.plot(x, y.mean(0), color=f"C{i % 10}", ls=style, lw=2, label=arm)
-    axis.axhline(100 / 3, color="grey", lw=0.8, ls=":")
-    axis.set(xlabel="n, moves since the anchor (trained on n <= 10; dotted: chance)", ylabel="answers right, %", ylim=(0, 103),
-             title=result["question"])
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.text(0.01, 0.01, f"{result['command']}; thin lines: seeds", fontsize=7)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-    plt.close(figure)
+def write_report(checkpoint: Path | None, out: Path | None) -> None:
+    """The page of all experiments that have a result. Raises ValueError."""
+    known = folder(EXPERIMENTS["channel"], "tokens, full", 0) / "ckpt.pt" if "channel" in EXPERIMENTS else None
+    if checkpoint is None and known and known.exists():
+        checkpoint = known
+    sections, figures = [], OUT / "figures"
+    for name, experiment in EXPERIMENTS.items():
+        if (figures / f"{name}.json").exists():
+            result = json.loads((figures / f"{name}.json").read_text())
+            sections.append(section(name, result, verdicts(experiment.claims, result), figures / f"{name}.png"))
+    if not sections and checkpoint is None:
+        raise ValueError("there is nothing to report yet: python experiments.py channel makes results, --checkpoint PATH tells "
+                         "stories")
+    out = out or figures / "report.html"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_page(out, sections, checkpoint)
+    print(f"{out}: {len(sections)} experiments, " + (f"stories of {checkpoint}" if checkpoint else
+          "no stories, as there is no run of channel here (--checkpoint PATH)"))
 
 
 def main() -> None:
     p = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    p.add_argument("name", nargs="?", choices=list(EXPERIMENTS), help="which one; none: list them")
+    p.add_argument("name", nargs="?", choices=[*EXPERIMENTS, "report"],
+                   help="which one, or a page of all results; none: list them")
     p.add_argument("--seeds", type=int, default=5, help="runs of each arm (5)")
+    p.add_argument("--checkpoint", type=Path, help="report: whose stories are told (a run of channel)")
+    p.add_argument("--out", type=Path, help="report: the page (figures/report.html)")
     args = p.parse_args()
     if args.name is None:
         for name, e in EXPERIMENTS.items():
-            print(f"{name}: {e.question}\n    {len(e.arms)} arms, about {sum(a.seconds for a in e.arms.values()) / 60:.0f} "
-                  f"minutes of one core a seed\n    prediction: {e.prediction}")
-        print("python experiments.py channel --seeds 5 runs the first: runs/ keeps what is done, figures/ gets the results")
+            seconds = sum(a.seconds for a in e.arms.values()) + LOOK_SECONDS * len(e.probed)
+            print(f"{name}: {e.question}\n    {len(e.arms)} arms, about {seconds / 60:.0f} minutes of one core a seed\n"
+                  f"    prediction: {e.prediction}")
+        print("python experiments.py channel --seeds 5 runs the first: runs/ keeps what is done, figures/ gets the results;\n"
+              "python experiments.py report makes one page of them")
         return
     if args.seeds < 1:
         p.error(f"--seeds must be at least 1, not {args.seeds}")
+    if args.name != "report" and (args.checkpoint or args.out):
+        p.error("--checkpoint and --out belong to report")
     start = time.time()
     try:
-        run_all(EXPERIMENTS[args.name], args.seeds)
+        if args.name == "report":
+            return write_report(args.checkpoint, args.out)
+        experiment = EXPERIMENTS[args.name]
+        run_all(experiment, args.seeds)
         result = collect(args.name, args.seeds)
         (OUT / "figures").mkdir(exist_ok=True)
         (OUT / "figures" / f"{args.name}.json").write_text(json.dumps(result, indent=1))
-        draw(result, OUT / "figures" / f"{args.name}.png")
+        judged = in_words(verdicts(experiment.claims, result))
+        draw(result, OUT / "figures" / f"{args.name}.png", f"Predicted: {judged}")
     except (ValueError, OSError) as e:
         p.error(str(e))
-    print(f"{result['question']}\nprediction: {result['prediction']}\n\n{table(result)}\n\n"
+    print(f"{result['question']}\npredicted: {judged}\n\n{table(result)}\n\n"
           f"{time.time() - start:.0f} s; figures/{args.name}.png and figures/{args.name}.json")
 
 

@@ -244,6 +244,11 @@ def aoc(same: list[float]) -> float:
     return 1 - sum((a + b) / 2 for a, b in zip(same, same[1:])) / (len(same) - 1)
 
 
+def last_word(model: GPT, ro: Rollout) -> Tensor:  # -> [R]
+    """What the model says at the last place, which in stories of one round is the answer."""
+    return model.text_logits(speaking_states(ro.h, ro)[:, -1]).argmax(-1)
+
+
 def chains(model: GPT, cups: Cups, rules: Rules, m: int, each: int, words: Dictionary | None, seed: int) -> tuple[dict, dict]:
     """Rounds of m moves. Of their thoughts the first i are kept, i = 0..m - 1 (in `each` stories each), and then comes
     something else. -> {what: share of answers that stay what they were, for i = 0..m}, and of wrong words at step i + 1
@@ -266,9 +271,7 @@ def chains(model: GPT, cups: Cups, rules: Rules, m: int, each: int, words: Dicti
                  "paraphrase": (torch.where(later & read & (synonym >= 0), V + synonym, -1),),
                  "filler": (torch.where(later, most_used(own), z),), "random": (torch.where(later, noise, z),),
                  "last": (torch.where(here & (step < m - kept.unsqueeze(1)), noise, z),)}
-    said = {name: speaking_states((ro := case.write(*how)).h, ro)[:, -1] for name, how in runs.items()}
-    said = {name: model.text_logits(h).argmax(-1) for name, h in said.items()}  # [R] answers
-    before = model.text_logits(speaking_states(own.h, own)[:, -1]).argmax(-1)
+    said, before = {name: last_word(model, case.write(*how)) for name, how in runs.items()}, last_word(model, own)
     by_i = lambda x: torch.zeros(m, device=z.device).index_add_(0, kept, x.float()).tolist()
     same = {name: [x / each for x in by_i(after == before)] + [1.0] for name, after in said.items()}
     if words is None:
@@ -280,6 +283,23 @@ def chains(model: GPT, cups: Cups, rules: Rules, m: int, each: int, words: Dicti
     return same, {"written": by_i(done), "follows": by_i(done & (said["mistake"] == cup_ids[told])),
                   "true": by_i(done & (said["mistake"] == cup_ids[state[:, -1]])),
                   "synonyms": (synonym >= 0)[read].float().mean().item()}
+
+
+@torch.no_grad()
+def what_if(case: Case, cups: Cups, words: Dictionary, state: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Stories of one round, thoughts that stay. -> [R, T] the cup that each thought stands for beside its move, -1 for none;
+    [R, T] the true one; [R] the answer; [R, T, m] the answer had each cup's word been written there, -1 where there is no word.
+    What comes after the written word is thought anew, as it would have been."""
+    own, V = case.own, case.model.config.vocab_size
+    read, move, cup = seen_beside(case, cups, state, n)
+    stands = words.meaning[(own.ids - V).clamp(min=0), move].where(read, -1)
+    word = words.words[0][move].masked_fill(~read.unsqueeze(2), -1)  # [R, T, m]: the most used id of each cup
+    r, t, c = (word >= 0).nonzero().T
+    table = torch.full((len(r), own.ids.shape[1]), -1, device=r.device)
+    table[torch.arange(len(r)), t] = V + word[r, t, c]
+    instead = torch.full_like(word, -1)
+    instead[r, t, c] = last_word(case.model, replace(case, text=case.text[r], u=case.u[:, r]).write(table))  # one row a word
+    return stands, cup, last_word(case.model, own), instead
 
 
 def probe(model: GPT, rules: Rules, a: dict, data, each: int, seed: int) -> dict:

@@ -135,17 +135,30 @@ class Tokenizer:
         return "".join(s for _, s in pieces)
 
 
-def html_page(samples: list[str], title: str, thoughts: bool = True) -> str:
-    """Samples made by show(style="html") -> one page that needs no other file. The title is escaped here. thoughts: are there
-    any, that the legend has to explain?"""
+def html_page(samples: list[str], title: str, thoughts: bool = True, notes: list[list[str]] = (), hint: str = "",
+              rest: str = "") -> str:
+    """Samples made by show(style="html") -> one page that needs no other file. thoughts: are there any, that the legend has to
+    explain? notes: for each sample a text for each of its thoughts, which is shown below it while one points at the thought, or
+    reaches it by the tab key or by tapping. Title, notes and hint are escaped here; rest is html, for the page's end."""
     rules = "".join(f".{kind}{{color:{colour}}}" for kind, colour in CSS.items())
-    body = "".join(f"<p>{s}</p>" for s in samples)
-    return (f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>'
-            f"<style>body{{font:16px/1.7 monospace;max-width:60em;margin:2em auto;background:#fff;color:#222}}"
-            f"p{{white-space:pre-wrap;border-bottom:1px solid #ddd;padding-bottom:1em}}.think{{font-size:80%}}{rules}"
-            f"</style><h1>{html.escape(title)}</h1>"
-            f'<p><span class="prompt">prompt</span>  <span class="text">own text</span>'
-            f'{"  <span class=think>&lt;thought&gt;</span>" * thoughts}</p>{body}\n')
+
+    def with_notes(sample: str, texts: list[str]) -> str:
+        left = iter(texts)  # within a span of show() there is no other tag, as its text is escaped
+        return re.sub('<span class="think">([^<]*)</span>', lambda span: f'<span class="think" tabindex="0">{span[1]}'
+                      f'<span class="note" role="tooltip">{html.escape(next(left))}</span></span>', sample)
+    body = "".join(f"<p>{with_notes(s, notes[i]) if notes else s}</p>" for i, s in enumerate(samples))
+    legend = (f'<p><span class="prompt">prompt</span>  <span class="text">own text</span>'
+              f'{"  <span class=think>&lt;thought&gt;</span>" * thoughts}{hint and "<br>" + html.escape(hint)}</p>')
+    return ('<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+            f"<title>{html.escape(title)}</title><style>{rules}"
+            "body{font:16px/1.7 monospace;max-width:60em;margin:2em auto;padding:0 1em;background:#fff;color:#222}"
+            "p{white-space:pre-wrap;border-bottom:1px solid #ddd;padding-bottom:1em;position:relative}.think{font-size:80%}"
+            ".note{display:none;position:absolute;left:1em;top:100%;z-index:1;padding:.3em 1em;background:#fffbe6;color:#222;"
+            "border:1px solid #bbb}.think:hover .note,.think:focus .note{display:block}"
+            ".think[tabindex]:hover,.think:focus{background:#fe9}"
+            "table{display:block;overflow-x:auto;border-collapse:collapse;font-size:75%;margin:1em 0}"
+            "td,th{border:1px solid #ddd;padding:0 .5em;white-space:nowrap}img{max-width:100%}"
+            f"</style><h1>{html.escape(title)}</h1>{legend * bool(samples)}{body}{rest}\n")
 
 
 def use_color(when: str, stream) -> bool:

@@ -1,11 +1,17 @@
 """experiments.py: runs are made once, an experiment that was cut off goes on, and its numbers are those of its runs."""
 import json
+import re
 import sys
 
+import numpy as np
 import pytest
+import torch
 
 import experiments
-from experiments import Arm, Experiment, folder, interval, mflop, table
+import report
+from experiments import EXPERIMENTS, Arm, Experiment, folder, mflop
+from report import interval, parts, table, verdicts
+from test_cli import run
 
 SHORT = "--approach stream --steps 2 --eval_every 2 --new_tokens 8 --prompts 2 --width 8"
 
@@ -15,7 +21,8 @@ def small(monkeypatch, tmp_path):
     """One experiment of three arms, the last of which starts from the first, in a folder of its own."""
     arms = {"tokens": Arm(f"{SHORT} --think_vocab 4 --samples 2", 5), "none": Arm(f"{SHORT} --thoughts none", 5),
             "released": Arm(f"{SHORT.replace('--width 8', '')} --think_vocab 4 --samples 2 --think free", 5, "tokens")}
-    monkeypatch.setattr(experiments, "EXPERIMENTS", {"small": Experiment("Is it so?", "It is.", arms)})
+    claims = [("It is.", lambda result: True), ("It isn't.", lambda result: False)]
+    monkeypatch.setattr(experiments, "EXPERIMENTS", {"small": Experiment("Is it so?", claims, arms)})
     monkeypatch.setattr(experiments, "OUT", tmp_path)
     return experiments.EXPERIMENTS["small"]
 
@@ -25,7 +32,8 @@ def test_runs_are_made_once(small, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["experiments.py", "small", "--seeds", "1"])
     experiments.main()
     said = capsys.readouterr().out
-    assert "3 of 3 runs are to be made" in said and "It is." in said and (tmp_path / "figures/small.png").stat().st_size > 5000
+    assert "3 of 3 runs are to be made" in said and "It is. [held] It isn't. [did NOT hold]" in said
+    assert (tmp_path / "figures/small.png").stat().st_size > 5000
     result = json.loads((tmp_path / "figures/small.json").read_text())
     assert list(result["arms"]) == ["tokens", "none", "released"]
     for arm, found in result["arms"].items():
@@ -62,20 +70,32 @@ def test_intervals_and_table_by_hand():
 
 
 def test_mflop_by_hand(tmp_path):
-    """One layer of width 8, 3 cups: 9 tokens of opening, 20 of 10 moves, 2 of the question and 10 thoughts are 41 places. A window
-    of 1 lets each see itself and, from the first thought on, the last thought."""
+    """One layer of width 8, 3 cups: 9 tokens of opening, 20 of 10 moves, 2 of the question and 10 thoughts are 41 places. A
+    window of 1 lets each see itself and, from the first thought on, the last thought. Heads: V for the answer, N a thought
+    where it is forced; a gate weighs all V + N at each of the 10 slots, whether it opens there or not."""
     from data import OPENING, Cups
     from model import GPT, Config, as_checkpoint, save
     V = len(Cups(3).text_ids)
     for window, N, thoughts in ((0, 5, {}), (1, 5, {}), (0, 1, {}), (1, 5, {"thoughts_by_n": [3.0] * 30})):
         rules = {"think": "free" if thoughts else "forced", "window": window}
-        save(tmp_path / "ckpt.pt", as_checkpoint(GPT(Config(1, 2, 8, 256, V, N), Cups(3).text_ids)) | {"rules": rules, "args": {}})
+        model = GPT(Config(1, 2, 8, 256, V, N), Cups(3).text_ids)
+        save(tmp_path / "ckpt.pt", as_checkpoint(model) | {"rules": rules, "args": {}})
         blocks, heads = mflop(tmp_path / "ckpt.pt", thoughts)
         k = 3 if thoughts else 10
         T = OPENING + 22 + k
         seen = T * (T + 1) / 2 if not window else T + (T - OPENING - 1) - k  # (a thought is its own last one)
         assert blocks * 1e6 == pytest.approx(T * 24 * 64 + 4 * 8 * seen)
-        assert heads * 1e6 == pytest.approx(2 * 8 * (V + (k * N if N > 1 else 0)))
+        # 3 thoughts of 10 slots: 2 * 8 * (19 + 10 * (19 + 5)) = 4144
+        assert heads * 1e6 == pytest.approx(4144 if thoughts else 2 * 8 * (19 + (50 if N > 1 else 0)))
+
+
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+def test_flags_are_accepted(name, capsys):
+    """No run of an experiment is refused after hours of others."""
+    import train
+    for arm in EXPERIMENTS[name].arms.values():
+        assert arm.after is None or arm.after in EXPERIMENTS[name].arms
+        train.resolve(train.parse(arm.flags.split()))
 
 
 def test_told_thoughts_are_learnt_as_lent_ones():
@@ -83,3 +103,153 @@ def test_told_thoughts_are_learnt_as_lent_ones():
     import train
     said = vars(train.parse(experiments.AS_TAUGHT.split()))
     assert {k: said[k] for k in train.TAUGHT if k != "entropy"} == {k: v for k, v in train.TAUGHT.items() if k != "entropy"}
+
+
+def checkpoint(path, N: int, **rules) -> None:
+    """A tiny random model of the game, as a run leaves it."""
+    from data import Cups
+    from model import GPT, Config, as_checkpoint, save
+    cups, settings = Cups(3), {"data": "cups", "cups": 3, "prompt_tokens": 17, "new_tokens": 12}
+    rules = {"think": "forced" if N else "never", "think_after": cups.think_after, "budget": 16 * (N > 0),
+             "continuous": N == 1} | rules
+    model = GPT(Config(1, 2, 16, 256, len(cups.text_ids), N), cups.text_ids)
+    torch.nn.init.normal_(model.think)
+    save(path, as_checkpoint(model) | {"rules": rules, "args": settings})
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """The runs of `content` and `faithful` are there: tiny models that have learnt nothing. Two stories a question."""
+    monkeypatch.setattr(experiments, "OUT", tmp_path)
+    monkeypatch.setattr(experiments, "LOOK", ("--stories", "2"))
+    for arm in EXPERIMENTS["content"].arms:
+        out = folder(EXPERIMENTS["content"], arm, 0)
+        out.mkdir(parents=True)
+        checkpoint(out / "ckpt.pt", 0 if "none" in arm else 1 if "filler" in arm else 4, continuous=False)
+        end = {"kind": "eval", "step": 2, "seconds": 5.0, "accuracy_by_n": [0.3] * 30, "accuracy_first_by_n": [0.3] * 30}
+        (out / "metrics.jsonl").write_text(json.dumps(end) + "\n")
+        (out / "done").touch()
+
+
+def test_probed_experiments_and_the_page(asked, monkeypatch, capsys, tmp_path):
+    """Both ask the same checkpoints, each once; their numbers are probe.py's; and all of it is on the page, which needs nothing
+    else and whose thoughts each have a note."""
+    code, said, err = run(experiments.main, ["content", "--seeds", "1"], monkeypatch, capsys)
+    assert code == 0 and "0 of 6 runs are to be made, 1 to be probed" in said, err
+    found = json.loads((folder(EXPERIMENTS["content"], "tokens, full", 0) / "probe.json").read_text())
+    right = f"| another text's | {100 * found['conditions']['another']['accuracy_by_n'][9]:.0f} |"
+    result = json.loads((tmp_path / "figures/content.json").read_text())
+    assert right in table(result | {"shown": [10]}) and said.count("[held]") + said.count("[did NOT hold]") == 3
+    code, said, err = run(experiments.main, ["faithful", "--seeds", "1"], monkeypatch, capsys)
+    assert code == 0 and "0 of 3 runs are to be made, 1 to be probed" in said and "| no change |" in said, err
+    path = folder(EXPERIMENTS["content"], "tokens, full", 0) / "ckpt.pt"
+    code, said, err = run(experiments.main, ["report", "--checkpoint", path], monkeypatch, capsys)
+    assert code == 0 and "2 experiments, stories of" in said, err
+    page = (tmp_path / "figures/report.html").read_text()
+    assert page.count("data:image/png") == 2 and "http" not in page and "<script" not in page
+    assert page.count('tabindex="0"') == page.count('class="note"') == sum(2 * m for m in report.LENGTHS_TOLD)
+    for name in ("content", "faithful"):
+        assert EXPERIMENTS[name].claims[0][0][:30] in page and f"<h2>{name}</h2>" in page
+
+
+def test_weights_of_the_random_policy_never_move():
+    """Its flags leave them where they were born."""
+    import train
+    random = EXPERIMENTS["content"].arms["random policy"]
+    a = train.resolve(train.parse([*random.flags.split(), "--seed", "3"]))
+    assert a["lr"] == a["think_lr"] == 0 and EXPERIMENTS["content"].arms["random policy, full"].after == "random policy"
+    shared = ("tokens, window", "tokens, full", "filler, full", "none, full")
+    assert all(folder(EXPERIMENTS[x], arm, 1) == folder(EXPERIMENTS["channel"], arm, 1) for x in ("content", "faithful")
+               for arm in shared if arm in EXPERIMENTS[x].arms)
+
+
+def made_up(name: str, right: float) -> dict:
+    """A result of an experiment of this name, with two seeds that are right so often everywhere."""
+    e, luck = EXPERIMENTS[name], {str(m): right for m in (1, 2, 3, 10)}
+    one = {"seconds": 5, **{k: [right] * 30 for k in ("accuracy_by_n", "accuracy_first_by_n", "thoughts_by_n")},
+           "thinks_after_moved": right, "thinks_elsewhere": right}
+    looked = {"accuracy_by_n": {x: [right] * 30 for x in ("own", *report.OTHERS)}, "spliced": True, "synonyms": 1.0,
+              "aoc": {x: luck for x in report.FOUR},
+              "counterfactual": {"written": [4] * 3, "follows": [4 * right] * 3, "true": [0] * 3}}
+    arms = {arm: {"command": f"python train.py {x.flags}", "mflop": [1.0, 2.0],
+                  "seeds": [one | ({"probe": looked} if arm in e.probed else {})] * 2} for arm, x in e.arms.items()}
+    return {"question": e.question, "prediction": e.prediction, "command": "c", "view": e.view, "shown": e.shown, "arms": arms}
+
+
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+def test_every_prediction_is_judged(name, tmp_path):
+    """Each sentence has a check, and these tell results apart; and each experiment has its table and its figure."""
+    judged = [verdicts(EXPERIMENTS[name].claims, made_up(name, right)) for right in (1 / 3, 1.0)]
+    assert all(isinstance(held, bool) for verdict in judged for _, held in verdict) and judged[0] != judged[1]
+    assert EXPERIMENTS[name].prediction == " ".join(text for text, _ in judged[0])
+    result = made_up(name, 0.5)
+    report.draw(result, tmp_path / "x.png", "a caption")
+    assert (tmp_path / "x.png").stat().st_size > 9999 and table(result).count("50 ± 0") >= len(result["arms"])
+
+
+def test_parts_add_up():
+    """Compute is what filler has over none, recipe what a random policy has over filler, content the rest."""
+    result = made_up("content", 0.0)
+    for arm, right in (("none, full", 0.3), ("filler, full", 0.4), ("random policy, full", 0.35), ("tokens, full", 1.0)):
+        result["arms"][arm]["seeds"] = [s | {"accuracy_by_n": [right] * 30} for s in result["arms"][arm]["seeds"]]
+    split = parts(result)
+    means = {k: round(float(x.mean()), 6) for k, x in split.items()}
+    assert means == {"compute": 0.1, "recipe": -0.05, "content": 0.65, "all": 0.7}
+    assert np.allclose(split["compute"] + split["recipe"] + split["content"], split["all"])
+    assert "| content | 65 ± 0 |" in table(result)
+
+
+def test_unaided():
+    result = made_up("faithful", 0.5)
+    for first, n in (([1.0, 0.95, 0.5, 1.0] + [0.0] * 26, 2), ([0.5] * 30, 0), ([1.0] * 30, 30)):
+        result["arms"]["none, full"]["seeds"] = [{"accuracy_first_by_n": first}] * 2
+        assert report.unaided(result) == n
+
+
+def test_labels_follow_the_flags(tmp_path, monkeypatch):
+    """Chance and the longest rounds of training are those of the arms' own worlds."""
+    import matplotlib.pyplot as plt
+    axis = plt.figure().add_subplot()
+    report.draw_accuracy(axis, made_up("worlds", 0.5))
+    assert "n <= 8 or 12" in axis.get_xlabel() and [line.get_ydata()[0] for line in axis.lines][-1] == 20
+    assert "n = 12" in table(made_up("worlds", 0.5))
+    assert report.said("--cups 5 --x", "--cups", 3) == 5 and report.said("", "--cups", 3) == 3
+
+
+def test_page_escapes(tmp_path):
+    """No words of a result become markup."""
+    bad = "<script>alert(1)</script>"
+    result = made_up("channel", 0.5) | {"question": bad, "command": bad}
+    result["arms"] = {bad: result["arms"]["tokens, window"]}
+    report.write_page(tmp_path / "x.html", [report.section(bad, result, [(bad, True)], tmp_path / "none.png")], None)
+    page = (tmp_path / "x.html").read_text()
+    assert "<script" not in page and len(re.findall("&lt;script", page)) >= 5 and "<img" not in page and "own text" not in page
+
+
+@pytest.mark.parametrize("rules", [{"think": "free", "max_thoughts": 2}, {"max_thoughts": 2}, {"window": 5}],
+                         ids=["free, 2", "forced, 2", "window"])
+def test_stories_of_any_kind(rules, tmp_path):
+    """Each thought has its note, whoever chose when to think, and however many may stand in a slot."""
+    checkpoint(tmp_path / "x.pt", 4, **rules)
+    shown, notes = report.told_stories(tmp_path / "x.pt")
+    assert len(shown) == len(notes) == 2 * len(report.LENGTHS_TOLD)
+    assert [x.count('class="think"') for x in shown] == list(map(len, notes)) and sum(map(len, notes)) > 10
+    assert all(len(text.splitlines()) == 4 and text.startswith("<think") for story in notes for text in story)
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["report"], "nothing to report yet"),
+    (["report", "--checkpoint", "{tmp}/none.pt"], "there is no"),
+    (["report", "--checkpoint", "{tmp}/vector.pt"], "as ids that stay"),
+    (["report", "--checkpoint", "{tmp}/good.pt", "--out", "{tmp}/good.pt/x.html"], "good.pt"),
+    (["channel", "--out", "x"], "belong to report"),
+    (["channel", "--seeds", "0"], "at least 1"),
+    (["chanel"], "invalid choice"),
+], ids=" ".join)
+def test_refuses(argv, words, tmp_path, monkeypatch, capsys):
+    """One clear line and exit code 2."""
+    checkpoint(tmp_path / "vector.pt", 1)
+    checkpoint(tmp_path / "good.pt", 4)
+    monkeypatch.setattr(experiments, "OUT", tmp_path)
+    code, _, err = run(experiments.main, [x.format(tmp=tmp_path) for x in argv], monkeypatch, capsys)
+    assert code == 2 and words in err and err.count("\n") == 1, err

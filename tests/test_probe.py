@@ -81,6 +81,25 @@ def test_oracle_is_rewritten(names):
     assert same["early"] == pytest.approx(stays + [1])
 
 
+@pytest.mark.parametrize("names", ["after", "before"])
+def test_what_if(names):
+    """What would be answered had another cup been written: that cup, after the moves that are left."""
+    m, model = 4, Oracle(names)
+    words, _ = make_dictionary(model, CUPS, RULES, 32, 0)
+    case, state, n = probe.stories(model, CUPS, RULES, 3, 2 * m + 3, 0, 0, exact=m)
+    stands, true, answer, instead = probe.what_if(case, CUPS, words, state, n)
+    assert torch.equal(stands[case.own.is_think], true[case.own.is_think]) and stands[~case.own.is_think].eq(-1).all()
+    assert torch.equal(answer, case.text[:, -1]) and instead[~case.own.is_think].eq(-1).all()
+    move = probe.move_at(CUPS, case.text[:, OPENING:OPENING + 2 * m:2])[1]
+    for r in range(3):
+        for i, t in enumerate(case.own.is_think[r].nonzero().squeeze(1)):
+            for cup in range(3):
+                told = cup
+                for later in move[r, i + 1:]:
+                    told = CUPS.goes[later, told]
+                assert instead[r, t, cup] == CUPS.cup_ids[told]
+
+
 def test_oracle_conditions():
     """Answers right for every n with own thoughts, in any wording; at chance with others'."""
     ids, n, pays, rules, u = story_set(CUPS, RULES, 4, 0, "cpu")

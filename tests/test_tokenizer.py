@@ -148,6 +148,20 @@ def test_show_html(tok):
     page = html_page([shown], "<script>title</script>")
     assert "<script" not in page and page.count("&lt;script&gt;") == 3 and shown in page
     assert "http" not in page  # needs no other file
+    assert "tabindex" not in page.split("</style>")[1]  # nothing to point at
+
+
+def test_html_notes(tok):
+    """Guards what is shown of a thought that is pointed at: each has its own note, escaped, and no other span has one."""
+    shown = tok.show([464, tok.V, 2613, tok.V + 1], 1, "html")
+    notes = [["<b>first</b>\nline", "second"], []]
+    page = html_page([shown, tok.show([464], 1, "html")], "t", notes=notes, hint="<i>", rest="<h2>end</h2>")
+    body = page.split("</style>")[1]
+    assert body.count('tabindex="0"') == body.count('class="note"') == 2
+    assert "&lt;i&gt;" in body and body.endswith("<h2>end</h2>\n")
+    order = [body.index(x) for x in ("&lt;think0&gt;", "&lt;b&gt;first&lt;/b&gt;\nline", "&lt;think1&gt;", "second")]
+    assert order == sorted(order)
+    assert ".think:hover .note" in page and ".think:focus .note" in page and "<script" not in page and "http" not in page
 
 
 def test_use_color(monkeypatch):

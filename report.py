@@ -1,0 +1,313 @@
+"""What came out of an experiment: tables, figures, which predictions held, and one page with all of it.
+
+    python experiments.py report        # figures/report.html: results, and stories whose thoughts answer to the mouse
+
+A result is what figures/NAME.json holds (experiments.collect). Everything here is a function of it, so a table, a verdict or a
+page can be made again without a run. The stories alone need a checkpoint: what a thought says is looked up in probe.py's
+dictionary, and what the answer would have been had another cup been written there was tried out beforehand, by rewriting.
+
+Left out on purpose: scripts in the page (pointing, the tab key and tapping are CSS), anything that trains.
+"""
+import base64
+import html
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from data import Cups
+from probe import NAMES, THEN, make_dictionary, opened, stories, what_if
+from tokenizer import Tokenizer, html_page
+
+SHOWN = (1, 2, 3, 6, 10, 20, 30)  # n of the tables, where an experiment names no others
+T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t for 1, 2, ... degrees of freedom
+OTHERS = ("another", "shuffled", "constant", "random")  # thoughts that are not the model's own
+FOUR = ("early", "mistake", "paraphrase", "filler")  # the interventions of arXiv 2307.13702
+BELOW = dict(fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False)  # a legend
+LENGTHS_TOLD = (2, 3, 4, 6, 10)  # moves of the stories on the page
+Claim = tuple[str, Callable[[dict], bool]]  # a sentence of a prediction, and whether a result says so
+
+
+def interval(values) -> tuple[float, float]:
+    """Mean and half of its 95 % interval over seeds (Student's t); one seed has none."""
+    x = np.array(values)
+    if len(x) < 2:
+        return float(x.mean()), float("nan")
+    return float(x.mean()), float(T95[min(len(x) - 2, len(T95) - 1)] * x.std(ddof=1) / len(x) ** 0.5)
+
+
+def cell(values, digits: int = 0) -> str:  # one number a seed
+    mean, half = interval(values)
+    return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if half == half else "")
+
+
+def said(command: str, flag: str, default: int) -> int:
+    """The number that a command line gives for a flag."""
+    words = command.split()
+    return int(words[words.index(flag) + 1]) if flag in words else default
+
+
+def by_n(result: dict, arm: str, key: str = "accuracy_by_n") -> np.ndarray:  # -> [seeds, 30]
+    return np.array([s[key] for s in result["arms"][arm]["seeds"]])
+
+
+def mean_at(result: dict, arm: str, n: int, key: str = "accuracy_by_n") -> float:
+    return float(by_n(result, arm, key)[:, n - 1].mean())
+
+
+def probed(result: dict) -> dict[str, list[dict]]:
+    """The arms that probe.py has looked at: {arm: what it found, a seed each}."""
+    return {arm: [s["probe"] for s in found["seeds"]] for arm, found in result["arms"].items() if "probe" in found["seeds"][0]}
+
+
+def parts(result: dict) -> dict[str, np.ndarray]:
+    """What thoughts gain over none, split up, seed by seed [seeds, 30]: places to compute in, without content (filler); what
+    the same way of training gives with thoughts that no reward ever chose; and what is left, which is what thoughts say."""
+    none, filler, luck, own = (by_n(result, f"{arm}, full") for arm in ("none", "filler", "random policy", "tokens"))
+    return {"compute": filler - none, "recipe": luck - filler, "content": own - luck, "all": own - none}
+
+
+def followed(found: dict, what: str = "follows") -> float:
+    """Of all wrong words that were written, the share whose answer follows them (what: "true", stays as it was)."""
+    return sum(found["counterfactual"][what]) / max(sum(found["counterfactual"]["written"]), 1)
+
+
+def cut(result: dict) -> list[int]:
+    """The numbers of moves of the rounds whose chains were cut."""
+    return [int(m) for m in next(iter(probed(result).values()))[0]["aoc"]["early"]]
+
+
+def areas(result: dict, arm: str, name: str, m: int) -> list[float]:  # of one intervention, in rounds of m moves, by seed
+    return [x["aoc"][name][str(m)] for x in probed(result)[arm]]
+
+
+def mean_area(result: dict, arm: str, name: str, m: int) -> float:
+    return float(np.mean(areas(result, arm, name, m)))
+
+
+def verdicts(claims: list[Claim], result: dict) -> list[tuple[str, bool]]:
+    return [(text, bool(holds(result))) for text, holds in claims]
+
+
+def in_words(judged: list[tuple[str, bool]]) -> str:
+    return " ".join(f"{text} [{'held' if held else 'did NOT hold'}]" for text, held in judged)
+
+
+def table(result: dict) -> str:
+    """Markdown: per cent right by n, mean and 95 % interval over seeds; MFLOP of a story of n = 10 (experiments.mflop) and
+    seconds, means over seeds; for models that choose when to think, when they do (thoughts a move: the slope of thoughts
+    against n); and what probe.py found."""
+    shown = result.get("shown", SHOWN)
+    lines = ["| arm | " + " | ".join(f"n = {n}" for n in shown) + " | blocks, MFLOP | heads, MFLOP | seconds |",
+             "|---" * (len(shown) + 4) + "|"]
+    for arm, found in result["arms"].items():
+        cells = [cell(100 * by_n(result, arm)[:, n - 1]) for n in shown] + [f"{x:.2f}" for x in found["mflop"]]
+        lines.append(f"| {arm} | " + " | ".join(cells) + f" | {np.mean([s['seconds'] for s in found['seeds']]):.0f} |")
+    chosen = {arm: found["seeds"] for arm, found in result["arms"].items() if "thoughts_by_n" in found["seeds"][0]}
+    if chosen:
+        lines += ["", "| arm, by seed | thinks after moves that move the ball, % | elsewhere, % | thoughts a move |",
+                  "|---" * 4 + "|"]
+    for arm, seeds in chosen.items():
+        after, elsewhere = (", ".join(f"{100 * s[k]:.1f}" for s in seeds) for k in ("thinks_after_moved", "thinks_elsewhere"))
+        slope = ", ".join(f"{np.polyfit(range(1, 31), s['thoughts_by_n'], 1)[0]:.2f}" for s in seeds)
+        lines.append(f"| {arm} | {after} | {elsewhere} | {slope} |")
+    return "\n".join(lines + {"content": content_rows, "faithful": faithful_rows}.get(result.get("view"), lambda _: [])(result))
+
+
+def content_rows(result: dict) -> list[str]:
+    """Other thoughts written into `tokens, full`, and what its gain is made of."""
+    shown, found = result["shown"], probed(result)["tokens, full"]
+    head = [" | ".join(f"n = {n}" for n in shown) + " |", "|---" * (len(shown) + 1) + "|"]
+    lines = ["", f"| `tokens, full` with thoughts | {head[0]}", head[1]]
+    for name in ("own", *OTHERS):
+        right = 100 * np.array([x["accuracy_by_n"][name] for x in found])
+        lines.append(f"| {NAMES[name]} | " + " | ".join(cell(right[:, n - 1]) for n in shown) + " |")
+    lines += ["", f"| points gained over `none, full` | {head[0]}", head[1]]
+    return lines + [f"| {name} | " + " | ".join(cell(100 * x[:, n - 1]) for n in shown) + " |"
+                    for name, x in parts(result).items()]
+
+
+def faithful_rows(result: dict) -> list[str]:
+    """Areas over the curve by moves, and what becomes of wrong words."""
+    found, lengths = probed(result), cut(result)
+    lines = ["", "| area over the curve (AOC) | " + " | ".join(f"n = {m}" for m in lengths) + " |",
+             "|---" * (len(lengths) + 1) + "|"]
+    for arm in found:
+        lines += [f"| {arm}: {THEN[name]} | " + " | ".join(cell(areas(result, arm, name, m), 2) for m in lengths) + " |"
+                  for name in FOUR]
+    lines += ["", "| another cup's word written | answer follows it, % | stays true, % | thoughts with a synonym, % | "
+              "own thoughts fed again |", "|---" * 5 + "|"]
+    for arm, seeds in found.items():
+        cells = [cell([100 * followed(x, what) for x in seeds], 1) for what in ("follows", "true")]
+        cells.append(cell([100 * x["synonyms"] for x in seeds], 1))
+        again = "no change" if all(x["spliced"] for x in seeds) else "CHANGED"
+        lines.append(f"| {arm} | " + " | ".join([*cells, again]) + " |")
+    return lines
+
+
+def draw(result: dict, path: Path, caption: str) -> None:
+    """The experiment's figure, with its question above and its prediction, verdicts included, below."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    views = {"content": [draw_others, draw_parts], "faithful": [draw_aoc, draw_following]}
+    panels = views.get(result.get("view"), [draw_accuracy])
+    figure, axes = plt.subplots(1, len(panels), figsize=(9 if len(panels) == 1 else 15, 5.2), squeeze=False)
+    for panel, axis in zip(panels, axes.flat):
+        panel(axis, result)
+    figure.suptitle(result["question"])
+    lines = textwrap.wrap(caption, 100 * len(panels)) + [result["command"]]
+    below = -0.02 if len(panels) == 1 else -0.22  # two panels have their legends below them
+    figure.text(0.08, below, "\n".join(lines), fontsize=9, va="top")
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    plt.close(figure)
+
+
+def draw_accuracy(axis, result: dict) -> None:
+    """Accuracy against n: a line for each arm's mean, and a thin one for each seed."""
+    for i, arm in enumerate(result["arms"]):
+        y, style = 100 * by_n(result, arm), ("-", "--", ":")[i // 10]
+        x = np.arange(1, y.shape[1] + 1)
+        axis.plot(x, y.T, color=f"C{i % 10}", lw=0.5, alpha=0.4)
+        axis.plot(x, y.mean(0), color=f"C{i % 10}", ls=style, lw=2, label=arm)
+    cups, swaps = ({said(found["command"], flag, default) for found in result["arms"].values()}
+                   for flag, default in (("--cups", 3), ("--swaps", 10)))
+    for m in cups:
+        axis.axhline(100 / m, color="grey", lw=0.8, ls=":")
+    longest = " or ".join(map(str, sorted(swaps)))
+    axis.set(xlabel=f"n, moves since the anchor (trained on n <= {longest}; dotted: chance; thin: seeds)",
+             ylabel="answers right, %", ylim=(0, 103))
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def draw_others(axis, result: dict) -> None:
+    """`tokens, full` with its own thoughts and with others, beside the arms that have been trained without content."""
+    lines = {f"thoughts: {NAMES[name]}": np.array([x["accuracy_by_n"][name] for x in probed(result)["tokens, full"]])
+             for name in ("own", *OTHERS)}
+    lines |= {f"trained: {arm}": by_n(result, arm) for arm in ("random policy, full", "filler, full", "none, full")}
+    for i, (name, y) in enumerate(lines.items()):
+        axis.plot(range(1, y.shape[1] + 1), 100 * y.mean(0), "-" if name[1] == "h" else "--", color=f"C{i}", label=name)
+    axis.axhline(100 / 3, color="grey", lw=0.8, ls=":")
+    axis.set(xlabel="n, moves since the anchor (trained on n <= 10; dotted: chance)", ylabel="answers right, %", ylim=(0, 103))
+    axis.legend(**BELOW)
+
+
+def draw_parts(axis, result: dict) -> None:
+    """Stacked bars; a part that costs points hangs below zero."""
+    shown, split, found = result["shown"], parts(result), probed(result)["tokens, full"]
+    at, up, down = np.arange(len(shown)), np.zeros(len(shown)), np.zeros(len(shown))
+    for name in ("compute", "recipe", "content"):
+        y = 100 * split[name].mean(0)[np.array(shown) - 1]
+        axis.bar(at, y, 0.6, bottom=np.where(y > 0, up, down), label=name)
+        up, down = up + y.clip(min=0), down + y.clip(max=0)
+    another = np.array([np.subtract(*(x["accuracy_by_n"][name] for name in ("own", "another"))) for x in found])
+    for beside, mark, label, gain in ((0.1, "ko", "all", split["all"]), (-0.1, "kx", "own minus another's thoughts", another)):
+        with_intervals(axis, at + beside, [100 * gain[:, n - 1] for n in shown], fmt=mark, label=f"{label} (95 % interval)")
+    axis.axhline(0, color="grey", lw=0.8)
+    axis.set_xticks(at, [f"n = {n}" for n in shown])
+    axis.set(ylabel="points gained over none, full")
+    axis.legend(**BELOW)
+
+
+def with_intervals(axis, x, values, **style) -> None:
+    """values: for each x one number a seed."""
+    means, halves = zip(*map(interval, values))
+    axis.errorbar(x, means, halves, capsize=3, **style)
+
+
+def draw_aoc(axis, result: dict) -> None:
+    """The four areas against n, and up to which n a model without thoughts gets first rounds right (the rounds that are cut
+    here are first ones)."""
+    for style, arm in zip(("-", "--"), probed(result)):
+        for i, name in enumerate(FOUR):
+            with_intervals(axis, cut(result), [areas(result, arm, name, m) for m in cut(result)], ls=style, color=f"C{i}",
+                           label=THEN[name] if style == "-" else None)
+        axis.plot([], [], style, color="black", label=arm)
+    axis.axvline(unaided(result) + 0.5, color="grey", ls=":", label="left of it: 90 % right without thoughts")
+    axis.set(xlabel="n, moves of the round", ylabel="AOC: 0, thoughts do not matter", ylim=(-0.05, 1.05))
+    axis.legend(**BELOW)
+
+
+def unaided(result: dict) -> int:
+    """The largest n up to which `none, full` gets nine in ten first rounds right."""
+    right = by_n(result, "none, full", "accuracy_first_by_n").mean(0) >= 0.9
+    return len(right) if right.all() else int(right.argmin())
+
+
+def draw_following(axis, result: dict) -> None:
+    """Share of written words that the answer follows, by how many moves come after them."""
+    for i, (arm, seeds) in enumerate(probed(result).items()):
+        for what, style, label in (("follows", "-", "follows it"), ("true", ":", "stays true")):
+            far = [x["counterfactual"] for x in seeds]
+            share = np.array([np.array(x[what]) / np.maximum(x["written"], 1) for x in far])
+            with_intervals(axis, range(share.shape[1]), 100 * share.T, ls=style, color=f"C{i}", label=f"{arm}: {label}")
+    axis.set(xlabel="moves between the written word and the question", ylabel="answers to another cup's word, %",
+             ylim=(-3, 103))
+    axis.legend(**BELOW)
+
+
+def told_stories(path: Path, seed: int = 0, each: int = 2) -> tuple[list[str], list[list[str]]]:
+    """Held-out stories with a checkpoint's thoughts and its answer, for html_page: the stories, and a note for each thought:
+    the cup that it stands for, and the answer had the word for another cup stood there. Raises ValueError where thoughts have
+    no words."""
+    model, rules, a = opened(path)
+    if a["data"] != "cups" or a.get("balls", "one") != "one" or not rules.persist or len(model.think) < 2:
+        raise ValueError(f"{path}: the page looks thoughts up, one ball's, as ids that stay in the text: "
+                         "a run of --approach stream or teacher on cups")
+    cups = Cups(a["cups"], idle=a.get("idle", 0.0))
+    words, _ = make_dictionary(model, cups, rules, 512, seed)
+    tokenizer = Tokenizer(model.text_ids, len(model.think))
+    name = [w.strip() for w in tokenizer.words()]
+    shown, notes = [], []
+    for m in LENGTHS_TOLD:
+        case, state, n = stories(model, cups, rules, each, 2 * m + 3, seed, 4200 + m, exact=m)
+        stands, true, answer, instead = what_if(case, cups, words, state, n)
+        for r, row in enumerate(case.own.kept()):
+            row[-1] = int(answer[r])  # the story is given, but its last word is what the model says
+            verdict = "correct" if answer[r] == case.text[r, -1] else "not correct"
+            shown.append(f'{tokenizer.show(row, len(row) - 1, "html")}  ({verdict})')
+            notes.append([note(tokenizer.name(int(case.own.ids[r, t])), int(stands[r, t]), int(true[r, t]),
+                               [name[i] if i >= 0 else None for i in instead[r, t].tolist()])
+                          for t in case.own.is_think[r].nonzero().squeeze(1).tolist()])
+    return shown, notes
+
+
+def note(word: str, cup: int, true: int, instead: list[str | None]) -> str:
+    """What is shown of one thought. instead: the answer had the word for each cup stood there, None where there is no word."""
+    says = f"says: the ball is under {'ABCDE'[cup]} now" if cup >= 0 else "is not in the dictionary beside this move"
+    really = "as it is" if cup == true else f"it is under {'ABCDE'[true]}"
+    lines = [f"{word} {says} ({really})"]
+    for other, answer in enumerate(instead):
+        had = "as it is" if other == cup else "written instead"
+        lines.append(f"  {'ABCDE'[other]} {had}: " + (f"the answer is {answer}" if answer else "there is no word for it"))
+    return "\n".join(lines)
+
+
+def html_table(markdown: str) -> str:
+    """Tables of Markdown, a blank line between two of them -> html."""
+    out = []
+    for block in markdown.split("\n\n"):
+        rows = [[html.escape(c.strip().replace("`", "")) for c in line.strip("|").split("|")] for line in block.splitlines()]
+        kinds = ["th"] + ["td"] * (len(rows) - 2)  # the second line is a rule
+        body = "".join("<tr>" + "".join(f"<{kind}>{c}</{kind}>" for c in row) + "</tr>"
+                       for kind, row in zip(kinds, [rows[0], *rows[2:]]))
+        out.append(f"<table>{body}</table>")
+    return "".join(out)
+
+
+def section(name: str, result: dict, judged: list[tuple[str, bool]], picture: Path) -> str:
+    """One experiment on the page. A picture is in the page itself, which so needs no other file."""
+    image = base64.b64encode(picture.read_bytes()).decode() if picture.exists() else ""
+    claims = "".join(f"<li>{html.escape(text)} <b>{'held' if held else 'did not hold'}</b></li>" for text, held in judged)
+    return (f"<h2>{html.escape(name)}</h2><p>{html.escape(result['question'])}</p>Predicted:<ul>{claims}</ul>"
+            + f'<img alt="{html.escape(name)}" src="data:image/png;base64,{image}">' * bool(image)
+            + html_table(table(result)) + f"<p>{html.escape(result['command'])}</p>")
+
+
+def write_page(out: Path, sections: list[str], checkpoint: Path | None) -> None:
+    """The page. checkpoint: whose stories it tells; None: none."""
+    shown, notes = told_stories(checkpoint) if checkpoint else ([], [])
+    hint = "Point at a thought, tab to it or tap it: what it says, and what the answer would be had it said something else."
+    page = html_page(shown, "Thinking tokens: stories and results", True, notes, hint, "".join(sections))
+    out.write_text(page, encoding="utf-8")
