@@ -23,8 +23,8 @@ from rollout import Rollout, action_logp, states_at
 FLOOR = 0.02  # share of the uniform in the teacher: else one token that it rules out makes every advantage an outlier
 ENTROPY_WEIGHT, ENTROPY_GAIN = 0.05, 0.7  # price of a nat at the target, and how steeply it rises below
 PIECE = 512  # rows of logits that exist at once ...
-FLOATS = 13 * 2 ** 20  # ... and at most 52 MiB of them: 260 rows of GPT-2's 50,257 + 2,048, enough for fast products
-BLOCK = 2 ** 21  # of those a CPU forms the gradient of 8 MiB at once, which its caches hold
+FLOATS = 11 * 2 ** 20  # ... and at most 44 MiB of them: 220 rows of GPT-2's 50,257 + 2,048, enough for fast products
+BLOCK = 5 * 2 ** 18  # of those a CPU forms the gradient of 5 MiB at once, which its caches hold
 
 
 def floored(teacher_logits: Tensor) -> Tensor:  # [..., V] -> [..., V]

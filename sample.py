@@ -4,7 +4,7 @@
     python sample.py --prompt "The ball is under cup B. Moves: AB, left, BC. Where?" --new_tokens 1 --temperature 0
     python sample.py --prompt "..." --hide_thoughts             # what a reader without the thinking rows would see
     python sample.py --prompt "..." --replace 3=17              # every <think3> is overwritten by <think17>
-    python sample.py --prompt "..." --html page.html
+    python sample.py --prompt "..." --html page.html            # point at a thought: the words that it resembles
 
 Prompt red, own text dark blue, thoughts cyan. A model thinks under the rules it was trained with (window, where
 thoughts are forced, how many); they are in its checkpoint. Without a checkpoint it says what to run.
@@ -12,14 +12,16 @@ thoughts are forced, how many); they are in its checkpoint. Without a checkpoint
 Left out on purpose: batching of different prompts (GPT-2's absolute positions break under padding), chat.
 """
 import argparse
+import signal
 import sys
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from evaluate import uniforms
-from model import load, read_weights
-from rollout import Rules, rollout
+from model import GPT, load, read_weights
+from rollout import Rollout, Rules, rollout, states_at
 from tokenizer import Tokenizer, html_page, use_color
 from train import Parser
 
@@ -51,6 +53,24 @@ def overwritten(pairs: list[str], V: int, N: int) -> torch.Tensor:
             raise ValueError(f"--replace wants two numbers of thoughts below {N}, as in 3=17, not {pair!r}")
         table[V + int(left)] = V + int(right)
     return table
+
+
+def nearest_rows(model: GPT, tokenizer: Tokenizer, vectors: torch.Tensor, k: int = 4) -> list[str]:  # [n, C] -> n lines
+    """The k words whose rows point most nearly where each vector does, with the cosine: what a thought resembles, which need not
+    be what it does."""
+    cosines = F.normalize(vectors, dim=1) @ F.normalize(model.wte.weight, dim=1).T  # [n, V]
+    best, words = cosines.topk(min(k, cosines.shape[1])), tokenizer.words()
+    return [", ".join(f"{words[i]!r} {c:.2f}" for c, i in zip(*row)) for row in zip(best.values.tolist(), best.indices.tolist())]
+
+
+@torch.no_grad()
+def notes_on(model: GPT, tokenizer: Tokenizer, ro: Rollout, rules: Rules) -> list[list[str]]:
+    """For each sample, a line for each of its thoughts: the words nearest to what was fed in. (Of continuous branches, which
+    are forgotten, no vector is kept.)"""
+    if rules.continuous and not rules.persist:
+        return []
+    fed = states_at(ro.h, ro.left) if rules.continuous else F.embedding((ro.ids - tokenizer.V).clamp(min=0), model.think)
+    return [["nearest rows: " + line for line in nearest_rows(model, tokenizer, x[is_think])] for x, is_think in zip(fed, ro.is_think)]
 
 
 def main() -> None:
@@ -104,7 +124,9 @@ def main() -> None:
     for row in ro.kept():
         print(shown(row, style), end="\n\n")
     if args.html:
-        page = html_page([shown(row, "html") for row in ro.kept()], args.prompt, thoughts=not args.hide_thoughts)
+        notes = notes_on(model, tokenizer, ro, rules) if ro.is_think.any() and not args.hide_thoughts else []
+        page = html_page([shown(row, "html") for row in ro.kept()], args.prompt, not args.hide_thoughts, notes,
+                         "Point at a thought to see the words whose rows it is nearest to (cosine)." if notes else "")
         try:
             args.html.write_text(page, encoding="utf-8")
         except OSError as e:
@@ -112,4 +134,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `python sample.py | head -1` ends quietly
     main()

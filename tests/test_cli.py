@@ -168,6 +168,17 @@ def test_sample_shows_thoughts(finished, monkeypatch, capsys):
     assert "<think15>" in replaced and not any(f"<think{i}>" in replaced for i in range(15))
 
 
+def test_nearest_rows():
+    """Guards what a page says of a vector: the words whose rows have the largest cosine, whatever their lengths."""
+    words = sample.Tokenizer([100, 200, 300])
+    model = sample.GPT(Config(1, 2, 2, 8, 3), words.text_ids)
+    with torch.no_grad():
+        model.wte.weight.copy_(torch.tensor([[9.0, 0.0], [0.0, 0.1], [-3.0, -3.0]]))
+    a, b, _ = map(repr, words.words())
+    vectors = torch.tensor([[0.6, 0.8], [5.0, 0.0]])
+    assert sample.nearest_rows(model, words, vectors, 2) == [f"{b} 0.80, {a} 0.60", f"{a} 1.00, {b} 0.00"]
+
+
 @pytest.mark.parametrize("argv", [
     ["--siblings", "free"], ["--text_grad", "sampled", "--beta", "0"], ["--thoughts", "filler"],
     ["--approach", "next_token"], ["--approach", "next_token", "--think", "free"],
@@ -187,9 +198,11 @@ def test_two_steps_of_every_kind(argv, tmp_path, monkeypatch, capsys):
     resumed = run(train.main, ["--resume", "--out", tmp_path], monkeypatch, capsys)
     assert resumed[0] == 0 and resumed[1].split("what was learnt")[1].split(" s;")[0].rsplit("\n", 1)[0] in said
     assert "nothing is left to do" in resumed[1]
-    code, shown, err = run(sample.main, ["--checkpoint", tmp_path / "ckpt.pt", "--new_tokens", "9", "--prompt",
-                                         "The ball is under cup B. Moves: AB. Where?"], monkeypatch, capsys)
+    code, shown, err = run(sample.main, ["--checkpoint", tmp_path / "ckpt.pt", "--new_tokens", "9", "--html", tmp_path / "page.html",
+                                         "--prompt", "The ball is under cup B. Moves: AB. Where?"], monkeypatch, capsys)
     assert code == 0 and "Where?" in shown, err
+    thoughts, notes = ((tmp_path / "page.html").read_text().count(x) for x in ('<span class="think" tabindex', "nearest rows: "))
+    assert thoughts == notes and (notes > 0 or {"continuous", "next_token"} <= {*argv})
     assert ("█" in shown) == ("continuous" in argv) and ("<think" in shown) == ("continuous" not in argv)
 
 
