@@ -31,7 +31,7 @@ def uniforms(seed: int, step: int, purpose: str, steps: int, R: int, device) -> 
 def luck_on_text(seed: int, step: int, purpose: str, rules: Rules, R: int, S: int, device) -> Tensor:
     """The luck of a rollout over given text: a row's, or each branch's own."""
     if rules.persist:
-        return uniforms(seed, step, purpose, S + rules.budget, R, device)
+        return uniforms(seed, step, purpose, rules.draws(S), R, device)
     return uniforms(seed, step, purpose, rules.max_thoughts, R * S, device)
 
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from data import OPENING
 from rollout import load_run, visible
-from train import Parser
+from settings import Parser
 
 ROOT = Path(__file__).resolve().parent
 OUT = ROOT  # where runs/ and figures/ are

@@ -80,6 +80,6 @@ def test_mflop_by_hand(tmp_path):
 
 def test_told_thoughts_are_learnt_as_lent_ones():
     """The flags of the oracle with full attention are what --thinker would set."""
-    import train
-    said = vars(train.parse(experiments.AS_TAUGHT.split()))
-    assert {k: said[k] for k in train.TAUGHT if k != "entropy"} == {k: v for k, v in train.TAUGHT.items() if k != "entropy"}
+    import settings
+    said = vars(settings.parse(experiments.AS_TAUGHT.split()))
+    assert {k: said[k] for k in settings.TAUGHT if k != "entropy"} == {k: v for k, v in settings.TAUGHT.items() if k != "entropy"}

@@ -24,13 +24,13 @@ def test_flags_exist():
 
 def test_train_commands_parse(monkeypatch):
     """Every `python train.py ...` of the README, whole, is accepted as it stands (upper case words are what a reader fills in)."""
-    import train
+    from settings import parse
     monkeypatch.setattr(argparse.ArgumentParser, "exit", lambda self, code=0, message="": pytest.fail(f"{line}: {message}"))
     lines = re.findall(r"python\s+train\.py([^`\n]*(?:\n[^`\n]+)?)`", TEXT) + re.findall(r"^.*python train\.py(.*)$", TEXT, re.M)
     checked = 0
     for line in lines:
         line = re.sub(r"\b(SEED|N)\b", "3", line.split("#")[0].split("`")[0].replace("...", ""))
-        train.parse(shlex.split(line))
+        parse(shlex.split(line))
         checked += 1
     assert checked > 8
 
