@@ -30,10 +30,8 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line of train.py; what was not said is None, but for a few flags that mean the same everywhere. Besides the
-    flags: said, the names of those that were typed, and error, which ends the program with one line. Exits with 2 itself
-    where a flag is unknown or its value is of the wrong kind."""
+def flags_of_train() -> Parser:
+    """All flags, with their help. Most have no default here, as it depends on others: see `fill_in_defaults`."""
     p = Parser(description="Teach GPT-2 to think in tokens of its own, by reward alone.", allow_abbrev=False)
     # what is learnt, from what
     p.add_argument("--approach", choices=["teacher", "stream", "next_token"], default="teacher", help="who pays for a thought")
@@ -90,6 +88,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--compile", choices=["auto", "on", "off"], default="auto", help="torch.compile for the rollout")
     p.add_argument("--out", type=Path, default=Path("out"), help="folder for checkpoint, log and pictures")
     p.add_argument("--resume", action="store_true", help="go on from OUT/ckpt.pt, with its settings")
+    return p
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line of train.py; what was not said is None, but for a few flags that mean the same everywhere. Besides the
+    flags: said, the names of those that were typed, and error, which ends the program with one line. Exits with 2 itself
+    where a flag is unknown or its value is of the wrong kind."""
+    p = flags_of_train()
     args = p.parse_args(argv)
     for action in p._actions:  # a second look, at what was typed alone
         action.default = argparse.SUPPRESS
@@ -104,6 +110,7 @@ ONLY = {  # flags that mean something in one setting alone; anywhere else they a
     "layers": "model scratch", "width": "model scratch", "cups": "data cups", "swaps": "data cups", "idle": "data cups",
     "balls": "data cups", "thinker": "approach stream with tokens or continuous thoughts on cups",
 }
+# a window, since who sees everything has no need of thoughts while they are still noise, and siblings do not differ (README)
 ON_CUPS = dict(think="forced", window=5, lr=2e-3, think_lr=2e-3, samples=8, entropy=0.25, gamma=0.9, think_cost=0.0,
                prompts=32, prompt_tokens=17, think_prior=0.5)
 ON_TEXT = dict(think="free", window=0, lr=1e-5, think_lr=1e-3, samples=4, entropy=0.5, gamma=0.95, think_cost=0.0,

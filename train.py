@@ -156,12 +156,6 @@ def load_thinker(a: dict, model: GPT, rules: Rules) -> tuple[GPT, int] | None:
     return thinker.to(a["device"]).requires_grad_(False), its.window
 
 
-def first_state(a: dict) -> dict:
-    """All that adapts while a run goes on, and so has to be in the checkpoint beside weights and optimizer."""
-    return {"step": 0, "stage": 1, "accuracy": 0.0, "in_stage": 0, "dead": 0, "skipped": 0, "in_a_row": 0,
-            "end": a["steps"], "wanted": False, "born": 0, "attempt": 0}
-
-
 def make_optimizer(a: dict, model: GPT, saved: dict | None = None) -> torch.optim.Optimizer:
     """AdamW with two groups, as thinking rows have a learning rate of their own, and no weight decay. Raises ValueError where
     what was saved belongs to another model."""
@@ -180,6 +174,12 @@ def make_optimizer(a: dict, model: GPT, saved: dict | None = None) -> torch.opti
         if not fits:  # torch itself looks at the number of parameters alone
             raise ValueError("the checkpoint's optimizer does not fit its weights: they are of two runs")
     return optimizer
+
+
+def first_state(a: dict) -> dict:
+    """All that adapts while a run goes on, and so has to be in the checkpoint beside weights and optimizer."""
+    return {"step": 0, "stage": 1, "accuracy": 0.0, "in_stage": 0, "dead": 0, "skipped": 0, "in_a_row": 0,
+            "end": a["steps"], "wanted": False, "born": 0, "attempt": 0}
 
 
 # 1. Take text
@@ -414,11 +414,11 @@ def begin_again(a: dict, model: GPT, optimizer: torch.optim.Optimizer, state: di
     optimizer.state.clear()
 
 
-# After a step: what is kept
+# After a step: stop? look, save
 
-def whole_run(a: dict, model: GPT, rules: Rules, state: dict, optimizer: torch.optim.Optimizer) -> dict:
-    """All that --resume needs."""
-    return as_checkpoint(model) | {"args": a, "rules": asdict(rules), "state": state, "optimizer": optimizer.state_dict()}
+def asked_to_stop(stop: list[int] | None, device) -> bool:
+    """Did a signal come, to any of the processes?"""
+    return bool(stop) if WORLD == 1 else bool(gather(torch.tensor([bool(stop)], device=device)).any())
 
 
 def look_and_save(journal: Journal, a: dict, state: dict, stopping: bool, model: GPT, teacher: GPT | None, data, rules: Rules,
@@ -436,9 +436,9 @@ def look_and_save(journal: Journal, a: dict, state: dict, stopping: bool, model:
         journal.saved = time.time()
 
 
-def asked_to_stop(stop: list[int] | None, device) -> bool:
-    """Did a signal come, to any of the processes?"""
-    return bool(stop) if WORLD == 1 else bool(gather(torch.tensor([bool(stop)], device=device)).any())
+def whole_run(a: dict, model: GPT, rules: Rules, state: dict, optimizer: torch.optim.Optimizer) -> dict:
+    """All that --resume needs."""
+    return as_checkpoint(model) | {"args": a, "rules": asdict(rules), "state": state, "optimizer": optimizer.state_dict()}
 
 
 # The loop
