@@ -8,8 +8,8 @@ all text is the data's; in `teacher` the prompt is, and later the text that a si
     ids      The      ball  <think7> is  <think3>      place 0 1 2 3 4
 
 `rollout` picks one of four: `rollout_stepwise`, one place at a time, can do all that persists; `rollout_planned` the same
-sooner where only the thoughts' ids are open; `branches` is `next_token`, whose thoughts are forgotten once one token was predicted,
-and `speak_by_branches` its own text. `states` is the forward with gradient over what was sampled.
+sooner where only the thoughts' ids are open; `branches` is `next_token`, whose thoughts are forgotten once one token was
+predicted, and `speak_by_branches` its own text. `states` is the forward with gradient over what was sampled.
 
 Left out on purpose: scores and the loss (reward.py), stopping early
 (a finished row idles in shapes that never change: a loop that looks whether all are done waits for the GPU at each step).

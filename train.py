@@ -213,8 +213,7 @@ def contexts(a: dict, model: GPT, data, rules: Rules, B: int, P: int, S: int, st
 
 
 def take_text(a: dict, data, B: int, P: int, step: int, S: int, stage: int | None) -> Batch:
-    """B contexts for this step: whole windows of given text, prompts for teacher (3 B where own_text has to
-    choose)."""
+    """B contexts for this step: whole windows of given text, prompts for teacher (3 B where own_text has to choose)."""
     cups = {"prompt": P} if isinstance(data, Cups) else {}
     if a["approach"] != "teacher":
         return data.batch(B, P + S, a["seed"], step, "train", **cups, **({"n_max": stage} if stage else {}))
@@ -223,8 +222,8 @@ def take_text(a: dict, data, B: int, P: int, step: int, S: int, stage: int | Non
 
 def own_text(a: dict, model: GPT, data, batch: Batch, B: int, P: int, rules: Rules, S: int, step: int, stage: int | None,
              offset: int) -> Batch:
-    """The student's own continuation of B prompts. On cups the answers are what pays. With a curriculum 3 B texts are
-    written; the B with the longest first round of at most `stage` moves stay, and longer rounds do not pay yet."""
+    """The student's own continuation of B prompts, [B, P + S]. On cups the answers are what pays. With a curriculum 3 B texts
+    are written; the B with the longest first round of at most `stage` moves stay, and longer rounds do not pay yet."""
     R = len(batch.ids)
     if isinstance(data, Cups):  # no places that stay idle
         rules = replace(rules, budget=min(rules.budget, rules.with_room(S).budget))
