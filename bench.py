@@ -40,6 +40,7 @@ from data import Batch
 from model import GPT, TRANSPOSED, Config, unembed
 from reward import _Pieces
 from rollout import Rules, draw, rollout, states
+from settings import Parser, parse, resolve
 
 ROOT = Path(__file__).resolve().parent
 GPU = torch.cuda.is_available()
@@ -281,7 +282,7 @@ def update_arm(flags: list, config: Config, threads: int, part: str | None = Non
     base = replace(config, think_vocab=0)
     with patch.multiple(train, load=lambda name: GPT(base), open_data=lambda *args: Noise(base.vocab_size)), \
             contextlib.redirect_stdout(io.StringIO()):
-        a = train.resolve(train.parse(["--data", "webtext", "--model", "gpt2", *map(str, flags)]))
+        a = resolve(parse(["--data", "webtext", "--model", "gpt2", *map(str, flags)]))
         parts = train.setup(a, None)
     times, shares = train_loop(a, None, *parts)
     return median(times) * (shares[part] if part else 1), memory("VmHWM")
@@ -378,7 +379,7 @@ def cups(size: dict) -> list[dict]:
     tables = []
     for approach, stage in (("teacher", 1), ("teacher", 10), ("stream", 1), ("stream", 10)):
         with contextlib.redirect_stdout(io.StringIO()):
-            a = train.resolve(train.parse(["--approach", approach])) | {"out": ".", "steps": size["cups"]}
+            a = resolve(parse(["--approach", approach])) | {"out": ".", "steps": size["cups"]}
             model, *others = train.setup(a, None)
         state = {"step": 0, "stage": stage, "accuracy": -1e9, "in_stage": 0, "dead": 0}  # so it never leaves this stage
         saved = {"optimizer": train.make_optimizer(a, model).state_dict(), "state": state}
@@ -488,7 +489,7 @@ SECTIONS = {"rollout": rollouts, "sampler": sampler, "loss": loss, "update": upd
 
 
 def main() -> None:
-    p = train.Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    p = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     p.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION", help=", ".join(SECTIONS))
     p.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's (as torch would have it)")
     p.add_argument("--quick", action="store_true", help="tiny shapes: do all arms run? The numbers mean nothing")

@@ -42,7 +42,8 @@ def seeded(seed: int, step: int, purpose: str) -> np.random.Generator:
 @dataclass
 class Batch:
     """ids [B, S] int64. For cups also, each [B, S]: pays (is this token an answer?), state (cup of the ball, of
-    all balls the number of their order, after this token; -1 before it is told), n (moves since the last anchor, after this token; at an answer: before it)."""
+    all balls the number of their order, after this token; -1 before it is told), n (moves since the last anchor, after
+    this token; at an answer: before it)."""
     ids: np.ndarray
     pays: np.ndarray | None = None
     state: np.ndarray | None = None
@@ -73,7 +74,8 @@ class Cups:
         cups = [f" {c}" for c in letters]
         opening, asked = ["The", " ball", " is", " under", " cup"], [" Where"]
         if self.all:
-            opening, asked = ["The", " balls", " are", " under", " the", " cups"], [" Red", " Blue", " Green", " White", " Black"][:m]
+            opening = ["The", " balls", " are", " under", " the", " cups"]
+            asked = [" Red", " Blue", " Green", " White", " Black"][:m]
         words = [*opening, ".", " Moves", ":", ",", *asked, "?", *cups, *self.moves]
         gpt2 = Tokenizer()
         pieces = [gpt2.encode(w) for w in words]
@@ -106,8 +108,8 @@ class Cups:
 
         prompt: so many tokens, at the start, are whole rounds of the plain language, the last one the ":" of a new
         round (9, or 9 + a sum of 2n + 6). exact: the first round after them has just that many moves. lies: the share
-        of answers that name any cup, pay nothing, and (of one ball) anchor the story all the same. peak: see _length. again: how
-        often an answered question is asked once more.
+        of answers that name any cup, pay nothing, and (of one ball) anchor the story all the same. peak: see _length. again:
+        how often an answered question is asked once more.
         """
         where = self.start() if self.all else (int(rng.integers(self.m)),)
         told = [] if self.all else [self.cup_ids[where[0]]]
@@ -233,8 +235,8 @@ class TextFile:
         ids = self.eval if purpose == "eval" else self.train
         if len(ids) < S:
             part = "held-out" if purpose == "eval" else "training"
-            raise ValueError(f"{self.name} is too short: its {part} part has {len(ids)} tokens, and a window needs {S}: a text of some "
-                             "thousand words is long enough")
+            raise ValueError(f"{self.name} is too short: its {part} part has {len(ids)} tokens, and a window needs {S}: a text "
+                             "of some thousand words is long enough")
         starts = seeded(seed, step, purpose).integers(0, len(ids) - S + 1, B)
         return Batch(np.stack([ids[s:s + S] for s in starts]).astype(np.int64))
 

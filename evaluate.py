@@ -31,7 +31,7 @@ def uniforms(seed: int, step: int, purpose: str, steps: int, R: int, device) -> 
 def luck_on_text(seed: int, step: int, purpose: str, rules: Rules, R: int, S: int, device) -> Tensor:
     """The luck of a rollout over given text: a row's, or each branch's own."""
     if rules.persist:
-        return uniforms(seed, step, purpose, S + rules.budget, R, device)
+        return uniforms(seed, step, purpose, rules.draws(S), R, device)
     return uniforms(seed, step, purpose, rules.max_thoughts, R * S, device)
 
 
@@ -54,8 +54,9 @@ def story_set(cups: Cups, rules: Rules, each: int, seed: int, device) -> tuple[T
 @torch.no_grad()
 def given_stories(model: GPT, cups: Cups, rules: Rules, each: int, seed: int = 0) -> dict:
     """accuracy_by_n and accuracy_shuffled_by_n (index 0 is n = 1, up to 30) over `each` stories whose first round
-    has n moves; the rounds after it count for their own n. accuracy_first_by_n: first rounds alone, `each` for every n, which is
-    kinder to full attention (late in a story there is much before the anchor to look past, and training's stories are short)."""
+    has n moves; the rounds after it count for their own n. accuracy_first_by_n: first rounds alone, `each` for every n, which
+    is kinder to full attention (late in a story there is much before the anchor to look past, and training's stories are
+    short)."""
     ids, n, pays, rules, u = story_set(cups, rules, each, seed, model.device)
     P, S = OPENING, ids.shape[1] - OPENING
     ro = rollout(model, ids, P, S, rules, u, temperature=0.0)

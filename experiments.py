@@ -32,7 +32,7 @@ from data import OPENING
 from report import (OTHERS, SHOWN, Claim, by_n, cut, draw, followed, in_words, mean_area, mean_at, parts, probed, section,
                     table, unaided, verdicts, write_page)
 from rollout import load_run, visible
-from train import Parser
+from settings import Parser
 
 ROOT = Path(__file__).resolve().parent
 OUT = ROOT  # where runs/ and figures/ are

@@ -122,9 +122,10 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def wave_positions(self, size: float = 0.1, longest: float = 100.0) -> None:
-        """Positions as sines and cosines of waves of 1 to `longest` tokens / 2 pi ("Attention Is All You Need", section 3.5). How
-        far back a key lies is then one product for all places; rows that are drawn have to learn that place by place, and a
-        small model from scratch that sees its whole text does not find its last thought with them (README: full attention)."""
+        """Positions as sines and cosines of waves of 1 to `longest` tokens / 2 pi ("Attention Is All You Need", section 3.5).
+        How far back a key lies is then one product for all places; rows that are drawn have to learn that place by place, and
+        a small model from scratch that sees its whole text does not find its last thought with them (README: full
+        attention)."""
         n, C = self.wpe.weight.shape
         angle = torch.arange(n).unsqueeze(1) * longest ** (-torch.arange(C // 2) / (C // 2))  # [n, C / 2]
         self.wpe.weight.copy_(size * torch.cat([angle.sin(), angle.cos()], 1))
@@ -218,7 +219,8 @@ class GPT(nn.Module):
     def fit_offset(self, ids: Tensor, prior: float, positions: Tensor | None = None, mask: Tensor | None = None,
                    where: Tensor | None = None) -> dict[str, float]:
         """Move the thinking rows' common offset so that the mean p_think over the ids [R, T] (over those of them that
-        `where`, bool, says) is `prior`. Returns {"p05", "mean", "p95"} of p_think. Raises ValueError for a prior outside (0, 1)."""
+        `where`, bool, says) is `prior`. Returns {"p05", "mean", "p95"} of p_think. Raises ValueError for a prior outside
+        (0, 1)."""
         if not 0 < prior < 1:
             raise ValueError(f"the prior of thinking rows must lie between 0 and 1, not {prior}")
         h, V = self(ids, positions, mask), self.config.vocab_size
@@ -438,8 +440,9 @@ if __name__ == "__main__":
     except (ValueError, OSError) as e:
         p.exit(2, f"model.py: {e}\n")
     if args.export:
-        print(f"{args.export}/ holds pytorch_model.bin and config.json; GPT2LMHeadModel.from_pretrained({str(args.export)!r}) loads it. "
-              "Its tokenizer is GPT-2's own" + ", and row i of the model its id text_ids[i] (in config.json)" * (gpt.text_ids is not None))
+        print(f"{args.export}/ holds pytorch_model.bin and config.json; "
+              f"GPT2LMHeadModel.from_pretrained({str(args.export)!r}) loads it. Its tokenizer is GPT-2's own"
+              + ", and row i of the model its id text_ids[i] (in config.json)" * (gpt.text_ids is not None))
     else:
         text = torch.arange(min(24, gpt.config.vocab_size))[None]
         before = gpt.text_logits(gpt(text))

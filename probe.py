@@ -30,7 +30,7 @@ from evaluate import N_MAX, by_n, luck_on_text, story_set
 from model import GPT
 from reward import slot_rewards, speaking_states
 from rollout import Rollout, Rules, load_run, rollout
-from train import Parser
+from settings import Parser
 
 LENGTHS = (1, 2, 3, 4, 6, 8, 10)  # moves of the rounds whose chains of thoughts are cut and rewritten
 NAMES = {"own": "own", "refed": "own, fed again", "greedy": "own, greedy", "sampled": "own, sampled", "none": "none",

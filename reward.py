@@ -92,7 +92,8 @@ def returns_to_go(r: Tensor, gamma: float) -> Tensor:  # [R, S] -> [R, S]
 def advantage(returns: Tensor, G: int, baseline: str = "loo") -> Tensor:  # [B * G, S] -> [B * G, S]
     """Return minus baseline. loo: the mean of the other siblings at the same slot, which is unbiased as no
     sibling stands in its own baseline (RLOO, arXiv 2402.14740). batch: one mean over all contexts, which pays a
-    thought for standing before easy text; none: the return itself. Both are here for comparison. Raises ValueError for loo with G < 2."""
+    thought for standing before easy text; none: the return itself. Both are here for comparison. Raises ValueError for loo
+    with G < 2."""
     grouped = returns.view(-1, G, returns.shape[1])
     if baseline == "loo":
         if G < 2:
@@ -194,8 +195,8 @@ def rollout_loss(model: GPT, h: Tensor, ro: Rollout, adv: Tensor, weight: Tensor
 
 
 def imitation(h: Tensor, ro: Rollout, lent: Tensor) -> Tensor:  # [R, T, C] x 2 -> []
-    """Continuous thoughts learnt as another model's: h, this model's states; lent, what that one fed back (its states at ro.left).
-    Squared distance of what would be fed back, a mean over C, summed over thoughts."""
+    """Continuous thoughts learnt as another model's: h, this model's states; lent, what that one fed back (its states at
+    ro.left). Squared distance of what would be fed back, a mean over C, summed over thoughts."""
     return (states_at(h, ro.left) - lent)[ro.is_think].square().mean(-1).sum()
 
 
@@ -211,4 +212,5 @@ if __name__ == "__main__":  # a demonstration: what each of four siblings' thoug
     returns = returns_to_go(r, 0.9)
     print("r: two of four text slots are answers, in nats", r, "returns from each slot on, gamma 0.9", returns,
           "minus the mean of the other three: the third sibling's first thought was the one that helped",
-          advantage(returns, 4), "an easy text, where all fare alike, pays nothing:", advantage(torch.full((4, 1), -0.1), 4).T, sep="\n")
+          advantage(returns, 4), "an easy text, where all fare alike, pays nothing:",
+          advantage(torch.full((4, 1), -0.1), 4).T, sep="\n")

@@ -7,9 +7,9 @@ all text is the data's; in `teacher` the prompt is, and later the text that a si
     text     The      ball           is
     ids      The      ball  <think7> is  <think3>      place 0 1 2 3 4
 
-`rollout` picks one of four: `rollout_stepwise`, one place at a time, can do all that persists; `rollout_planned` the same sooner
-where only the thoughts' ids are open; `branches` is `next_token`, whose thoughts are forgotten once one token was predicted,
-and `speak_by_branches` its own text. `states` is the forward with gradient over what was sampled.
+`rollout` picks one of four: `rollout_stepwise`, one place at a time, can do all that persists; `rollout_planned` the same
+sooner where only the thoughts' ids are open; `branches` is `next_token`, whose thoughts are forgotten once one token was
+predicted, and `speak_by_branches` its own text. `states` is the forward with gradient over what was sampled.
 
 Left out on purpose: scores and the loss (reward.py), stopping early
 (a finished row idles in shapes that never change: a loop that looks whether all are done waits for the GPU at each step).
@@ -485,7 +485,7 @@ def speak_by_branches(model: GPT, text: Tensor, P: int, S: int, M: int, rules: R
         luck = u[s * (K + 1):(s + 1) * (K + 1)]  # [K + 1, R, 2]
         prefix = torch.nn.functional.pad(text, (0, 1))  # the token to come stands for nothing yet
         ro = branches(model, prefix, P + s, K, rules, luck, think_temperature, 0, 1, edit)
-        h = ro.h.gather(1, ro.left[:, P + s, None, None].expand(-1, 1, ro.h.shape[-1]))[:, 0]
+        h = states_at(ro.h, ro.left[:, P + s, None])[:, 0]
         logits = model.text_logits(h)
         said, _ = choose(logits, None, slice(None), text[:, 0] < 0, False, luck[K], temperature, think_temperature, top_k)
         for r, row in enumerate(rows):

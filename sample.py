@@ -22,13 +22,14 @@ import torch.nn.functional as F
 from evaluate import uniforms
 from model import GPT, load, read_weights
 from rollout import Rollout, Rules, rollout, states_at
+from settings import Parser, at_least
 from tokenizer import Tokenizer, html_page, use_color
-from train import Parser
 
 
 def parse() -> argparse.Namespace:
     p = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    p.add_argument("--prompt", default="The ball is under cup B. Moves:", help="text to continue (but for spaces at its end: a word of GPT-2's brings its own)")
+    p.add_argument("--prompt", default="The ball is under cup B. Moves:",
+                   help="text to continue (but for spaces at its end: a word of GPT-2's brings its own)")
     p.add_argument("--checkpoint", type=Path, default=Path("out/ckpt.pt"), help="made by train.py, or its folder (out/ckpt.pt)")
     p.add_argument("--new_tokens", type=int, default=48, help="text tokens to write")
     p.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest, for text and thoughts")
@@ -87,21 +88,21 @@ def main() -> None:
         model = load(args.checkpoint)
         run = saved.get("state", {})
         if run.get("step", 0) < run.get("end", 0):
-            print(f"{args.checkpoint} is from step {run['step']} of {run['end']}: its run goes on, or was stopped", file=sys.stderr)
+            print(f"{args.checkpoint} is from step {run['step']} of {run['end']}: its run goes on, or was stopped",
+                  file=sys.stderr)
         rules = Rules(**saved.get("rules", {"think": "never"}))
         tokenizer = Tokenizer(model.text_ids, model.config.think_vocab, rules.continuous)
         tokenizer.check(model.config.vocab_size)
         if not args.prompt:
             raise ValueError("--prompt is empty: GPT-2 needs at least one token to continue")
         for flag, least in (("new_tokens", 1), ("samples", 1), ("temperature", 0), ("top_k", 0), ("seed", 0)):
-            if not least <= getattr(args, flag) < 2 ** 31:  # nan is refused as well
-                raise ValueError(f"--{flag} must be at least {least}, and below 2^31, not {getattr(args, flag)}")
+            at_least(flag, getattr(args, flag), least)
         ids = tokenizer.encode(args.prompt)
         P, S = len(ids), args.new_tokens
         if P + S > model.config.n_ctx:
             raise ValueError(f"{P} tokens of --prompt and {S} new ones do not fit the model's context of {model.config.n_ctx}")
-        # where thoughts stand after certain words, as on cups, they are made for such words of the prompt as well: from the first
-        # of them on it is given text
+        # where thoughts stand after certain words, as on cups, they are made for such words of the prompt as well: from the
+        # first of them on it is given text
         opens = [i + 1 for i, word in enumerate(ids) if rules.persist and word in (rules.think_after or [])]
         start = min(opens, default=P)
         steps = P - start + S

@@ -86,8 +86,8 @@ class Tokenizer:
     def check(self, V: int) -> None:
         """Raises ValueError for a model whose text rows are not those of this tokenizer."""
         if V != self.V:
-            raise ValueError(f"the model has {V:,} text rows and the tokenizer {self.V:,} ids: such rows (padding?) must be cut off, "
-                             "or the model's own text_ids given")
+            raise ValueError(f"the model has {V:,} text rows and the tokenizer {self.V:,} ids: such rows (padding?) must be "
+                             "cut off, or the model's own text_ids given")
 
     def words(self) -> list[str]:
         """The V text rows as strings, in order."""

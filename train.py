@@ -12,11 +12,11 @@ on WebText, without one the shipped `pico` on the built-in game `cups`; what dep
 What is left out of GRPO and PPO, and why: ratio and clip (one step per rollout: the ratio is 1), the old
 log-probs' forward (same reason), a reference model's KL (a teacher is in the reward; a pull to the base made
 results no better in the papers that tried), value network (siblings are the baseline), workers.
+
+The order of this file: what is there before the first step, what each of the five steps needs, the curriculum, what is kept,
+the loop `train`, the command. Flags and their defaults are in settings.py; what a run leaves for people is journal.py's.
+Knows all files up to these two.
 """
-import argparse
-import difflib
-import itertools
-import json
 import math
 import os
 import signal
@@ -31,12 +31,14 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from data import OPENING, Batch, Cups, TextFile, check_path, open_data, seeded
-from evaluate import N_MAX, evaluate, luck_on_text, uniforms
-from model import GPT, PICO, SIZES, Config, as_checkpoint, load, read_weights, save
-from reward import advantage, imitation, returns_to_go, rollout_loss, sibling_spread, slot_rewards, teacher_states
+from data import OPENING, Batch, Cups, TextFile, open_data, seeded
+from evaluate import N_MAX, luck_on_text, uniforms
+from journal import Journal, line_of_step, notice_dead, set_aside
+from model import GPT, PICO, SIZES, Config, as_checkpoint, load, save
+from reward import advantage, imitation, returns_to_go, rollout_loss, slot_rewards, teacher_states
 from rollout import Rollout, Rules, load_run, rollout, states, states_at, visible_text
-from tokenizer import Tokenizer, html_page
+from settings import parse, pick_up, resolve
+from tokenizer import Tokenizer
 
 WORLD, RANK = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))  # torchrun says so: processes, and which
 FLOOR_STD = 0.1  # keeps noise from being blown up once all siblings agree
@@ -47,249 +49,77 @@ PATIENCE = 350  # steps in one stage after the first, of thoughts that stay, bef
 OTHER_TEXT = 0.2  # weight, in all, of text that does not pay: on cups all but the answers, learnt as plain language
 
 
-class Parser(argparse.ArgumentParser):
-    """One clear line and exit code 2, with the nearest flag's name."""
+# Before the first step: models, data, rules, optimizer
 
-    def error(self, message: str):
-        if message.startswith("unrecognized arguments"):
-            flags = [f for action in self._actions for f in action.option_strings]
-            near = difflib.get_close_matches(message.split()[2].split("=")[0], flags, 1)
-            message += f" (did you mean {near[0]}?)" if near else f" ({self.prog} --help lists them)"
-        self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
-
-
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    p = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    # what is learnt, from what
-    p.add_argument("--approach", choices=["teacher", "stream", "next_token"], default="teacher", help="who pays for a thought")
-    p.add_argument("--thoughts", choices=["tokens", "continuous", "filler", "none", "oracle"], default="tokens",
-                   help="continuous: the hidden state is fed back; filler: one learnt row; none: no slot; oracle: the cup, told")
-    p.add_argument("--model", help=f"scratch, {', '.join([*PICO, *SIZES])} or a path")
-    p.add_argument("--teacher", help="as --model; only --approach teacher has one")
-    p.add_argument("--layers", type=int, help="of --model scratch (1)")
-    p.add_argument("--width", type=int, help="of --model scratch (64)")
-    p.add_argument("--data", help="cups, webtext, or a .txt or .jsonl file")
-    p.add_argument("--cups", type=int, help="how many cups (3)")
-    p.add_argument("--balls", choices=["one", "all"], help="cups: one ball, or one under each cup, and the question names one")
-    p.add_argument("--swaps", type=int, help="the longest round that a curriculum reaches (10; next_token 3)")
-    p.add_argument("--idle", type=float, help="share of moves that do nothing (0)")
-    # thoughts
-    p.add_argument("--think_vocab", type=int, help="N, the number of thinking rows (2048)")
-    p.add_argument("--think", choices=["free", "forced"], help="may the model choose when to think?")
-    p.add_argument("--think_prior", type=float, help="mean p_think at birth")
-    p.add_argument("--max_thoughts", type=int, help="K, thoughts in a row at one slot (1; next_token: swaps + 1, on text 4)")
-    p.add_argument("--budget", type=int, help="M, thoughts in a whole rollout")
-    p.add_argument("--think_cost", type=float, help="nats that a thought costs")
-    p.add_argument("--window", type=int, help="tokens back that are seen beside the last thought; 0: all")
-    p.add_argument("--thinker", help="a stream checkpoint that thinks for this run, under its own window: learn its thoughts without one")
-    p.add_argument("--reread", type=int, help="next_token: tokens that a branch reads on from thought to thought; 0: sees all")
-    # rollouts
-    p.add_argument("--prompts", type=int, help="B, contexts a step; a curriculum takes fewer of longer rounds")
-    p.add_argument("--samples", type=int, help="G, siblings of a context")
-    p.add_argument("--prompt_tokens", type=int, help="P, real text that a rollout starts from")
-    p.add_argument("--new_tokens", type=int, help="S, text tokens that follow")
-    p.add_argument("--temperature", type=float, help="of sampling; 1 is on-policy")
-    p.add_argument("--micro_batch", type=int, help="rows in one gradient forward: less memory, same gradient")
-    # learning
-    p.add_argument("--steps", type=int, help="updates (cups: 1500, stream at most 1600, anew where it begins again; text: 1000)")
-    p.add_argument("--lr", type=float, help="learning rate of GPT-2's own parameters")
-    p.add_argument("--think_lr", type=float, help="learning rate of the thinking rows")
-    p.add_argument("--warmup", type=int, help="steps in which the learning rates rise (15; 50 from scratch)")
-    p.add_argument("--entropy", type=float, help="target entropy of g, as a share of log N")
-    p.add_argument("--gamma", type=float, help="discount per text token")
-    p.add_argument("--siblings", choices=["shared", "free"], help="teacher: G thoughts over one own text, or G own texts")
-    p.add_argument("--baseline", choices=["loo", "batch", "none"], help="what a return is compared with")
-    p.add_argument("--beta", type=float, help="weight of the own log-prob in the teacher's reward (1: reverse KL)")
-    p.add_argument("--text_grad", choices=["exact", "sampled"], help="teacher: gradient of text rows")
-    p.add_argument("--answer_grad", choices=["on", "off"], help="given text: train p_text of the paying tokens directly")
-    p.add_argument("--curriculum", choices=["on", "off"], help="cups: rounds of 1 move first")
-    # the run
-    p.add_argument("--seed", type=int, default=0, help="of everything that is drawn: weights, text, rollouts (0)")
-    p.add_argument("--eval_every", type=int, help="steps between evaluations, each with a checkpoint (there is one a minute besides)")
-    p.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
-    p.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="of matrix products")
-    p.add_argument("--compile", choices=["auto", "on", "off"], default="auto", help="torch.compile for the rollout")
-    p.add_argument("--out", type=Path, default=Path("out"), help="folder for checkpoint, log and pictures")
-    p.add_argument("--resume", action="store_true", help="go on from OUT/ckpt.pt, with its settings")
-    args = p.parse_args(argv)
-    for action in p._actions:  # a second look, at what was typed alone
-        action.default = argparse.SUPPRESS
-    args.said, args.error = set(vars(p.parse_args(argv))), p.error
-    return args
-
-
-ONLY = {  # flags that mean something in one setting alone; anywhere else they are refused
-    "teacher": "approach teacher", "beta": "approach teacher", "text_grad": "approach teacher",
-    "siblings": "approach teacher", "gamma": "thoughts that stay", "budget": "thoughts that stay",
-    "answer_grad": "a given text", "curriculum": "data cups", "reread": "approach next_token",
-    "layers": "model scratch", "width": "model scratch", "cups": "data cups", "swaps": "data cups", "idle": "data cups",
-    "balls": "data cups", "thinker": "approach stream with tokens or continuous thoughts on cups",
-}
-ON_CUPS = dict(think="forced", window=5, lr=2e-3, think_lr=2e-3, samples=8, entropy=0.25, gamma=0.9, think_cost=0.0,
-               prompts=32, prompt_tokens=17, think_prior=0.5)
-ON_TEXT = dict(think="free", window=0, lr=1e-5, think_lr=1e-3, samples=4, entropy=0.5, gamma=0.95, think_cost=0.0,
-               prompts=8, prompt_tokens=64, new_tokens=64, budget=32, steps=1000, think_prior=0.1, eval_every=100)
-DEFAULTS = {
-    ("teacher", "cups"): ON_CUPS | dict(new_tokens=48, budget=20, steps=1500, eval_every=750),
-    ("stream", "cups"): ON_CUPS | dict(new_tokens=32, budget=16, steps=1600, eval_every=800, prompts=16, gamma=1.0, lr=1e-3),
-    ("next_token", "cups"): ON_CUPS | dict(new_tokens=32, swaps=3, steps=1500, eval_every=750, prompts=16, lr=1e-3,
-                                           window=7, reread=2),
-    ("teacher", "text"): ON_TEXT, ("stream", "text"): ON_TEXT, ("next_token", "text"): ON_TEXT | dict(max_thoughts=4),
-}
-# the thoughts of a --thinker mean something from the start: nothing is explored, so no siblings, no bonus, no stages, and a
-# learning rate as in supervised learning; stories are as long as they are in the test
-TAUGHT = dict(window=0, curriculum="off", new_tokens=40, samples=1, prompts=32, baseline="none", entropy=0.0, lr=4e-3, steps=1500)
-TAUGHT_VECTORS = TAUGHT | dict(steps=3000)  # they have to be hit, not only told apart (README)
-ALWAYS = dict(think_vocab=2048, max_thoughts=1, temperature=1.0, baseline="loo", beta=1.0, cups=3, balls="one", swaps=10, idle=0.0,
-              reread=0, text_grad="exact", answer_grad="on", curriculum="on", layers=1, width=64)
-MOST = dict(gamma=1, entropy=1)
-LEAST = dict(prompts=1, samples=1, prompt_tokens=1, new_tokens=1, steps=1, micro_batch=1, eval_every=1, warmup=1, swaps=1, layers=1,
-             width=8, max_thoughts=1, budget=0, window=0, reread=0, seed=0, lr=0, think_lr=0, temperature=0.01, entropy=0,
-             gamma=0, think_cost=-1e3, think_prior=0, beta=0)
-
-
-def resolve(args: argparse.Namespace) -> dict:
-    """Fill in what was not said. Prints the choices that depend on the machine, with their reason. Raises ValueError."""
-    gpu = torch.cuda.is_available() and args.device in ("auto", "cuda")
-    if args.device == "cuda" and not gpu:
-        raise ValueError("--device cuda: torch sees no CUDA device here; try --device auto")
-    if args.device == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("--device mps: torch sees no Apple GPU here; try --device auto")
-    why = f"--device {args.device}" if args.device != "auto" else "a GPU is there" if gpu else "there is no GPU"
-    a, said = {k: v for k, v in vars(args).items() if k not in ("said", "error", "out", "resume")}, args.said
-    a["device"] = "cuda" if gpu else args.device if args.device != "auto" else "cpu"
-    a |= {k: None for k in ("model", "teacher", "data") if a[k] == "auto"}
-    a["data"] = a["data"] or ("webtext" if gpu else "cups")
-    cups = a["data"] == "cups"
-    if a["data"] not in ("cups", "webtext"):
-        check_path(a["data"])  # before a model is downloaded for it
-    small = "pico" if a["approach"] == "teacher" else "scratch"
-    a["model"] = a["model"] or (small if cups else "gpt2")
-    a["teacher"] = (a["teacher"] or ("pico" if cups else "gpt2")) if a["approach"] == "teacher" else None
-    settings = {f"approach {a['approach']}", f"data {'cups' if cups else 'text'}", f"model {a['model']}",
-                "a given text" if a["teacher"] is None else "own text"}
-    settings |= {"thoughts that stay"} if a["approach"] != "next_token" else set()
-    settings |= {ONLY["thinker"]} if a["approach"] == "stream" and a["thoughts"] in ("tokens", "continuous") and cups else set()
-    for flag, setting in ONLY.items():
-        if flag in said and setting not in settings:
-            raise ValueError(f"--{flag} means nothing here: it belongs to {setting}")
-    if a["thoughts"] != "tokens" and {"think_vocab", "entropy"} & said:
-        raise ValueError(f"--think_vocab and --entropy belong to --thoughts tokens, not to {a['thoughts']}")
-    special = {} if not a["thinker"] else TAUGHT_VECTORS if a["thoughts"] == "continuous" else TAUGHT
-    if a["balls"] == "all" and a["approach"] != "next_token":  # rounds begin in order, so after one move that move is the answer:
-        special = {"window": 4} | special  # a window of 5 would show the move to the question, and no thought would be learnt
-    a |= {k: v for k, v in (DEFAULTS[a["approach"], "cups" if cups else "text"] | special).items() if a[k] is None}
-    if a["approach"] == "next_token" and cups and a["max_thoughts"] is None:
-        a["max_thoughts"] = a["swaps"] + 1  # one to go back with, then one for each move
-    warmup, rows = 50 if a["model"] == "scratch" else 15, a["prompts"] * a["samples"]
-    a |= {k: v for k, v in (ALWAYS | dict(warmup=warmup, micro_batch=rows)).items() if a[k] is None}
-    if a["approach"] == "next_token":  # a thought serves one prediction, and has its branch to itself
-        a |= dict(gamma=0.0, budget=a["max_thoughts"])
-    elif cups and "budget" not in said:
-        a["budget"] *= a["max_thoughts"]
-    a["siblings"] = a["siblings"] or ("shared" if a["text_grad"] == "exact" else "free")
-    if a["siblings"] == "free" and cups:  # each sibling writes its own rounds: there is no stage whose answers could be counted
-        if args.curriculum == "on":
-            raise ValueError("--siblings free writes rounds of any length: it has no curriculum (--curriculum off)")
-        a["curriculum"] = "off"
-    if a["siblings"] == "shared" and a["text_grad"] == "sampled":
-        raise ValueError("--text_grad sampled treats own text as a choice, so each sibling needs its own: --siblings free")
-    if a["thoughts"] == "oracle" and (a["approach"] != "stream" or not cups or a["think"] != "forced"):
-        raise ValueError("--thoughts oracle tells the cup of the ball: --approach stream --data cups --think forced")
-    told = a["cups"] if a["balls"] == "one" else math.factorial(a["cups"])  # states that an oracle has words for
-    a["think_vocab"] = {"tokens": a["think_vocab"], "continuous": 1, "filler": 1, "none": 0, "oracle": told}[a["thoughts"]]
-    chosen = a["text_grad"] == "sampled" or a["thoughts"] == "tokens" or (a["think"] == "free" and a["thoughts"] != "none")
-    if not chosen and not {"prompts", "samples"} & said:
-        # nothing is sampled, so siblings would be copies: as many contexts instead
-        a |= dict(prompts=a["prompts"] * a["samples"], samples=1, baseline=args.baseline or "none")
-    check_bounds(a)
-    a["dtype"] = ("bfloat16" if gpu and torch.cuda.is_bf16_supported() else "float32") if args.dtype == "auto" else args.dtype
-    a["compile"] = ("on" if gpu else "off") if args.compile == "auto" else args.compile
-    print(f"{why}: {a['device']}, {a['dtype']}, compile {a['compile']}, {a['model']} on {a['data']}"
-          + (f", judged by {a['teacher']}{'-teacher' * (a['teacher'] == 'pico')}" if a["teacher"] else ""))
-    return a
-
-
-def check_bounds(a: dict) -> None:
-    """Numbers that can't be. Raises ValueError."""
-    for k, least in LEAST.items():
-        if not least <= a[k] < 2 ** 31:  # nan is refused as well
-            raise ValueError(f"--{k} must be at least {least}, and below 2^31, not {a[k]}")
-        if a[k] > MOST.get(k, a[k]):
-            raise ValueError(f"--{k} must be at most {MOST[k]}, not {a[k]}")
-    room = max(1, (a["new_tokens"] - 3) // 2)  # n moves, each with its comma, and "Where? A" after them
-    if a["data"] == "cups" and a["swaps"] > room:
-        print(f"--new_tokens {a['new_tokens']} has room for rounds of {room} moves: the curriculum ends there, not at {a['swaps']}")
-        a["swaps"] = room
-    if a["width"] % 2:
-        raise ValueError(f"--width must be even, for two heads, not {a['width']}")
-    if a["thoughts"] == "tokens" and not 1 <= a["think_vocab"] < 2 ** 31:
-        raise ValueError(f"--think_vocab must be at least 1, not {a['think_vocab']} (--thoughts none runs without thoughts)")
-    if a["baseline"] == "loo" and a["samples"] < 2:
-        raise ValueError("--samples 1 leaves no sibling to compare with: use at least 2, or --baseline batch")
-
-
-def setup(a: dict, saved: dict | None):
+def setup(a: dict, saved: dict | None) -> tuple[GPT, GPT | None, Cups | TextFile, Rules]:
     """-> model, teacher or None, data, rules. Raises ValueError, one line, for whatever does not fit together."""
     torch.manual_seed(a["seed"])
-    if saved is not None:
-        model = load(Path(a["out"]) / "ckpt.pt")
-    elif a["model"] == "scratch":
-        text_ids = Cups(a["cups"], idle=a["idle"], balls=a["balls"]).text_ids if a["data"] == "cups" else None
-        V = len(text_ids) if text_ids else Tokenizer().V
-        model = GPT(Config(a["layers"], 2, a["width"], 256 if text_ids else 1024, V), text_ids)
-        if not a["window"]:  # with one they made `stream` slower, or stuck (README)
-            model.wave_positions()
-    else:
-        model = load(a["model"])
+    model = first_model(a) if saved is None else load(Path(a["out"]) / "ckpt.pt")
     data = open_data(a["data"], model.text_ids, a["cups"], a["idle"], a["balls"])
-    cups = isinstance(data, Cups)
-    if cups and model.text_ids != data.text_ids:
+    if isinstance(data, Cups) and model.text_ids != data.text_ids:
         raise ValueError(f"--model {a['model']} does not speak the language of {a['cups']} cups"
-                         f"{' with idle moves' * (a['idle'] > 0)}{' and all balls' * (a['balls'] == 'all')}: try --model scratch, "
-                         "with --approach stream, which has no teacher")
+                         f"{' with idle moves' * (a['idle'] > 0)}{' and all balls' * (a['balls'] == 'all')}: "
+                         "try --model scratch, with --approach stream, which has no teacher")
     if isinstance(data, TextFile):
         data.tokenizer.check(model.config.vocab_size)
-    teacher = None
-    if a["teacher"] is not None:
-        teacher = load("pico-teacher" if a["teacher"] == "pico" else a["teacher"]).to(a["device"]).requires_grad_(False)
-        if teacher.text_ids != model.text_ids or teacher.config.vocab_size != model.config.vocab_size:
-            raise ValueError(f"--teacher {a['teacher']} has another vocabulary than --model {a['model']}: it cannot judge its text")
+    teacher = load_teacher(a, model)
     model = model.to(a["device"])
-    rules = Rules(a["think"] if a["think_vocab"] else "never", a["max_thoughts"], a["budget"] if a["think_vocab"] else 0,
-                  a["window"], data.think_after if cups else None, a["approach"] != "next_token",
-                  a["thoughts"] == "continuous", a["reread"])
-    if cups and not rules.persist:  # nothing that is thought after a move would be there at the question
-        rules.think_after = [data.id["?"]] if rules.think == "forced" else None
-    longest = a["prompt_tokens"] + a["new_tokens"] + rules.budget + (OFFSETS - 1) * cups
-    if cups and rules.persist:  # and the longest stories of the evaluation
-        longest = max(longest, OPENING + 2 * N_MAX + 3 + (N_MAX + 2) * rules.max_thoughts * (rules.think != "never"))
-    if longest > min(m.config.n_ctx for m in (model, teacher) if m is not None):
-        raise ValueError(f"prompt, new tokens and thoughts can make {longest} places, more than the model's context: lower "
-                         "--new_tokens, --budget or --max_thoughts")
+    rules = rules_of_run(a, data)
+    check_room(a, model, teacher, data, rules)
     if saved is None and a["think_vocab"]:
         p = give_rows(a, model, data, rules)
         print(f"{a['think_vocab']} thinking rows: p_think {p['mean']:.3f} (5-95 %: {p['p05']:.3f} to {p['p95']:.3f})")
     return model, teacher, data, rules
 
 
-def load_thinker(a: dict, model: GPT, rules: Rules) -> tuple[GPT, int] | None:
-    """--thinker: -> a trained model and the window that it has. Raises ValueError where it thinks by other rules than `model`."""
-    if a["thinker"] is None:
+def first_model(a: dict) -> GPT:
+    """--model, as yet without thinking rows if it is a base. Raises ValueError where there is none of that name."""
+    if a["model"] != "scratch":
+        return load(a["model"])
+    text_ids = Cups(a["cups"], idle=a["idle"], balls=a["balls"]).text_ids if a["data"] == "cups" else None
+    V = len(text_ids) if text_ids else Tokenizer().V
+    model = GPT(Config(a["layers"], 2, a["width"], 256 if text_ids else 1024, V), text_ids)
+    if not a["window"]:  # with one they made `stream` slower, or stuck (README)
+        model.wave_positions()
+    return model
+
+
+def load_teacher(a: dict, model: GPT) -> GPT | None:
+    """--teacher, where the approach has one. Raises ValueError where it can't read what `model` writes."""
+    if a["teacher"] is None:
         return None
-    thinker, its, _ = load_run(Path(a["thinker"]))
-    for name, own, other in (("kind of thoughts", rules.continuous, its.continuous),
-                             ("--think_vocab", a["think_vocab"], thinker.config.think_vocab), ("--think", rules.think, its.think),
-                             ("--max_thoughts", rules.max_thoughts, its.max_thoughts), ("vocabulary", model.text_ids, thinker.text_ids)):
-        if own != other:
-            raise ValueError(f"--thinker {a['thinker']} has another {name} than this run" + f": {other}, not {own}" * (name[0] == "-"))
-    if rules.continuous and thinker.config.n_embd != model.config.n_embd:
-        raise ValueError(f"--thinker {a['thinker']} has vectors of width {thinker.config.n_embd}, not {model.config.n_embd}: set --width")
-    return thinker.to(a["device"]).requires_grad_(False), its.window
+    teacher = load("pico-teacher" if a["teacher"] == "pico" else a["teacher"]).to(a["device"]).requires_grad_(False)
+    if teacher.text_ids != model.text_ids or teacher.config.vocab_size != model.config.vocab_size:
+        raise ValueError(f"--teacher {a['teacher']} has another vocabulary than --model {a['model']}: it cannot judge its text")
+    return teacher
+
+
+def rules_of_run(a: dict, data: Cups | TextFile) -> Rules:
+    """Who may think, and who sees what, as the settings have it. On cups thoughts stand after moves; where they are forgotten
+    again, before answers."""
+    cups = isinstance(data, Cups)
+    rules = Rules(a["think"] if a["think_vocab"] else "never", a["max_thoughts"], a["budget"] if a["think_vocab"] else 0,
+                  a["window"], data.think_after if cups else None, a["approach"] != "next_token",
+                  a["thoughts"] == "continuous", a["reread"])
+    if cups and not rules.persist:  # nothing that is thought after a move would be there at the question
+        rules.think_after = [data.id["?"]] if rules.think == "forced" else None
+    return rules
+
+
+def check_room(a: dict, model: GPT, teacher: GPT | None, data: Cups | TextFile, rules: Rules) -> None:
+    """The longest row of training and evaluation has to fit the context of each model. Raises ValueError."""
+    cups = isinstance(data, Cups)
+    longest = a["prompt_tokens"] + a["new_tokens"] + rules.budget + (OFFSETS - 1) * cups
+    if cups and rules.persist:  # and the longest stories of the evaluation
+        longest = max(longest, OPENING + 2 * N_MAX + 3 + (N_MAX + 2) * rules.max_thoughts * (rules.think != "never"))
+    if longest > min(m.config.n_ctx for m in (model, teacher) if m is not None):
+        raise ValueError(f"prompt, new tokens and thoughts can make {longest} places, more than the model's context: lower "
+                         "--new_tokens, --budget or --max_thoughts")
 
 
 def give_rows(a: dict, model: GPT, data, rules: Rules) -> dict[str, float]:
-    """Thinking rows for a model without; one that has them keeps them, but for their offset. -> p_think on text. Raises ValueError."""
+    """Thinking rows for a model without; one that has them keeps them, but for their offset. -> p_think on text: mean, p05,
+    p95. Raises ValueError where it has another number of them."""
     ids = torch.from_numpy(data.batch(16, a["prompt_tokens"] + a["new_tokens"], a["seed"], 0, "birth").ids).to(model.device)
     mask = visible_text(ids, rules.window)
     if N := model.config.think_vocab:
@@ -308,350 +138,22 @@ def give_rows(a: dict, model: GPT, data, rules: Rules) -> dict[str, float]:
     return model.grow(a["think_vocab"], ids, a["think_prior"], luck, mask=mask, spread=spread)
 
 
-def draw_curves(out: Path) -> None:
-    """curves.png from metrics.jsonl."""
-    import matplotlib  # a second of start-up
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    steps, evals = ([x for x in lines if x["kind"] == kind] for kind in ("step", "eval"))
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7))
-    panels = [(axes[0, 0], "reward", "reward (nats a paying text token)"), (axes[0, 1], "spread", "spread between siblings (0: dead)"),
-              (axes[1, 0], "entropy", "entropy of thoughts (nats)")]
-    for axis, key, title in panels:
-        axis.plot([x["step"] for x in steps], [x[key] for x in steps], lw=1)
-        axis.set(title=title, xlabel="step")
-    if "accuracy_by_n" in evals[-1]:
-        for x in (evals[0], evals[-1]):
-            axes[1, 1].plot(range(1, N_MAX + 1), x["accuracy_by_n"], ".-", label=f"step {x['step']}")
-        if "accuracy_shuffled_by_n" in evals[-1]:
-            axes[1, 1].plot(range(1, N_MAX + 1), evals[-1]["accuracy_shuffled_by_n"], ".:", label="another story's thoughts")
-        axes[1, 1].set(title="answers right by moves since the anchor", ylim=(0, 1.03))
-        axes[1, 1].legend()
-    else:
-        axes[1, 1].plot([x["step"] for x in evals], [x["nats_without_thoughts"] for x in evals], ".-")
-        axes[1, 1].set(title="held-out nats a token, without thoughts", xlabel="step")
-    figure.tight_layout()
-    figure.savefig(out / "curves.png", dpi=110)
-    plt.close(figure)
-
-
-def report(before: dict, after: dict, forced: bool) -> None:
-    """The last lines of a run: what was learnt, before -> after. forced: has p_think ever been asked?"""
-    def line(name: str, key: str, form: str = ".3f") -> None:
-        if key in after:
-            print(f"  {name:<46} {before.get(key, float('nan')):{form}} -> {after[key]:{form}}")
-    print("what was learnt, before -> after:")
-    line("reverse KL to the teacher, nats a text token", "reverse_kl")
-    line("p_think on held-out text" + " (forced: not asked)" * forced, "p_think")
-    line("thoughts a text token in own text", "thoughts_per_token")
-    line("greedy: thinks after moves that move the ball", "thinks_after_moved")
-    line("greedy: thinks elsewhere, where it may", "thinks_elsewhere")
-    line("nats a held-out token, without thoughts", "nats_without_thoughts")
-    line("what thoughts gain on held-out text, nats a token", "gain")
-    if "accuracy_by_n" in after:
-        for n in (1, 2, 3, 6, 10, 20, 30):
-            own, shuffled = after["accuracy_by_n"][n - 1], after.get("accuracy_shuffled_by_n")
-            print(f"  given stories, n = {n:<2}: answers right               {before['accuracy_by_n'][n - 1]:6.1%} -> {own:6.1%}"
-                  + (f"   own minus another story's thoughts {100 * (own - shuffled[n - 1]):+.0f} points" if shuffled else ""))
-        print(f"  own free stories: answers right                {before['free_accuracy']:6.1%} -> {after['free_accuracy']:6.1%}   "
-              f"({before['free_answers']} -> {after['free_answers']} answers)")
-        print("    by n: " + ", ".join(f"{n}: {100 * after['free_accuracy_by_n'][n - 1]:.0f}% of {after['free_answers_by_n'][n - 1]}"
-                                       for n in (1, 2, 3, 4, 6, 8, 10) if after["free_answers_by_n"][n - 1]))
-
-
-def pick_up(args: argparse.Namespace) -> tuple[dict, dict]:
-    """--resume: -> the settings to go on with, and the checkpoint. Raises ValueError, one line."""
-    path = args.out / "ckpt.pt"
-    if not path.exists():
-        raise ValueError(f"nothing to resume: there is no {path}")
-    saved = read_weights(path)
-    steps = saved.get("state", {}).get("step", 0)
-    if args.steps is not None and args.steps < max(steps, 1):
-        raise ValueError(f"--steps {args.steps}: the run that is to go on has made {steps} steps already")
-    if not {"args", "rules", "state", "optimizer"} <= saved.keys():
-        raise ValueError(f"{path} is a model, but not the checkpoint of a run that could go on")
-    unknown = vars(args).keys() - saved["args"].keys() - {"resume", "said", "error"}
-    if unknown:
-        raise ValueError(f"{path} is of an older version, whose runs had no --{min(unknown)}: start anew")
-    for k in sorted(args.said - {"steps", "out", "resume"}):
-        if getattr(args, k) not in (saved["args"][k], "auto"):
-            raise ValueError(f"--resume goes on with the settings of its run, but for --steps: it had --{k} {saved['args'][k]}, "
-                             f"not {getattr(args, k)}")
-    if saved["args"]["device"] == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"{path} was made on a CUDA device, and torch sees none here")
-    if args.steps:
-        saved["args"]["steps"] = saved["state"]["end"] = args.steps
-        saved["state"]["wanted"] = True  # so many, and no end where the curriculum is done
-    if steps == saved["state"].get("end"):
-        print(f"this run has made all of its {steps} steps: nothing is left to do, but --resume --steps N goes on to step N")
-    return saved["args"] | {"out": str(args.out)}, saved
-
-
-def ask_to_stop() -> list[int]:
-    """-> a list that gets the number of a signal, Ctrl-C or SIGTERM. The run looks at it after each step, saves and ends; a
-    second signal finds no one who would wait, and ends the process at once."""
-    asked, signals = [], (signal.SIGINT, signal.SIGTERM)
-
-    def ask(number: int, _) -> None:
-        asked.append(number)
-        for s in signals:
-            signal.signal(s, signal.SIG_DFL)
-    for s in signals:
-        signal.signal(s, ask)
-    return asked
-
-
-def join_processes() -> None:
-    """torchrun: find the others; the first one alone speaks."""
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    if RANK:
-        sys.stdout = open(os.devnull, "w")
-
-
-def main() -> None:
-    """Exit codes: 0 done; 1 the run broke off, what was saved is whole; 2 refused before the first step; 130, 143 stopped by
-    Ctrl-C or SIGTERM, and saved."""
-    args = parse()
-    saved, out = None, args.out
-    if WORLD > 1:
-        join_processes()
-    try:
-        if args.resume:
-            a, saved = pick_up(args)
-        else:
-            a = resolve(args) | {"out": str(out)}
-        out.mkdir(parents=True, exist_ok=True)
-        if any(a[k] and Path(a[k]).resolve() == (out / "ckpt.pt").resolve() for k in ("teacher", "thinker")):
-            raise ValueError(f"{out}/ckpt.pt is judge or thinker of this run, which would write over it: choose another --out")
-        model, teacher, data, rules = setup(a, saved)
-        thinker = load_thinker(a, model, rules)
-        make_optimizer(a, model, saved)  # moments of another model? text too short? better now than after an hour
-        take_text(a, data, 1, a["prompt_tokens"], 0, a["new_tokens"], None)
-        data.batch(1, a["prompt_tokens"] + a["new_tokens"], 0, 0, "eval")
-    except (ValueError, OSError) as e:
-        args.error(str(e))
-    except (RuntimeError, MemoryError) as e:
-        if "allocate" not in str(e):
-            raise
-        args.error(f"such a model or its data do not fit into memory ({str(e).splitlines()[0]})")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    try:
-        if saved is None and RANK == 0:
-            set_aside(out)
-        return train(a, saved, out, model, teacher, data, rules, thinker, ask_to_stop())
-    except (OSError, FloatingPointError) as e:
-        broken = str(e)
-    sys.exit(f"train.py: {broken}; --resume goes on from the last checkpoint")  # by now the bar is gone, and has ended its line
-
-
-def take_text(a: dict, data, B: int, P: int, step: int, S: int, stage: int | None) -> Batch:
-    """B contexts for this step: whole windows of given text, prompts for teacher (3 B where own_text has to
-    choose)."""
-    cups = {"prompt": P} if isinstance(data, Cups) else {}
-    if a["approach"] != "teacher":
-        return data.batch(B, P + S, a["seed"], step, "train", **cups, **({"n_max": stage} if stage else {}))
-    return data.batch(3 * B if stage and a["siblings"] == "shared" else B, P, a["seed"], step, "train", **cups)
-
-
-def own_text(a: dict, model: GPT, data, batch: Batch, B: int, P: int, rules: Rules, S: int, step: int, stage: int | None,
-             offset: int) -> Batch:
-    """The student's own continuation of B prompts. On cups the answers are what pays. With a curriculum 3 B texts are
-    written; the B with the longest first round of at most `stage` moves stay, and longer rounds do not pay yet."""
-    R = len(batch.ids)
-    if isinstance(data, Cups):  # no places that stay idle
-        rules = replace(rules, budget=min(rules.budget, rules.with_room(S).budget))
-    u = uniforms(a["seed"], step, "own_text", S + rules.budget, R, model.device)
-    prompts = torch.from_numpy(batch.ids).to(model.device)
-    text = rollout(model, prompts, P, S, rules, u, a["temperature"], offset=offset).text.cpu().numpy()
-    if not isinstance(data, Cups):
-        return Batch(text)
-    n = np.zeros(text.shape, int)  # moves before each answer
-    for row, moves in zip(text.tolist(), n):
-        for place, k, _ in data.check(row):
-            moves[place] = k
-    first = np.array([next((k for k in moves[P:] if k), 99) for moves in n])  # 99: it never asked
-    chosen = np.argsort(np.where(first <= (stage or 99), -first, first), kind="stable")[:B]
-    return Batch(text[chosen], (n[chosen] > 0) & (n[chosen] <= (stage or 99)), None, n[chosen])
-
-
-def entropy_scale(a: dict, step: int, end: int, stage: int | None) -> tuple[float, float]:
-    """(weight of the entropy bonus, its target in nats). The target is twice as broad in the first stage, where states
-    that come to share a code would rarely part again. In the last quarter of a run the bonus fades: crisp thoughts."""
-    weight = (a["thoughts"] == "tokens") * min(1.0, 4 * (1 - step / end))
-    return weight, (2 if stage == 1 else 1) * a["entropy"] * math.log(max(a["think_vocab"], 2))
-
-
-def advance(state: dict, right: torch.Tensor, last: int) -> None:
-    """The curriculum: on to the next stage once its own answers are right. right: bool, answers after `stage` moves."""
-    state["in_stage"] += 1
-    if len(right):
-        state["accuracy"] = 0.8 * state["accuracy"] + 0.2 * right.float().mean().item()
-    # the first stage has to be nearly perfect: what is wrong in it multiplies along every longer chain
-    enough = 0.95 if state["stage"] == 1 else 0.85
-    if state["accuracy"] > enough and state["in_stage"] >= 5 and state["stage"] < last:
-        state |= {"stage": state["stage"] + 1, "accuracy": 0.5, "in_stage": 0}
-
-
-def begin_again(a: dict, model: GPT, optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Throw the weights away and start with other ones, at stage 1. Now and then a seed of `stream` comes by a code in which some
-    states share their thoughts; it creeps out of that in 1,000 steps or never, and a fresh start takes 600. It gets
-    --steps of its own, but all starts together no more than twice that: some worlds are too hard for every start."""
-    if not state["wanted"]:
-        state["end"] = min(state["step"] + a["steps"], 2 * a["steps"])
-    state |= {"stage": 1, "accuracy": 0.0, "in_stage": 0, "born": state["step"], "attempt": state["attempt"] + 1}
-    tqdm.write(f"step {state['step']}: this stage has taken {PATIENCE} steps, so it begins again with other luck")
-    fresh = setup(a | {"seed": a["seed"] + 10_000 * state["attempt"]}, None)[0]
-    with torch.no_grad():
-        for p, new in zip(model.parameters(), fresh.parameters()):
-            p.copy_(new)
-    optimizer.state.clear()
-
-
-def climb(a: dict, model: GPT, optimizer: torch.optim.Optimizer, rules: Rules, state: dict, stage: int, right: torch.Tensor) -> None:
-    """The curriculum after a step of `stage`: the next stage, over given stories also the end of the run (which only ever comes
-    nearer), and in `stream` of one ball and at most three cups a second chance where a stage does not end."""
-    advance(state, right, a["swaps"])
-    if a["teacher"] is not None:
-        return
-    if stage == a["swaps"] and state["accuracy"] > 0.9 and not state["wanted"]:
-        state["end"] = min(state["end"], state["step"] + TAIL)
-    named = a["model"] in ("scratch", *PICO, *SIZES)  # of any other its file may be another one by now
-    easy = a["cups"] <= 3 and a["balls"] == "one"  # (of all three balls one stage took 1,200 steps)
-    stuck = 1 < state["stage"] < a["swaps"] and state["in_stage"] > PATIENCE
-    if named and easy and stuck and a["thoughts"] == "tokens" and rules.persist:
-        begin_again(a, model, optimizer, state)
-
-
-def shape_of_step(a: dict, cups: bool, state: dict) -> tuple[int | None, int, int, int]:
-    """-> stage (None without a curriculum), S, P, B of this step. On cups a stage asks for rounds of at most `stage`
-    moves, and a rollout is just long enough for one of them."""
-    stage = state["stage"] if cups and a["curriculum"] == "on" else None
-    S = min(a["new_tokens"], 2 * stage + 6) if stage else a["new_tokens"]
-    # cups: the first two stages, and half of the steps later on, start at a story's very beginning
-    P = OPENING if cups and (state["step"] % 2 == 0 or (stage or 3) < 3) else a["prompt_tokens"]
-    # longer rounds hold more thoughts to learn from, so a step takes fewer of them, but never less than 64 rows. A given text
-    # costs nothing to write: 128 while the curriculum climbs. (With 64 rows one of five seeds of `stream` got stuck.)
-    least = 128 if a["teacher"] is None and stage != a["swaps"] else 64
-    B = max(min(max(1, least // a["samples"]), a["prompts"]), a["prompts"] * 8 // S) if stage else a["prompts"]
-    return stage, S, P, -(-B // WORLD) * WORLD  # each process has whole contexts, and as many as the others
-
-
-def contexts(a: dict, model: GPT, data, rules: Rules, B: int, P: int, S: int, step: int, stage: int | None,
-             offset: int) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """-> text [R, P + S], or [R, P] where each sibling writes its own; on cups, where the text is all there, also which
-    slots pay and moves before each answer, [R, S], and, where it is the data's, the state (of one ball its cup) after each token, [R, P + S]."""
-    batch = take_text(a, data, B, P, step, S, stage)
-    if a["teacher"] is not None and a["siblings"] == "shared":
-        # one sibling writes the text, then all G think anew between its tokens: they differ in thoughts alone
-        batch = own_text(a, model, data, batch, B, P, rules, S, step, stage, offset)
-    text, pays, n, cup = (torch.from_numpy(x).to(model.device).repeat_interleave(a["samples"], 0) if x is not None else None
-                          for x in (batch.ids, batch.pays, batch.n, batch.state))
-    return (text, pays[:, P:], n[:, P:], cup) if pays is not None and text.shape[1] == P + S else (text, None, None, None)
-
-
-def tell(model: GPT, cup: torch.Tensor):
-    """The oracle, as an `edit` for the rollout: each thought becomes the cup that the ball is under by then (of all balls, their
-    order). cup [R, P + S]."""
-    V, used = model.config.vocab_size, torch.zeros(len(cup), dtype=torch.long, device=cup.device)
-
-    def told(place: int, ids: torch.Tensor) -> torch.Tensor:  # thoughts come in order: what is no thought before a place is text
-        slot = (place - 1 - used).clamp(max=cup.shape[1] - 1)
-        used.add_(ids >= V)
-        return V + cup.gather(1, slot.unsqueeze(1)).squeeze(1).clamp(min=0)
-    return told
-
-
-def rules_of_step(model: GPT, rules: Rules, text: torch.Tensor, P: int, S: int, stage: int | None) -> Rules:
-    """The run's rules, without thoughts that this step can't use: what is known beforehand makes shorter rollouts."""
-    if rules.think == "forced" and rules.persist and text.shape[1] == P + S:
-        slots = int(rules.table(model)[text[:, P - 1:-1]].sum(1).max())  # all text is known, and so the number of thoughts
-        return replace(rules, budget=min(rules.budget, slots * rules.max_thoughts))
-    if rules.reread and stage:
-        return replace(rules, max_thoughts=min(rules.max_thoughts, stage + 1))
-    return rules
-
-
-def advantages(a: dict, ro: Rollout, r: torch.Tensor) -> tuple[torch.Tensor, int, torch.Tensor]:
-    """r [R, S] -> A [R, S], divided by its spread over what was chosen; the number of choices; returns [R, S]."""
-    slot = ro.new_slot()
-    cost = torch.zeros_like(r).scatter_add(1, slot, ro.is_think[:, ro.P:].to(r.dtype)) * a["think_cost"]
-    returns = returns_to_go(r - cost, a["gamma"])
-    adv = advantage(returns, a["samples"], a["baseline"])
-    spoken = ro.is_text & ~ro.given & (a["text_grad"] == "sampled")  # own text as a choice like any other
-    felt = adv.gather(1, slot)[(ro.is_think | ro.gated | spoken)[:, ro.P:]]
-    if a["thoughts"] == "oracle" or a["thinker"]:  # a thought that is told is worth saying: -log g, as in supervised learning
-        return torch.ones_like(r), len(felt), returns
-    return adv / (felt.std(correction=0) + FLOOR_STD) if len(felt) else adv, len(felt), returns
-
-
-def text_weights(a: dict, r: torch.Tensor, pays: torch.Tensor | None, frontier: torch.Tensor | None) -> torch.Tensor:
-    """[R, S]: what each text token's own r weighs in the loss: 1 over all that pay, OTHER_TEXT over all others.
-    frontier [R, S]: answers to the longest rounds of a stage. They end in thoughts that say nothing yet, and a reader that
-    learnt the answer from those would unlearn to listen."""
-    paying = pays.sum().item() if pays is not None else r.numel()
-    weight = torch.full_like(r, OTHER_TEXT / max(r.numel() - paying, 1))
-    weight[... if pays is None else pays] = (a["answer_grad"] == "on") / max(paying, 1)
-    return weight if frontier is None else weight.masked_fill(frontier, 0)
-
-
-def gradient_pass(a: dict, model: GPT, teacher: GPT | None, ro: Rollout, adv: torch.Tensor, weight: torch.Tensor,
-                  t_states: torch.Tensor | None, scale: dict, rules: Rules, offset: int, autocast) -> tuple[float, float]:
-    """Backward through one forward over all rows, in pieces of micro_batch rows -> loss, sum of thoughts' entropies."""
-    loss_sum, entropy = 0.0, 0.0
-    for i in range(0, len(ro.ids), a["micro_batch"]):
-        part = ro.rows(i, i + a["micro_batch"])
-        adv_i, weight_i, t_i = (x[i:i + a["micro_batch"]] if x is not None else None for x in (adv, weight, t_states))
-        lent = states_at(part.h, part.left) if a["thinker"] and rules.continuous else None  # the thinker's vectors
-        with autocast:
-            h = states(model, part, rules, offset, lent)
-            loss, H = rollout_loss(model, h, part, adv_i, weight_i, scale, teacher, t_i, a["beta"], a["text_grad"] == "sampled")
-            loss = loss + scale["policy"] * imitation(h, part, lent) if lent is not None else loss
-        loss.backward()
-        loss_sum, entropy = loss_sum + loss.item(), entropy + H
-    return loss_sum, entropy
-
-
-def gather(x: torch.Tensor) -> torch.Tensor:
-    """The rows of all processes, in order: [R / WORLD, ...] -> [R, ...]."""
-    if WORLD == 1:
-        return x
-    rows = [torch.empty_like(x, dtype=torch.uint8 if x.dtype == torch.bool else x.dtype) for _ in range(WORLD)]
-    dist.all_gather(rows, x.to(rows[0].dtype).contiguous())
-    return torch.cat(rows).to(x.dtype)
-
-
-def gather_rollout(ro: Rollout) -> Rollout:
-    """What step 4 has to know of everybody's rollouts; hidden states stay where they are."""
-    if WORLD == 1:
-        return ro
-    return Rollout(*(gather(getattr(ro, f.name)[:, :0] if f.name == "h" else getattr(ro, f.name)) for f in fields(ro)[:-1]), ro.P)
-
-
-def sum_gradients(model: GPT, *numbers: float) -> list[float]:
-    """Everybody's gradients, in place, and these numbers, summed. (DistributedDataParallel would average, and wants one forward
-    a step; here a forward is in pieces, and each term is divided by the whole batch's count already.)"""
-    if WORLD == 1:
-        return list(numbers)
-    numbers = torch.tensor(numbers, device=model.device)
-    for x in [*(p.grad for p in model.parameters() if p.grad is not None), numbers]:
-        dist.all_reduce(x)
-    return numbers.tolist()
-
-
-def asked_to_stop(stop: list[int] | None, device) -> bool:
-    """Did a signal come, to any of the processes?"""
-    return bool(stop) if WORLD == 1 else bool(gather(torch.tensor([bool(stop)], device=device)).any())
-
-
-def set_rates(optimizer: torch.optim.Optimizer, a: dict, state: dict) -> None:
-    """Learning rates rise in the first steps after birth, and fall in the last fifth of the run."""
-    warm = min(1.0, (state["step"] - state["born"] + 1) / a["warmup"]) * min(1.0, 5 * (1 - state["step"] / state["end"]) + 0.05)
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * warm
+def load_thinker(a: dict, model: GPT, rules: Rules) -> tuple[GPT, int] | None:
+    """--thinker: -> a trained model and its own window. Raises ValueError where it thinks by other rules than `model`."""
+    if a["thinker"] is None:
+        return None
+    thinker, its, _ = load_run(Path(a["thinker"]))
+    for name, own, other in (("kind of thoughts", rules.continuous, its.continuous),
+                             ("--think_vocab", a["think_vocab"], thinker.config.think_vocab),
+                             ("--think", rules.think, its.think), ("--max_thoughts", rules.max_thoughts, its.max_thoughts),
+                             ("vocabulary", model.text_ids, thinker.text_ids)):
+        if own != other:
+            raise ValueError(f"--thinker {a['thinker']} has another {name} than this run"
+                             + f": {other}, not {own}" * (name[0] == "-"))
+    width, its_width = model.config.n_embd, thinker.config.n_embd
+    if rules.continuous and its_width != width:
+        raise ValueError(f"--thinker {a['thinker']} has vectors of width {its_width}, not {width}: set --width")
+    return thinker.to(a["device"]).requires_grad_(False), its.window
 
 
 def make_optimizer(a: dict, model: GPT, saved: dict | None = None) -> torch.optim.Optimizer:
@@ -674,6 +176,184 @@ def make_optimizer(a: dict, model: GPT, saved: dict | None = None) -> torch.opti
     return optimizer
 
 
+def first_state(a: dict) -> dict:
+    """All that adapts while a run goes on, and so has to be in the checkpoint beside weights and optimizer."""
+    return {"step": 0, "stage": 1, "accuracy": 0.0, "in_stage": 0, "dead": 0, "skipped": 0, "in_a_row": 0,
+            "end": a["steps"], "wanted": False, "born": 0, "attempt": 0}
+
+
+# 1. Take text
+
+def shape_of_step(a: dict, cups: bool, state: dict) -> tuple[int | None, int, int, int]:
+    """-> stage (None without a curriculum), S, P, B of this step. On cups a stage asks for rounds of at most `stage`
+    moves, and a rollout is just long enough for one of them."""
+    stage = state["stage"] if cups and a["curriculum"] == "on" else None
+    S = min(a["new_tokens"], 2 * stage + 6) if stage else a["new_tokens"]
+    # cups: the first two stages, and half of the steps later on, start at a story's very beginning
+    P = OPENING if cups and (state["step"] % 2 == 0 or (stage or 3) < 3) else a["prompt_tokens"]
+    # longer rounds hold more thoughts to learn from, so a step takes fewer of them, but never less than 64 rows. A given text
+    # costs nothing to write: 128 while the curriculum climbs. (With 64 rows one of five seeds of `stream` got stuck.)
+    least = 128 if a["teacher"] is None and stage != a["swaps"] else 64
+    B = max(min(max(1, least // a["samples"]), a["prompts"]), a["prompts"] * 8 // S) if stage else a["prompts"]
+    return stage, S, P, -(-B // WORLD) * WORLD  # each process has whole contexts, and as many as the others
+
+
+def contexts(a: dict, model: GPT, data, rules: Rules, B: int, P: int, S: int, step: int, stage: int | None,
+             offset: int) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """-> text [R, P + S], or [R, P] where each sibling writes its own; on cups, where the text is all there, also which
+    slots pay and moves before each answer, [R, S], and, where it is the data's, the state (of one ball its cup) after each
+    token, [R, P + S]."""
+    batch = take_text(a, data, B, P, step, S, stage)
+    if a["teacher"] is not None and a["siblings"] == "shared":
+        # one sibling writes the text, then all G think anew between its tokens: they differ in thoughts alone
+        batch = own_text(a, model, data, batch, B, P, rules, S, step, stage, offset)
+    text, pays, n, cup = (torch.from_numpy(x).to(model.device).repeat_interleave(a["samples"], 0) if x is not None else None
+                          for x in (batch.ids, batch.pays, batch.n, batch.state))
+    return (text, pays[:, P:], n[:, P:], cup) if pays is not None and text.shape[1] == P + S else (text, None, None, None)
+
+
+def take_text(a: dict, data, B: int, P: int, step: int, S: int, stage: int | None) -> Batch:
+    """B contexts for this step: whole windows of given text, prompts for teacher (3 B where own_text has to choose)."""
+    cups = {"prompt": P} if isinstance(data, Cups) else {}
+    if a["approach"] != "teacher":
+        return data.batch(B, P + S, a["seed"], step, "train", **cups, **({"n_max": stage} if stage else {}))
+    return data.batch(3 * B if stage and a["siblings"] == "shared" else B, P, a["seed"], step, "train", **cups)
+
+
+def own_text(a: dict, model: GPT, data, batch: Batch, B: int, P: int, rules: Rules, S: int, step: int, stage: int | None,
+             offset: int) -> Batch:
+    """The student's own continuation of B prompts, [B, P + S]. On cups the answers are what pays. With a curriculum 3 B texts
+    are written; the B with the longest first round of at most `stage` moves stay, and longer rounds do not pay yet."""
+    R = len(batch.ids)
+    if isinstance(data, Cups):  # no places that stay idle
+        rules = replace(rules, budget=min(rules.budget, rules.with_room(S).budget))
+    u = uniforms(a["seed"], step, "own_text", rules.draws(S), R, model.device)
+    prompts = torch.from_numpy(batch.ids).to(model.device)
+    text = rollout(model, prompts, P, S, rules, u, a["temperature"], offset=offset).text.cpu().numpy()
+    if not isinstance(data, Cups):
+        return Batch(text)
+    n = np.zeros(text.shape, int)  # moves before each answer
+    for row, moves in zip(text.tolist(), n):
+        for place, k, _ in data.check(row):
+            moves[place] = k
+    first = np.array([next((k for k in moves[P:] if k), 99) for moves in n])  # 99: it never asked
+    chosen = np.argsort(np.where(first <= (stage or 99), -first, first), kind="stable")[:B]
+    return Batch(text[chosen], (n[chosen] > 0) & (n[chosen] <= (stage or 99)), None, n[chosen])
+
+
+# 2. Roll out siblings
+
+def rules_of_step(model: GPT, rules: Rules, text: torch.Tensor, P: int, S: int, stage: int | None) -> Rules:
+    """The run's rules, without thoughts that this step can't use: what is known beforehand makes shorter rollouts."""
+    if rules.think == "forced" and rules.persist and text.shape[1] == P + S:
+        slots = int(rules.table(model)[text[:, P - 1:-1]].sum(1).max())  # all text is known, and so the number of thoughts
+        return replace(rules, budget=min(rules.budget, slots * rules.max_thoughts))
+    if rules.reread and stage:
+        return replace(rules, max_thoughts=min(rules.max_thoughts, stage + 1))
+    return rules
+
+
+def tell(model: GPT, cup: torch.Tensor):
+    """The oracle, as an `edit` for the rollout: each thought becomes the cup that the ball is under by then (of all balls,
+    their order). cup [R, P + S]."""
+    V, used = model.config.vocab_size, torch.zeros(len(cup), dtype=torch.long, device=cup.device)
+
+    def told(place: int, ids: torch.Tensor) -> torch.Tensor:
+        # thoughts come in order: what is no thought before a place is text
+        slot = (place - 1 - used).clamp(max=cup.shape[1] - 1)
+        used.add_(ids >= V)
+        return V + cup.gather(1, slot.unsqueeze(1)).squeeze(1).clamp(min=0)
+    return told
+
+
+# 3. Score (reward.py); the rows of all processes come together
+
+def gather(x: torch.Tensor) -> torch.Tensor:
+    """The rows of all processes, in order: [R / WORLD, ...] -> [R, ...]."""
+    if WORLD == 1:
+        return x
+    rows = [torch.empty_like(x, dtype=torch.uint8 if x.dtype == torch.bool else x.dtype) for _ in range(WORLD)]
+    dist.all_gather(rows, x.to(rows[0].dtype).contiguous())
+    return torch.cat(rows).to(x.dtype)
+
+
+def gather_rollout(ro: Rollout) -> Rollout:
+    """What step 4 has to know of everybody's rollouts; hidden states stay where they are."""
+    if WORLD == 1:
+        return ro
+    light = replace(ro, h=ro.h[:, :0])
+    return Rollout(*(gather(getattr(light, f.name)) for f in fields(light)[:-1]), ro.P)
+
+
+# 4. Advantage
+
+def advantages(a: dict, ro: Rollout, r: torch.Tensor) -> tuple[torch.Tensor, int, torch.Tensor]:
+    """r [R, S] -> A [R, S], divided by its spread over what was chosen; the number of choices; returns [R, S]."""
+    slot = ro.new_slot()
+    cost = torch.zeros_like(r).scatter_add(1, slot, ro.is_think[:, ro.P:].to(r.dtype)) * a["think_cost"]
+    returns = returns_to_go(r - cost, a["gamma"])
+    adv = advantage(returns, a["samples"], a["baseline"])
+    spoken = ro.is_text & ~ro.given & (a["text_grad"] == "sampled")  # own text as a choice like any other
+    felt = adv.gather(1, slot)[(ro.is_think | ro.gated | spoken)[:, ro.P:]]
+    if a["thoughts"] == "oracle" or a["thinker"]:  # a thought that is told is worth saying: -log g, as in supervised learning
+        return torch.ones_like(r), len(felt), returns
+    return adv / (felt.std(correction=0) + FLOOR_STD) if len(felt) else adv, len(felt), returns
+
+
+# 5. One gradient step
+
+def entropy_scale(a: dict, step: int, end: int, stage: int | None) -> tuple[float, float]:
+    """(weight of the entropy bonus, its target in nats). The target is twice as broad in the first stage, where states
+    that come to share a code would rarely part again. In the last quarter of a run the bonus fades: crisp thoughts."""
+    weight = (a["thoughts"] == "tokens") * min(1.0, 4 * (1 - step / end))
+    return weight, (2 if stage == 1 else 1) * a["entropy"] * math.log(max(a["think_vocab"], 2))
+
+
+def text_weights(a: dict, r: torch.Tensor, pays: torch.Tensor | None, frontier: torch.Tensor | None) -> torch.Tensor:
+    """[R, S]: what each text token's own r weighs in the loss: 1 over all that pay, OTHER_TEXT over all others.
+    frontier [R, S]: answers to the longest rounds of a stage. They end in thoughts that say nothing yet, and a reader that
+    learnt the answer from those would unlearn to listen."""
+    paying = pays.sum().item() if pays is not None else r.numel()
+    weight = torch.full_like(r, OTHER_TEXT / max(r.numel() - paying, 1))
+    weight[... if pays is None else pays] = (a["answer_grad"] == "on") / max(paying, 1)
+    return weight if frontier is None else weight.masked_fill(frontier, 0)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, a: dict, state: dict) -> None:
+    """Learning rates rise in the first steps after birth, and fall in the last fifth of the run."""
+    warm = min(1.0, (state["step"] - state["born"] + 1) / a["warmup"]) * min(1.0, 5 * (1 - state["step"] / state["end"]) + 0.05)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * warm
+
+
+def gradient_pass(a: dict, model: GPT, teacher: GPT | None, ro: Rollout, adv: torch.Tensor, weight: torch.Tensor,
+                  t_states: torch.Tensor | None, scale: dict, rules: Rules, offset: int, autocast) -> tuple[float, float]:
+    """Backward through one forward over all rows, in pieces of micro_batch rows -> loss, sum of thoughts' entropies."""
+    loss_sum, entropy = 0.0, 0.0
+    for i in range(0, len(ro.ids), a["micro_batch"]):
+        part = ro.rows(i, i + a["micro_batch"])
+        adv_i, weight_i, t_i = (x[i:i + a["micro_batch"]] if x is not None else None for x in (adv, weight, t_states))
+        lent = states_at(part.h, part.left) if a["thinker"] and rules.continuous else None  # the thinker's vectors
+        with autocast:
+            h = states(model, part, rules, offset, lent)
+            loss, H = rollout_loss(model, h, part, adv_i, weight_i, scale, teacher, t_i, a["beta"], a["text_grad"] == "sampled")
+            loss = loss + scale["policy"] * imitation(h, part, lent) if lent is not None else loss
+        loss.backward()
+        loss_sum, entropy = loss_sum + loss.item(), entropy + H
+    return loss_sum, entropy
+
+
+def sum_gradients(model: GPT, *numbers: float) -> list[float]:
+    """Everybody's gradients, in place, and these numbers, summed. (DistributedDataParallel would average, and wants one forward
+    a step; here a forward is in pieces, and each term is divided by the whole batch's count already.)"""
+    if WORLD == 1:
+        return list(numbers)
+    numbers = torch.tensor(numbers, device=model.device)
+    for x in [*(p.grad for p in model.parameters() if p.grad is not None), numbers]:
+        dist.all_reduce(x)
+    return numbers.tolist()
+
+
 def step_or_skip(model: GPT, optimizer: torch.optim.Optimizer, loss: float, state: dict) -> float:
     """One step of the optimizer -> the gradient's norm. One NaN would spoil all weights and Adam's moments for good, so a step
     whose loss or gradient isn't finite is left out and counted. Raises FloatingPointError after 10 in a row."""
@@ -689,88 +369,55 @@ def step_or_skip(model: GPT, optimizer: torch.optim.Optimizer, loss: float, stat
     return norm
 
 
-class Journal:
-    """What a run leaves in its folder: metrics.jsonl, a line a step and an evaluation, and samples.html."""
+# After a step: the curriculum
 
-    def __init__(self, out: Path, step: int):
-        self.out, self.log, self.t0 = out, out / "metrics.jsonl", time.time()
-        self.saved = self.t0  # when the last checkpoint was written
-        done = {"step": step, "eval": step + 1}  # an evaluation is logged before its checkpoint is written
-        kept = []
-        for text in self.log.read_text(errors="replace").splitlines() if step and self.log.exists() else []:
-            try:
-                line = json.loads(text)
-            except ValueError:  # half a line is the last thing that a killed run wrote
-                break
-            kept += [line] if line["step"] < done[line["kind"]] else []
-        part = self.log.with_name("metrics.jsonl.part")  # as with checkpoints: at no moment is there less than before
-        part.write_text("".join(json.dumps(x) + "\n" for x in kept))
-        os.replace(part, self.log)
-        self.evals = [x for x in kept if x["kind"] == "eval"]
-
-    def write(self, kind: str, step: int, values: dict) -> None:
-        line = {"kind": kind, "step": step, "seconds": time.time() - self.t0, **values}
-        with open(self.log, "a") as f:
-            f.write(json.dumps(line) + "\n")
-        self.evals += [line] if kind == "eval" else []
-
-    def measure(self, a: dict, step: int, whole: bool, model: GPT, teacher: GPT | None, data, rules: Rules) -> None:
-        each = 32 if whole else 8  # stories for every n
-        result, ro = evaluate(model, data, rules, teacher, a["prompt_tokens"], a["new_tokens"], each,
-                              rows=128 if isinstance(data, Cups) else a["prompts"] * a["samples"])  # a step's worth
-        self.write("eval", step, result)
-        tokenizer = Tokenizer(model.text_ids, model.config.think_vocab, rules.continuous)
-        html = [tokenizer.show(row, ro.P, "html") for row in ro.rows(0, 8).kept()]
-        (self.out / "samples.html").write_text(html_page(html, f"step {step}"), encoding="utf-8")
-
-    def close(self, forced: bool) -> None:
-        """The curves, and the last lines that a run prints."""
-        draw_curves(self.out)
-        report(self.evals[0], self.evals[-1], forced)
-        print(f"{time.time() - self.t0:.0f} s; {self.out}/ holds ckpt.pt, metrics.jsonl, curves.png, samples.html; now try\n"
-              f"  python sample.py --checkpoint {self.out}/ckpt.pt")
-
-
-def set_aside(out: Path) -> None:
-    """A run that the folder holds already moves to a folder in it, old1, old2, ...: nobody asked for it to be lost. (A run that
-    made no step is none.)"""
-    log = out / "metrics.jsonl"
-    if not ('"kind": "step"' in log.read_text(errors="replace") if log.exists() else (out / "ckpt.pt").exists()):
+def climb(a: dict, model: GPT, optimizer: torch.optim.Optimizer, rules: Rules, state: dict, stage: int,
+          right: torch.Tensor) -> None:
+    """The curriculum after a step of `stage`: the next stage, over given stories also the end of the run (which only ever comes
+    nearer), and in `stream` of one ball and at most three cups a second chance where a stage does not end."""
+    advance(state, right, a["swaps"])
+    if a["teacher"] is not None:
         return
-    old = next(path for i in itertools.count(1) if not (path := out / f"old{i}").exists())
-    old.mkdir()
-    for name in ("ckpt.pt", "metrics.jsonl", "curves.png", "samples.html", "probe.json", "probe.png"):  # the weights first
-        if (out / name).exists():
-            (out / name).rename(old / name)
-    print(f"{out}/ held a run already (--resume would have gone on with it): it is now in {old}/", flush=True)
+    if stage == a["swaps"] and state["accuracy"] > 0.9 and not state["wanted"]:
+        state["end"] = min(state["end"], state["step"] + TAIL)
+    named = a["model"] in ("scratch", *PICO, *SIZES)  # of any other its file may be another one by now
+    easy = a["cups"] <= 3 and a["balls"] == "one"  # (of all three balls one stage took 1,200 steps)
+    stuck = 1 < state["stage"] < a["swaps"] and state["in_stage"] > PATIENCE
+    if named and easy and stuck and a["thoughts"] == "tokens" and rules.persist:
+        begin_again(a, model, optimizer, state)
 
 
-def first_state(a: dict) -> dict:
-    """All that adapts while a run goes on, and so has to be in the checkpoint beside weights and optimizer."""
-    return {"step": 0, "stage": 1, "accuracy": 0.0, "in_stage": 0, "dead": 0, "skipped": 0, "in_a_row": 0,
-            "end": a["steps"], "wanted": False, "born": 0, "attempt": 0}
+def advance(state: dict, right: torch.Tensor, last: int) -> None:
+    """The curriculum: on to the next stage once its own answers are right. right: bool, answers after `stage` moves."""
+    state["in_stage"] += 1
+    if len(right):
+        state["accuracy"] = 0.8 * state["accuracy"] + 0.2 * right.float().mean().item()
+    # the first stage has to be nearly perfect: what is wrong in it multiplies along every longer chain
+    enough = 0.95 if state["stage"] == 1 else 0.85
+    if state["accuracy"] > enough and state["in_stage"] >= 5 and state["stage"] < last:
+        state |= {"stage": state["stage"] + 1, "accuracy": 0.5, "in_stage": 0}
 
 
-def notice_dead(state: dict, dead: bool) -> None:
-    """Say, once for each time that it begins, that nothing is learnt."""
-    state["dead"] = state["dead"] + 1 if dead else 0
-    if state["dead"] == 50:
-        tqdm.write("hint: for 50 steps siblings have not differed (spread < 0.002), so thoughts learn nothing. Does the "
-                   "text need them? Try a narrower --window, another --seed, or a base that can't do without")
+def begin_again(a: dict, model: GPT, optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Throw the weights away and start with other ones, at stage 1. Now and then a seed of `stream` comes by a code in which
+    some states share their thoughts; it creeps out of that in 1,000 steps or never, and a fresh start takes 600. It gets
+    --steps of its own, but all starts together no more than twice that: some worlds are too hard for every start."""
+    if not state["wanted"]:
+        state["end"] = min(state["step"] + a["steps"], 2 * a["steps"])
+    state |= {"stage": 1, "accuracy": 0.0, "in_stage": 0, "born": state["step"], "attempt": state["attempt"] + 1}
+    tqdm.write(f"step {state['step']}: this stage has taken {PATIENCE} steps, so it begins again with other luck")
+    fresh = setup(a | {"seed": a["seed"] + 10_000 * state["attempt"]}, None)[0]
+    with torch.no_grad():
+        for p, new in zip(model.parameters(), fresh.parameters()):
+            p.copy_(new)
+    optimizer.state.clear()
 
 
-def whole_run(a: dict, model: GPT, rules: Rules, state: dict, optimizer: torch.optim.Optimizer) -> dict:
-    """All that --resume needs."""
-    return as_checkpoint(model) | {"args": a, "rules": asdict(rules), "state": state, "optimizer": optimizer.state_dict()}
+# After a step: stop? look, save
 
-
-def line_of_step(state: dict, r: torch.Tensor, pays: torch.Tensor | None, returns: torch.Tensor, G: int, loss: float,
-                 entropy: float, thoughts: int, norm: float) -> dict:
-    """What metrics.jsonl says of a step (README: Columns). r, returns [R, S]; entropy: summed over thoughts."""
-    paying = pays.sum().item() if pays is not None else r.numel()
-    return {"reward": (r.sum() / max(paying, 1)).item(), "loss": loss, "spread": sibling_spread(returns, G).item() if G > 1 else 0.0,
-            "entropy": entropy / max(thoughts, 1), "thoughts": thoughts / r.numel(), "grad_norm": norm, "stage": state["stage"],
-            "skipped": state["skipped"]}
+def asked_to_stop(stop: list[int] | None, device) -> bool:
+    """Did a signal come, to any of the processes?"""
+    return bool(stop) if WORLD == 1 else bool(gather(torch.tensor([bool(stop)], device=device)).any())
 
 
 def look_and_save(journal: Journal, a: dict, state: dict, stopping: bool, model: GPT, teacher: GPT | None, data, rules: Rules,
@@ -787,6 +434,13 @@ def look_and_save(journal: Journal, a: dict, state: dict, stopping: bool, model:
         save(journal.out / "ckpt.pt", whole_run(a, model, rules, state, optimizer))
         journal.saved = time.time()
 
+
+def whole_run(a: dict, model: GPT, rules: Rules, state: dict, optimizer: torch.optim.Optimizer) -> dict:
+    """All that --resume needs."""
+    return as_checkpoint(model) | {"args": a, "rules": asdict(rules), "state": state, "optimizer": optimizer.state_dict()}
+
+
+# The loop
 
 def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | None, data, rules: Rules,
           thinker: tuple[GPT, int] | None = None, stop: list[int] | None = None) -> None:
@@ -837,8 +491,8 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         scale = {"policy": 1 / max(felt, 1), "entropy": fade / max(thoughts, 1), "target": target}
         set_rates(optimizer, a, state)
         optimizer.zero_grad(set_to_none=True)
-        loss, entropy = gradient_pass(a, model, teacher, ro, adv[mine], text_weights(a, r, pays, frontier)[mine], t_states, scale,
-                                      now, offset, autocast)
+        loss, entropy = gradient_pass(a, model, teacher, ro, adv[mine], text_weights(a, r, pays, frontier)[mine], t_states,
+                                      scale, now, offset, autocast)
         loss, entropy = sum_gradients(model, loss, entropy)
         norm = step_or_skip(model, optimizer, loss, state)
 
@@ -862,6 +516,68 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         dist.destroy_process_group()
     if chief:
         journal.close(a["think"] == "forced")
+
+
+# The command
+
+def join_processes() -> None:
+    """torchrun: find the others; the first one alone speaks."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if RANK:
+        sys.stdout = open(os.devnull, "w")
+
+
+def ask_to_stop() -> list[int]:
+    """-> a list that gets the number of a signal, Ctrl-C or SIGTERM. The run looks at it after each step, saves and ends; a
+    second signal finds no one who would wait, and ends the process at once."""
+    asked, signals = [], (signal.SIGINT, signal.SIGTERM)
+
+    def ask(number: int, _) -> None:
+        asked.append(number)
+        for s in signals:
+            signal.signal(s, signal.SIG_DFL)
+    for s in signals:
+        signal.signal(s, ask)
+    return asked
+
+
+def main() -> None:
+    """Exit codes: 0 done; 1 the run broke off, what was saved is whole; 2 refused before the first step; 130, 143 stopped by
+    Ctrl-C or SIGTERM, and saved."""
+    args = parse()
+    saved, out = None, args.out
+    if WORLD > 1:
+        join_processes()
+    try:
+        if args.resume:
+            a, saved = pick_up(args)
+        else:
+            a = resolve(args) | {"out": str(out)}
+        out.mkdir(parents=True, exist_ok=True)
+        if any(a[k] and Path(a[k]).resolve() == (out / "ckpt.pt").resolve() for k in ("teacher", "thinker")):
+            raise ValueError(f"{out}/ckpt.pt is judge or thinker of this run, which would write over it: choose another --out")
+        model, teacher, data, rules = setup(a, saved)
+        thinker = load_thinker(a, model, rules)
+        make_optimizer(a, model, saved)  # moments of another model? text too short? better now than after an hour
+        take_text(a, data, 1, a["prompt_tokens"], 0, a["new_tokens"], None)
+        data.batch(1, a["prompt_tokens"] + a["new_tokens"], 0, 0, "eval")
+    except (ValueError, OSError) as e:
+        args.error(str(e))
+    except (RuntimeError, MemoryError) as e:
+        if "allocate" not in str(e):
+            raise
+        args.error(f"such a model or its data do not fit into memory ({str(e).splitlines()[0]})")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    try:
+        if saved is None and RANK == 0:
+            set_aside(out)
+        return train(a, saved, out, model, teacher, data, rules, thinker, ask_to_stop())
+    except (OSError, FloatingPointError) as e:
+        broken = str(e)
+    sys.exit(f"train.py: {broken}; --resume goes on from the last checkpoint")  # by now the bar is gone, and has ended its line
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ MUTANTS = [  # what is wrong, file, string, what it becomes, tests that must not
     ("the frontier trains the reader", "train.py", "weight.masked_fill(frontier, 0)", "weight", "test_train.py"),
     ("a step with a NaN is taken", "train.py", "if math.isfinite(loss) and math.isfinite(norm):", "if True:",
      "test_nothing_lost.py"),
-    ("an evaluation is lost on resume", "train.py", '"eval": step + 1}', '"eval": step}', "test_nothing_lost.py"),
+    ("an evaluation is lost on resume", "journal.py", '"eval": step + 1}', '"eval": step}', "test_nothing_lost.py"),
     ("the curriculum starts anew on resume", "train.py", 'first_state(a) | (saved["state"] if saved is not None else {})',
      'first_state(a) | ({"step": saved["state"]["step"]} if saved is not None else {})', "test_nothing_lost.py"),
 ]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import journal
 import pretrain
 import sample
 import train
@@ -189,7 +190,7 @@ def test_nearest_rows():
 def test_two_steps_of_every_kind(argv, tmp_path, monkeypatch, capsys):
     """Every approach and kind of thought trains, is evaluated, and can be sampled from its checkpoint; a run that is at
     its end and resumed says what it had learnt."""
-    monkeypatch.setattr(train, "evaluate", lambda *a, **kind: real(*a, **{**kind, "rows": 8}, each=1) if len(a) < 7
+    monkeypatch.setattr(journal, "evaluate", lambda *a, **kind: real(*a, **{**kind, "rows": 8}, each=1) if len(a) < 7
                         else real(*a[:6], 1, rows=8))
     short = ["--steps", "2", "--eval_every", "2", "--new_tokens", "12", "--out", tmp_path]
     short += ["--think_vocab", "16", "--prompts", "2", "--samples", "2"] if "--thoughts" not in argv else []

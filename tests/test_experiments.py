@@ -9,6 +9,7 @@ import torch
 
 import experiments
 import report
+import settings
 from experiments import EXPERIMENTS, Arm, Experiment, folder, mflop
 from report import interval, parts, table, verdicts
 from test_cli import run
@@ -92,17 +93,15 @@ def test_mflop_by_hand(tmp_path):
 @pytest.mark.parametrize("name", list(EXPERIMENTS))
 def test_flags_are_accepted(name, capsys):
     """No run of an experiment is refused after hours of others."""
-    import train
     for arm in EXPERIMENTS[name].arms.values():
         assert arm.after is None or arm.after in EXPERIMENTS[name].arms
-        train.resolve(train.parse(arm.flags.split()))
+        settings.resolve(settings.parse(arm.flags.split()))
 
 
 def test_told_thoughts_are_learnt_as_lent_ones():
     """The flags of the oracle with full attention are what --thinker would set."""
-    import train
-    said = vars(train.parse(experiments.AS_TAUGHT.split()))
-    assert {k: said[k] for k in train.TAUGHT if k != "entropy"} == {k: v for k, v in train.TAUGHT.items() if k != "entropy"}
+    said = vars(settings.parse(experiments.AS_TAUGHT.split()))
+    assert {k: said[k] for k in settings.TAUGHT if k != "entropy"} == {k: v for k, v in settings.TAUGHT.items() if k != "entropy"}
 
 
 def checkpoint(path, N: int, **rules) -> None:
@@ -154,9 +153,8 @@ def test_probed_experiments_and_the_page(asked, monkeypatch, capsys, tmp_path):
 
 def test_weights_of_the_random_policy_never_move():
     """Its flags leave them where they were born."""
-    import train
     random = EXPERIMENTS["content"].arms["random policy"]
-    a = train.resolve(train.parse([*random.flags.split(), "--seed", "3"]))
+    a = settings.resolve(settings.parse([*random.flags.split(), "--seed", "3"]))
     assert a["lr"] == a["think_lr"] == 0 and EXPERIMENTS["content"].arms["random policy, full"].after == "random policy"
     shared = ("tokens, window", "tokens, full", "filler, full", "none, full")
     assert all(folder(EXPERIMENTS[x], arm, 1) == folder(EXPERIMENTS["channel"], arm, 1) for x in ("content", "faithful")

@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch._dynamo  # an optimizer imports it when it is made, for three seconds: here once, not in every child
 
+import journal
 import sample
 import tokenizer
 import train
@@ -41,7 +42,7 @@ def small_world() -> None:
         out, ro = free_text(model, game, rules, teacher, 2, P, 6)
         nats, p_think = plain_nats(model, torch.from_numpy(game.batch(2, 40, 0, 2000, "eval").ids), rules.window)
         return {"nats_without_thoughts": nats, "p_think": p_think, **out}, ro
-    train.evaluate, train.draw_curves = look, lambda out: None
+    journal.evaluate, journal.draw_curves = look, lambda out: None
 
 
 tokenizer_once = functools.cache(tokenizer.gpt2_encoding)
@@ -164,7 +165,7 @@ def dies_in_line(at: int):
     """Half of the at-th line of the log is written."""
     def before():
         small_world()
-        real, calls = train.Journal.write, iter(range(999))
+        real, calls = journal.Journal.write, iter(range(999))
 
         def write(self, kind, step, values):
             real(self, kind, step, values)
@@ -173,7 +174,7 @@ def dies_in_line(at: int):
                 with open(self.log, "r+b") as f:
                     f.truncate(size - len(f.read().splitlines()[-1]) // 2)
                 die()
-        train.Journal.write = write
+        journal.Journal.write = write
     return before
 
 
@@ -266,13 +267,13 @@ def gone():
     """The folder disappears in the third step."""
     import shutil
     small_world()
-    real, calls = train.Journal.write, iter(range(999))
+    real, calls = journal.Journal.write, iter(range(999))
 
     def write(self, *a):
         if next(calls) == 3:
             shutil.rmtree(self.out)
         real(self, *a)
-    train.Journal.write = write
+    journal.Journal.write = write
 
 
 def test_faults_of_the_disk(tmp_path):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import journal
 import probe
 import train
 from data import OPENING, Cups
@@ -223,8 +224,8 @@ def command(tmp, argv, monkeypatch, capsys) -> tuple[dict, str]:
 
 def test_command_after_a_run(tmp_path, monkeypatch, capsys):
     """From a run of two steps: probe.json, probe.png and a table, with everything in them."""
-    monkeypatch.setattr(train, "evaluate", lambda *a, **_: evaluate(*a[:6], 1, rows=4))
-    monkeypatch.setattr(train, "draw_curves", lambda out: None)
+    monkeypatch.setattr(journal, "evaluate", lambda *a, **_: evaluate(*a[:6], 1, rows=4))
+    monkeypatch.setattr(journal, "draw_curves", lambda out: None)
     argv = ["--approach", "stream", "--think_vocab", "16", "--steps", "2", "--prompts", "2", "--new_tokens", "12"]
     assert run(train.main, [*argv, "--out", tmp_path], monkeypatch, capsys)[0] == 0
     out, said = command(tmp_path, [], monkeypatch, capsys)

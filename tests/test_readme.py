@@ -12,11 +12,14 @@ import torch
 import evaluate
 import picture
 from data import Cups
-from experiments import EXPERIMENTS, interval, table
+from experiments import EXPERIMENTS
+from journal import line_of_step
 from model import GPT, PICO, SIZES, Config, as_checkpoint, load, save
 from mutate import MUTANTS
+from report import interval, table
 from rollout import Rules
-from train import first_state, line_of_step, parse, resolve
+from settings import parse, resolve
+from train import first_state
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "RESULTS.md", "EXERCISES.md")}

@@ -6,11 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+import journal
 import train
 from data import OPENING, Cups
 from evaluate import free_text, story_set, when_it_thinks
 from model import gate_logit
 from rollout import Rules, rollout, states, visible_text
+from settings import parse, resolve
 from train import advance, advantages, contexts, entropy_scale, rules_of_step, shape_of_step, text_weights
 
 R, P, S, V = 4, 3, 6, 11
@@ -21,7 +23,7 @@ def texts(rows=R, length=P + S):
 
 
 def settings(*argv) -> dict:
-    return train.resolve(train.parse(["--approach", "stream", "--prompts", "3", "--samples", "4", *argv]))
+    return resolve(parse(["--approach", "stream", "--prompts", "3", "--samples", "4", *argv]))
 
 
 @pytest.mark.parametrize("window", [0, 4])
@@ -139,8 +141,8 @@ def test_entropy_fades():
 def test_each_gradient_is_of_its_own_step(tmp_path, monkeypatch):
     """Guards zero_grad, the warm-up and the clip: no step sees an older gradient, and rates rise from the first step on."""
     rates, real = [], train.gradient_pass
-    monkeypatch.setattr(train, "draw_curves", lambda out: None)
-    monkeypatch.setattr(train, "evaluate", lambda *a, **kind: (lambda out, ro: ({"nats_without_thoughts": 1.0, **out}, ro))(
+    monkeypatch.setattr(journal, "draw_curves", lambda out: None)
+    monkeypatch.setattr(journal, "evaluate", lambda *a, **kind: (lambda out, ro: ({"nats_without_thoughts": 1.0, **out}, ro))(
         *free_text(*a[:4], 2, a[4], 6)))
     optimizers, make = [], train.make_optimizer
     monkeypatch.setattr(train, "make_optimizer", lambda *a: optimizers.append(make(*a)) or optimizers[-1])
@@ -211,9 +213,9 @@ def test_a_stage_that_does_not_end_begins_again(tmp_path, monkeypatch):
     a = settings("--steps", "9", "--width", "8", "--think_vocab", "4", "--swaps", "2", "--eval_every", "9") | {"out": ""}
     monkeypatch.setattr(train, "PATIENCE", 3)
     monkeypatch.setattr(train, "TAIL", 1)
-    monkeypatch.setattr(train.Journal, "measure", lambda self, *rest: self.evals.append({"nats_without_thoughts": 0.0}))
-    monkeypatch.setattr(train, "draw_curves", lambda out: None)
-    monkeypatch.setattr(train, "report", lambda *ends: None)
+    monkeypatch.setattr(journal.Journal, "measure", lambda self, *rest: self.evals.append({"nats_without_thoughts": 0.0}))
+    monkeypatch.setattr(journal, "draw_curves", lambda out: None)
+    monkeypatch.setattr(journal, "report", lambda *ends: None)
     begun, real = [], train.begin_again
 
     def spy(a, model, optimizer, state):

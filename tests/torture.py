@@ -28,10 +28,11 @@ import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import data  # noqa: E402
+import journal  # noqa: E402
 import sample  # noqa: E402
+import settings  # noqa: E402
 import test_nothing_lost as quick  # noqa: E402
 import tokenizer  # noqa: E402
-import train  # noqa: E402
 from model import GPT, Config, as_checkpoint, load, save  # noqa: E402
 from test_nothing_lost import APPROACHES, child, ended, is_complete, left, limited, run, same, small_world, tiny  # noqa: E402
 
@@ -163,11 +164,11 @@ def checkpoints(folder: Path, count: int, luck: random.Random) -> str:
     out, reasons, words = folder / "out", {}, ("its checksum differs", "lost its end, with the checksum", "can't be read")
     assert run(tiny("stream", out), quick.signalled(signal.SIGINT, at=2))[0] == 130
     good = (out / "ckpt.pt").rename(out / "good.pt")
-    resume = train.parse(["--resume", "--out", str(out)])
+    resume = settings.parse(["--resume", "--out", str(out)])
     for kind in ("cut", "flipped"):
         for _ in tqdm(range(count), desc=kind):
             quick.spoil_randomly(good, kind, luck).rename(out / "ckpt.pt")
-            for read in (lambda: load(out / "ckpt.pt"), lambda: train.pick_up(resume)):
+            for read in (lambda: load(out / "ckpt.pt"), lambda: settings.pick_up(resume)):
                 try:
                     read()
                 except ValueError as e:
@@ -224,7 +225,7 @@ def strings(folder: Path, count: int, luck: random.Random) -> str:
 def command(luck: random.Random, program: str) -> list[str]:
     """A random command line: flags that exist and some that do not, values that fit and some that do not."""
     sample_flags = ["prompt", "new_tokens", "temperature", "top_k", "samples", "seed", "color", "hide_thoughts", "replace"]
-    flags = [*vars(train.parse([])), "no_such"] if program == "train" else [*sample_flags, "no_such"]
+    flags = [*vars(settings.parse([])), "no_such"] if program == "train" else [*sample_flags, "no_such"]
     flags = [f for f in flags if f not in ("error", "out")]
     values = ["9" * 30, "9" * 5000, "", " ", "The ball", "\0", "\ud800"]
     values += ("0 1 2 3 16 -1 17 0.5 1e-3 -0.1 nan inf 1e400 on off cups teacher stream next_token tokens none filler continuous "
@@ -246,8 +247,8 @@ def commands(folder: Path, count: int, luck: random.Random) -> str:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as err:
             try:
                 if program == "train":
-                    args = train.parse(argv)
-                    train.pick_up(args) if args.resume else train.resolve(args)
+                    args = settings.parse(argv)
+                    settings.pick_up(args) if args.resume else settings.resolve(args)
                 else:
                     sys.argv = ["sample.py", "--checkpoint", str(folder / "x.pt"), *argv]
                     sample.main()
@@ -362,7 +363,7 @@ def memory(folder: Path, count: int, luck: random.Random) -> str:
 
         def before():
             small_world()
-            real = train.Journal.write
+            real = journal.Journal.write
 
             def write(self, kind, step, values):
                 real(self, kind, step, values)
@@ -370,7 +371,7 @@ def memory(folder: Path, count: int, luck: random.Random) -> str:
                     pages = int(Path("/proc/self/statm").read_text().split()[1])
                     with open(marks, "a") as f:
                         f.write(f"{pages * os.sysconf('SC_PAGESIZE') / 2 ** 20}\n")
-            train.Journal.write = write
+            journal.Journal.write = write
         code, said = run(tiny(approach, folder / approach, "--steps", str(count), "--eval_every", str(count // 4)), before)
         assert code == 0, said
         early, middle, late = map(float, marks.read_text().split())
