@@ -68,7 +68,7 @@ class Experiment:
 
 STREAM = "--approach stream"
 TOKENS = f"{STREAM} --think_vocab 2048"
-# what --thinker sets (train.TAUGHT), for thoughts that are told and need no thinker
+# what --thinker sets (settings.TAUGHT), for thoughts that are told and need no thinker
 AS_TAUGHT = "--window 0 --curriculum off --new_tokens 40 --samples 1 --prompts 32 --baseline none --lr 4e-3 --steps 1500"
 RELEASED = f"{STREAM} --think free --think_prior 0.9 --think_cost {{}} --idle 0.4 --curriculum off --steps 800"
 CHANNEL = {

@@ -67,7 +67,7 @@ def flags_of_train() -> Parser:
     p.add_argument("--micro_batch", type=int, help="rows in one gradient forward: less memory, same gradient")
     # learning
     p.add_argument("--steps", type=int,
-                   help="updates (cups: 1500, stream at most 1600, anew where it begins again; text: 1000)")
+                   help="updates (cups: 1500, stream at most 1600, anew where it begins again, harder worlds 12000; text: 1000)")
     p.add_argument("--lr", type=float, help="learning rate of GPT-2's own parameters")
     p.add_argument("--think_lr", type=float, help="learning rate of the thinking rows")
     p.add_argument("--warmup", type=int, help="steps in which the learning rates rise (15; 50 from scratch)")
@@ -78,7 +78,8 @@ def flags_of_train() -> Parser:
     p.add_argument("--beta", type=float, help="weight of the own log-prob in the teacher's reward (1: reverse KL)")
     p.add_argument("--text_grad", choices=["exact", "sampled"], help="teacher: gradient of text rows")
     p.add_argument("--answer_grad", choices=["on", "off"], help="given text: train p_text of the paying tokens directly")
-    p.add_argument("--curriculum", choices=["on", "off"], help="cups: rounds of 1 move first")
+    p.add_argument("--curriculum", choices=["on", "strict", "off"],
+                   help="cups: rounds of 1 move first; strict: each stage must be nearly right (harder worlds)")
     # the run
     p.add_argument("--seed", type=int, default=0, help="of everything that is drawn: weights, text, rollouts (0)")
     p.add_argument("--eval_every", type=int,
@@ -207,11 +208,19 @@ def fill_in_defaults(a: dict) -> None:
         # rounds begin in order, so after one move that move is the answer: a window of 5 would show it to the question, and no
         # thought would be learnt
         special = {"window": 4} | special
+    if harder(a) and a["curriculum"] in (None, "strict"):
+        special = {"curriculum": "strict", "steps": 12000} | special  # at the most: it ends when the last stage is learnt
     fill_in(a, DEFAULTS[a["approach"], "cups" if cups else "text"] | special)
     if a["approach"] == "next_token" and cups:
         fill_in(a, {"max_thoughts": a["swaps"] + 1})  # one to go back with, then one for each move
     warmup = 50 if a["model"] == "scratch" else 15
     fill_in(a, ALWAYS | dict(warmup=warmup, micro_batch=a["prompts"] * a["samples"]))
+
+
+def harder(a: dict) -> bool:
+    """Is this `stream` of ids in a world with more to tell apart than three cups' five moves?"""
+    world = (a["cups"] or 3) > 3 or a["balls"] == "all" or bool(a["idle"])
+    return world and a["approach"] == "stream" and a["thoughts"] == "tokens" and a["data"] == "cups"
 
 
 def fill_in(a: dict, values: dict) -> None:
@@ -232,7 +241,7 @@ def settle_siblings(a: dict, said: set[str]) -> None:
     a["siblings"] = a["siblings"] or ("shared" if a["text_grad"] == "exact" else "free")
     if a["siblings"] == "free" and a["data"] == "cups":
         # each sibling writes its own rounds: there is no stage whose answers could be counted
-        if a["curriculum"] == "on" and "curriculum" in said:
+        if a["curriculum"] != "off" and "curriculum" in said:
             raise ValueError("--siblings free writes rounds of any length: it has no curriculum (--curriculum off)")
         a["curriculum"] = "off"
     if a["siblings"] == "shared" and a["text_grad"] == "sampled":
@@ -243,8 +252,10 @@ def settle_thinking_rows(a: dict) -> None:
     """think_vocab is N for tokens alone; for all other kinds of thoughts it follows from the kind. Raises ValueError."""
     if a["thoughts"] == "oracle" and (a["approach"] != "stream" or a["data"] != "cups" or a["think"] != "forced"):
         raise ValueError("--thoughts oracle tells the cup of the ball: --approach stream --data cups --think forced")
-    told = a["cups"] if a["balls"] == "one" else math.factorial(a["cups"])  # states that an oracle has words for
-    a["think_vocab"] = {"tokens": a["think_vocab"], "continuous": 1, "filler": 1, "none": 0, "oracle": told}[a["thoughts"]]
+    if a["thoughts"] == "oracle":  # a row for each state (six cups there are not: data.Cups refuses them)
+        a["think_vocab"] = math.factorial(min(max(a["cups"], 0), 6)) if a["balls"] == "all" else a["cups"]
+    elif a["thoughts"] != "tokens":
+        a["think_vocab"] = {"continuous": 1, "filler": 1, "none": 0}[a["thoughts"]]
 
 
 def spare_copies(a: dict, said: set[str]) -> None:

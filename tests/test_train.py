@@ -98,13 +98,46 @@ def test_all_balls_have_a_narrower_window():
     assert [settings("--thinker", "x", "--thoughts", kind)["steps"] for kind in ("tokens", "continuous")] == [1500, 3000]
 
 
+def test_harder_worlds_climb_strictly():
+    """Guards the default: ids in worlds with more to tell apart have a strict curriculum and the steps for it; nobody is overruled."""
+    for flags in (["--cups", "5"], ["--balls", "all"], ["--idle", "0.4"]):
+        a = settings(*flags)
+        assert (a["curriculum"], a["steps"]) == ("strict", 12000)
+        assert settings(*flags, "--curriculum", "on")["curriculum"] == "on"
+        assert settings(*flags, "--curriculum", "on")["steps"] == 1600 and settings(*flags, "--steps", "7")["steps"] == 7
+        assert settings(*flags, "--thinker", "x")["curriculum"] == "off"
+    for flags in ([], ["--cups", "5", "--thoughts", "continuous"]):
+        assert settings(*flags)["curriculum"] == "on"
+
+
+def test_strict_stages_are_longer_and_surer():
+    """Guards CLIMB: the share that is enough, over how many steps, in the first stage and in later ones."""
+    for stage, share, passed in ((1, 0.97, {"on"}), (1, 1.0, {"on", "strict"}), (2, 0.9, {"on"}), (2, 0.96, {"on", "strict"})):
+        right = torch.arange(100) < 100 * share
+        for how in ("on", "strict"):
+            state = {"stage": stage, "accuracy": 0.0, "in_stage": 0}
+            steps = next((i for i in range(1, 200) if advance(state, right, 3, how) or state["stage"] > stage), None)
+            assert (steps is not None) == (how in passed)
+            assert steps is None or steps >= train.CLIMB[how][2]
+
+
+def test_a_strict_stage_does_not_begin_again(monkeypatch):
+    a, right = settings("--idle", "0.4"), torch.zeros(8, dtype=torch.bool)
+    begun = []
+    monkeypatch.setattr(train, "begin_again", lambda *args: begun.append(args))
+    for how in ("strict", "on"):
+        state = {"step": 900, "stage": 2, "accuracy": 0.1, "in_stage": 700, "end": 1600, "wanted": False}
+        train.climb(a | {"curriculum": how}, None, None, Rules("forced"), state, 2, right)
+        assert len(begun) == (how == "on")
+
+
 def test_the_end_of_a_curriculum():
-    """Guards the end: over given stories a run goes on for TAIL steps once its last stage is learnt, but for one that was told
+    """Guards the end: over given stories a run goes on for some steps once its last stage is learnt, but for one that was told
     with --resume --steps N where to end."""
     a, right = settings("--swaps", "2"), torch.ones(8, dtype=torch.bool)
-    for wanted, end in ((False, 100 + train.TAIL), (True, 1600)):
-        state = {"step": 100, "stage": 2, "accuracy": 0.9, "in_stage": 9, "end": 1600, "wanted": wanted}
-        train.climb(a, None, None, Rules("forced"), state, 2, right)
+    for wanted, end, how in ((False, 500, "on"), (True, 1600, "on"), (False, 1700, "strict")):
+        state = {"step": 100, "stage": 2, "accuracy": 0.9, "in_stage": 9, "end": 1600 + 100 * (how == "strict"), "wanted": wanted}
+        train.climb(a | {"curriculum": how}, None, None, Rules("forced"), state, 2, right)
         assert state["end"] == end
 
 
@@ -212,7 +245,7 @@ def test_a_stage_that_does_not_end_begins_again(tmp_path, monkeypatch):
     the stage is the first; and a curriculum that is at its end brings the end of the run nearer."""
     a = settings("--steps", "9", "--width", "8", "--think_vocab", "4", "--swaps", "2", "--eval_every", "9") | {"out": ""}
     monkeypatch.setattr(train, "PATIENCE", 3)
-    monkeypatch.setattr(train, "TAIL", 1)
+    monkeypatch.setattr(train, "CLIMB", {"on": (0.95, 0.85, 5, 1)})
     monkeypatch.setattr(journal.Journal, "measure", lambda self, *rest: self.evals.append({"nats_without_thoughts": 0.0}))
     monkeypatch.setattr(journal, "draw_curves", lambda out: None)
     monkeypatch.setattr(journal, "report", lambda *ends: None)
@@ -223,7 +256,7 @@ def test_a_stage_that_does_not_end_begins_again(tmp_path, monkeypatch):
         fresh = train.setup(a | {"seed": a["seed"] + 10_000 * state["attempt"]}, None)[0]
         begun.append((state["step"], state["end"], all(torch.equal(p, q) for p, q in zip(model.parameters(), fresh.parameters()))))
 
-    def three_stages(state, right, last):  # four steps in stage 2, again stage 1, then the last one and all right
+    def three_stages(state, right, last, curriculum):  # four steps in stage 2, again stage 1, then the last one and all right
         state["in_stage"] += 1
         state |= {"stage": last, "accuracy": 1.0} if begun else {}
     monkeypatch.setattr(train, "begin_again", spy)
