@@ -156,9 +156,23 @@ def resolve(args: argparse.Namespace) -> dict:
         a["dtype"] = "bfloat16" if gpu and torch.cuda.is_bf16_supported() else "float32"
     if a["compile"] == "auto":
         a["compile"] = "on" if gpu else "off"
+    if a["compile"] == "on" and not can_compile(a["device"]):
+        a["compile"] = "off"
     print(f"{why}: {a['device']}, {a['dtype']}, compile {a['compile']}, {a['model']} on {a['data']}"
           + (f", judged by {a['teacher']}{'-teacher' * (a['teacher'] == 'pico')}" if a["teacher"] else ""))
     return a
+
+
+def can_compile(device: str) -> bool:
+    """Does torch.compile get through for the smallest function there is? It wants a C++ compiler, and says so by a page of
+    traceback, in the middle of the first rollout."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
+    except Exception as e:  # of many kinds: InvalidCxxCompiler, TritonMissing, BackendCompilerFailed, ...
+        reason = next((line.strip() for line in str(e).splitlines() if line.strip()), "")
+        print(f"torch.compile does not run here, so compile is off ({type(e).__name__}: {reason[:120]})")
+        return False
+    return True
 
 
 def choose_device(a: dict) -> str:

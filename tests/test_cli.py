@@ -1,5 +1,6 @@
 """The commands as a person types them: what they refuse, in one line, and what they leave behind."""
 import json
+import os
 import re
 import subprocess
 import sys
@@ -167,6 +168,15 @@ def test_sample_shows_thoughts(finished, monkeypatch, capsys):
     every = [x for i in range(15) for x in ("--replace", f"{i}=15")]
     code, replaced, _ = run(sample.main, [*base, *every], monkeypatch, capsys)
     assert "<think15>" in replaced and not any(f"<think{i}>" in replaced for i in range(15))
+
+
+def test_without_a_compiler(tmp_path):
+    """Guards --compile on where there is no C++ compiler: one line says so, and the run goes on without."""
+    line = [sys.executable, "train.py", *SHORT, "--width", "8", "--swaps", "2", "--new_tokens", "8", "--compile", "on", "--out", str(tmp_path / "out")]
+    bare = {**os.environ, "CXX": "no-such-compiler", "PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(line, cwd=ROOT, env=bare, capture_output=True, text=True)
+    assert done.returncode == 0 and "torch.compile does not run here, so compile is off" in done.stdout, done.stderr
+    assert "Traceback" not in done.stderr and "compile off" in done.stdout
 
 
 def test_nearest_rows():

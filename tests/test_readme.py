@@ -11,6 +11,7 @@ import torch
 
 import evaluate
 import picture
+import reward
 from data import Cups
 from experiments import EXPERIMENTS
 from journal import line_of_step
@@ -246,7 +247,7 @@ def test_reckoning_for_a_gpu():
             count = sum(p.numel() for p in GPT(Config(layers, heads, width, think_vocab=2048)).parameters())
         micro = int((re.search(r"--micro_batch (\d+)", row[0]) or [0, 32])[1])
         parts = [18 * count, 2 * layers * 32 * 160 * width * 2, layers * micro * 160 * 36 * width,
-                 6 * 36 * 2 ** 20 + 50257 * width * 4]
+                 5 * 4 * reward.FLOATS + 50257 * width * 4]
         assert row[1:] == [f"{count:,}", *(f"{x / 1e9:.1f}" for x in parts), f"{(sum(parts) + 1e9) / 1e9:.1f}"]
 
 
