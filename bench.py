@@ -9,7 +9,7 @@ matrix products would take at the best rate seen in this run, or one pass over t
 and sampling left out). Weights are random, as speed does not depend on them. On a GPU the same sections run there, and
 `compile` has bfloat16 and CUDA graphs. The peers: pip install -r tests/requirements-bench.txt
 
-Left out on purpose: int8 (another policy than the one that is trained), several GPUs, servers. Knows all other files.
+Left out on purpose: int8 (another policy than the one that is trained), several GPUs, servers. Knows train.py and all below it.
 """
 import contextlib
 import copy
@@ -240,9 +240,11 @@ class Clock:
     evals, out, saved = [{"nats_without_thoughts": 0.0}], Path("."), float("inf")
 
     def __init__(self):
-        self.steps, self.parts, self.inside = [now()], dict.fromkeys(self.PARTS, 0.0), False
+        self.steps, self.parts, self.inside = [], dict.fromkeys(self.PARTS, 0.0), False
 
     def write(self, *line) -> None:
+        if not self.steps:  # the first step is a warm-up, in its parts as well
+            self.parts = dict.fromkeys(self.PARTS, 0.0)
         self.steps.append(now())
 
     def measure(self, *args) -> None:
@@ -267,17 +269,18 @@ class Clock:
 def train_loop(a: dict, saved: dict | None, *parts) -> tuple[list[float], dict[str, float]]:
     """train.py's own loop without evaluations and files -> seconds of each step but the first, share of each part."""
     clock = Clock()
-    with patch.multiple(train, Journal=lambda *args: clock, save=lambda *args: None, **{name: clock.around(name) for name in Clock.PARTS}), \
+    timed = {name: clock.around(name) for name in Clock.PARTS}
+    with patch.multiple(train, Journal=lambda *args: clock, save=lambda *args: None, **timed), \
             contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         train.train(a, saved, Path("."), *parts)
     whole = clock.steps[-1] - clock.steps[0]
     shares = {name: spent / whole for name, spent in clock.parts.items()}
-    return np.diff(clock.steps)[1:].tolist(), shares | {"the rest (the optimizer)": 1 - sum(shares.values())}
+    return np.diff(clock.steps).tolist(), shares | {"the rest (the optimizer)": 1 - sum(shares.values())}
 
 
-def update_arm(flags: list, config: Config, threads: int, part: str | None = None) -> tuple[float, float]:
-    """An update of train.py with these flags on noise -> seconds (part: of this part of it alone), MiB of the whole process at
-    the peak."""
+def update_arm(flags: list, config: Config, threads: int) -> tuple[float, float, float]:
+    """An update of train.py with these flags on noise -> seconds, MiB of the whole process at the peak, and seconds of its
+    gradient pass alone."""
     torch.set_num_threads(threads)
     base = replace(config, think_vocab=0)
     with patch.multiple(train, load=lambda name: GPT(base), open_data=lambda *args: Noise(base.vocab_size)), \
@@ -285,7 +288,7 @@ def update_arm(flags: list, config: Config, threads: int, part: str | None = Non
         a = resolve(parse(["--data", "webtext", "--model", "gpt2", *map(str, flags)]))
         parts = train.setup(a, None)
     times, shares = train_loop(a, None, *parts)
-    return median(times) * (shares[part] if part else 1), memory("VmHWM")
+    return median(times), memory("VmHWM"), median(times) * shares["gradient_pass"]
 
 
 def trl_arm(config: Config, B: int, G: int, P: int, S: int, steps: int, threads: int) -> tuple[float, float]:
@@ -365,12 +368,14 @@ def continuous(size: dict) -> list[dict]:
     vectors, where the gradient passes through k thoughts one after the other."""
     tables, P, S = [], size["P"], size["S"]
     for k in size["thoughts"]:
-        flags = ["--approach", "stream", "--think", "forced", "--prompts", 2, "--samples", 4, "--prompt_tokens", P, "--new_tokens", S,
-                 "--budget", k, "--steps", size["updates"]]
+        flags = ["--approach", "stream", "--think", "forced", "--prompts", 2, "--samples", 4, "--prompt_tokens", P,
+                 "--new_tokens", S, "--budget", k, "--steps", size["updates"]]
         kinds = {"ids": ["--think_vocab", size["config"].think_vocab], "vectors": ["--thoughts", "continuous"]}
-        for part, what in ((None, "an update"), ("gradient_pass", "its gradient pass alone")):
-            arms = {kind: (update_arm, flags + more, size["config"], torch.get_num_threads(), part) for kind, more in kinds.items()}
-            tables.append(in_turn(f"{what}, 8 texts of {P} + {S} tokens, {k} thoughts each (MiB of the process)", arms, 1))
+        runs = {kind: fresh(update_arm, flags + more, size["config"], torch.get_num_threads()) for kind, more in kinds.items()}
+        title = f"8 texts of {P} + {S} tokens, {k} thoughts each"
+        tables.append(show(f"an update, {title} (MiB of the process)", {kind: [run[0]] for kind, run in runs.items()},
+                           peaks={kind: run[1] for kind, run in runs.items()}))
+        tables.append(show("its gradient pass alone", {kind: [run[2]] for kind, run in runs.items()}))
     return tables
 
 
@@ -483,8 +488,8 @@ def start(size: dict) -> list[dict]:
     return [show("start", interleave(arms, size["rounds"], clock=wall))]
 
 
-SECTIONS = {"rollout": rollouts, "sampler": sampler, "loss": loss, "update": updates, "next_token": next_token, "continuous": continuous,
-            "cups": cups,
+SECTIONS = {"rollout": rollouts, "sampler": sampler, "loss": loss, "update": updates, "next_token": next_token,
+            "continuous": continuous, "cups": cups,
             "scale": scale, "compile": compiled, "start": start}
 
 
@@ -508,8 +513,9 @@ def main() -> None:
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # how many others ran, on a shared machine
         tables = SECTIONS[name](size | {"peak": peak, "stream": stream})
         results = json.loads(out.read_text()) if out.exists() else {}
-        results[f"{name}, threads {args.threads}"] = {"device": device, "threads": args.threads, "torch": torch.__version__, "load": load,
-                         "quick": args.quick, "gflops": peak / 1e9, "gb_per_second": stream / 1e9, "tables": tables}
+        key = f"{name}, threads {args.threads}" + ", quick" * args.quick
+        results[key] = {"device": device, "threads": args.threads, "torch": torch.__version__, "load": load,
+                        "quick": args.quick, "gflops": peak / 1e9, "gb_per_second": stream / 1e9, "tables": tables}
         out.write_text(json.dumps(results, indent=1) + "\n")
 
 

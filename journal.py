@@ -4,8 +4,8 @@ A `Journal` is open as long as the run goes on. It writes a line a step and an e
 same file, from where its checkpoint stands. `line_of_step` says what is in a step's line (README: Columns). Nothing here
 changes what is learnt.
 
-Left out on purpose: checkpoints (train.py decides when, model.py how), servers that collect runs. Knows all files above it, up
-to evaluate.py, and not train.py.
+Left out on purpose: checkpoints (train.py decides when, model.py how), servers that collect runs. Knows data.py, model.py,
+rollout.py, reward.py, evaluate.py and tokenizer.py, and not train.py.
 """
 import itertools
 import json

@@ -124,8 +124,7 @@ class GPT(nn.Module):
     def wave_positions(self, size: float = 0.1, longest: float = 100.0) -> None:
         """Positions as sines and cosines of waves of 1 to `longest` tokens / 2 pi ("Attention Is All You Need", section 3.5).
         How far back a key lies is then one product for all places; rows that are drawn have to learn that place by place, and
-        a small model from scratch that sees its whole text does not find its last thought with them (README: full
-        attention)."""
+        a small model from scratch that sees its whole text does not find its last thought with them (RESULTS.md, 5)."""
         n, C = self.wpe.weight.shape
         angle = torch.arange(n).unsqueeze(1) * longest ** (-torch.arange(C // 2) / (C // 2))  # [n, C / 2]
         self.wpe.weight.copy_(size * torch.cat([angle.sin(), angle.cos()], 1))

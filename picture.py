@@ -7,7 +7,6 @@ Under each thought, in grey, stands the cup that the ball is under by then: what
 
 Left out on purpose: anything that runs an experiment (experiments.py). Letters: P prompt tokens, S new text tokens.
 """
-import argparse
 import json
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 from data import Cups
 from evaluate import uniforms
 from rollout import load_run, rollout
+from settings import Parser
 from tokenizer import CSS, Tokenizer
 
 ROOT = Path(__file__).resolve().parent
@@ -29,13 +29,13 @@ SHOWN = {"tokens, window": "own thoughts", "none, full, 4 layers": "no thoughts,
 def story(checkpoint: Path, seed: int) -> list[tuple[str, str, str]]:
     """A free rollout of a run on cups -> (kind, string, true cup or "") for each token. Raises ValueError for other runs."""
     model, rules, args = load_run(checkpoint)
-    if args["data"] != "cups" or args["balls"] != "one" or not rules.persist:
+    if args["data"] != "cups" or args.get("balls", "one") != "one" or not rules.persist:
         raise ValueError(f"{checkpoint} is no run on cups of one ball, with thoughts that stay in the text")
     tokenizer = Tokenizer(model.text_ids, model.config.think_vocab, rules.continuous)
     ids = torch.tensor([tokenizer.encode(PROMPT)])
     rules, P = rules.with_room(S), ids.shape[1]
     ro = rollout(model, ids, P, S, rules, uniforms(seed, 0, "rollout", rules.draws(S), 1, "cpu"), 1.0, 0.0)
-    ball = [where for where, _ in Cups(args["cups"], idle=args["idle"]).follow(ro.text[0].tolist())]
+    ball = [where for where, _ in Cups(args["cups"], idle=args.get("idle", 0.0)).follow(ro.text[0].tolist())]
     out = []
     for place, i in enumerate(ro.ids[0].tolist()):
         if ro.is_think[0, place]:
@@ -58,14 +58,16 @@ def draw(pieces: list[tuple[str, str, str]], channel: dict, path: Path) -> None:
         if x + len(string) > WIDTH:
             x, y, string = 0, y + 1, string.lstrip(" ")
         left.text(x, y, string, color=CSS[kind], family="DejaVu Sans Mono", size=points, va="center")
-        left.text(x + len(string) / 2, y + 0.42, cup, color="grey", family="DejaVu Sans Mono", size=0.8 * points, ha="center", va="center")
+        left.text(x + len(string) / 2, y + 0.42, cup, color="grey", family="DejaVu Sans Mono", size=0.8 * points,
+                  ha="center", va="center")
         x += len(string)
     left.set(xlim=(0, WIDTH), ylim=(max(y, 6) + 0.8, -0.8))
     left.axis("off")
     left.set_title("prompt, own text, and thoughts (grey: where the ball is)", size=11)
     for i, (arm, name) in enumerate(SHOWN.items()):
         seeds = channel["arms"][arm]["seeds"]
-        lines = [(name, "accuracy_by_n", "-")] + ([("another story's thoughts", "accuracy_shuffled_by_n", ":")] if i == 0 else [])
+        lines = [(name, "accuracy_by_n", "-")]
+        lines += [("another story's thoughts", "accuracy_shuffled_by_n", ":")] if i == 0 else []
         for label, key, style in lines:
             mean = 100 * np.array([s[key] for s in seeds]).mean(0)
             right.plot(range(1, len(mean) + 1), mean, style, color=f"C{i}", lw=2, label=label)
@@ -79,7 +81,7 @@ def draw(pieces: list[tuple[str, str, str]], channel: dict, path: Path) -> None:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    p = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     p.add_argument("--checkpoint", type=Path, default=Path("out/ckpt.pt"), help="made by train.py on cups (out/ckpt.pt)")
     p.add_argument("--out", type=Path, default=ROOT / "figures" / "first.png")
     p.add_argument("--seed", type=int, default=0, help="of the rollout (0)")

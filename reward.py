@@ -24,7 +24,7 @@ FLOOR = 0.02  # share of the uniform in the teacher: else one token that it rule
 ENTROPY_WEIGHT, ENTROPY_GAIN = 0.05, 0.7  # price of a nat at the target, and how steeply it rises below
 PIECE = 512  # rows of logits that exist at once ...
 FLOATS = 11 * 2 ** 20  # ... and at most 44 MiB of them: 220 rows of GPT-2's 50,257 + 2,048, enough for fast products
-BLOCK = 5 * 2 ** 18  # of those a CPU forms the gradient of 5 MiB at once, which its caches hold
+BLOCK = 5 * 2 ** 18  # on a CPU their gradient is formed 5 MiB at a time, which its caches hold
 
 
 def floored(teacher_logits: Tensor) -> Tensor:  # [..., V] -> [..., V]
@@ -127,16 +127,16 @@ class _Pieces(torch.autograd.Function):
         buffer = h.new_empty(size, V + len(think), dtype=torch.promote_types(h.dtype, torch.float32))
         for i in range(0, len(h), size):
             x = h[i:i + size]
-            g = buffer[:len(x)]  # logits as yet
-            unembed(x, wte, g[:, :V])
-            g[:, V:] = (x @ think.T).float() + offset
+            rows = buffer[:len(x)]  # logits first; then, block by block, their gradient
+            unembed(x, wte, rows[:, :V])
+            rows[:, V:] = (x @ think.T).float() + offset
             for j in range(0, len(x), block):
-                logits = g[j:j + block].detach().requires_grad_()
+                logits = rows[j:j + block].detach().requires_grad_()
                 with torch.enable_grad():
                     value, stat = loss(logits, V, *(c[i + j:i + j + len(logits)] for c in columns))
-                g[j:j + block] = torch.autograd.grad(value, logits)[0]
+                rows[j:j + block] = torch.autograd.grad(value, logits)[0]
                 total, stats = total + value.detach(), stats + stat
-            g = g.to(h.dtype)
+            g = rows.to(h.dtype)
             g_h[i:i + size] = g[:, :V] @ wte + g[:, V:] @ think
             g_wte.addmm_(g[:, :V].T, x)
             g_think.addmm_(g[:, V:].T, x)
@@ -186,7 +186,8 @@ def rollout_loss(model: GPT, h: Tensor, ro: Rollout, adv: Tensor, weight: Tensor
     # was open. On cups that is 2 of 3 places without the N
     text, think = model.wte.weight, model.think
     total, entropy = h.new_zeros(()), h.new_zeros(())
-    for where, wte, rows in ((is_think & ~gated, text[:0], think), (gated, text, think), (is_text & ~gated, text, think[:0])):
+    groups = ((is_think & ~gated, text[:0].detach(), think), (gated, text, think), (is_text & ~gated, text, think[:0]))
+    for where, wte, rows in groups:  # (a slice of `text` with a gradient would cost another 154 MB of zeros)
         if where.any():
             ids, *others = (c[where] for c in columns)
             value, stat = _Pieces.apply(left[where], wte, rows, model.think_offset, loss, [ids - (V - len(wte)), *others])

@@ -13,8 +13,10 @@ predicted, and `speak_by_branches` its own text. `states` is the forward with gr
 
 Left out on purpose: scores and the loss (reward.py), stopping early
 (a finished row idles in shapes that never change: a loop that looks whether all are done waits for the GPU at each step).
-Knows model.py only. Letters: R rows, P prompt tokens, S new text tokens, K thoughts a slot, M thoughts a row,
-T = P + S + M places (branches: P + S + K * S), V text rows, N thinking rows, C width.
+Knows model.py (its demonstration also tokenizer.py).
+
+Letters: R rows, P prompt tokens, S new text tokens, K thoughts a slot, M thoughts a row, T = P + S + M places (branches:
+P + S + K * S), V text rows, N thinking rows, C width.
 """
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -95,7 +97,7 @@ class Rollout:
     text: Tensor
     place: Tensor
     left: Tensor
-    P: int
+    P: int  # the last field: `rows` and train.gather_rollout leave it as it is
 
     def rows(self, start: int, stop: int) -> "Rollout":
         """Some of the rows, for a gradient pass in pieces."""
@@ -504,7 +506,6 @@ def speak_by_branches(model: GPT, text: Tensor, P: int, S: int, M: int, rules: R
 
 
 if __name__ == "__main__":  # a demonstration: two siblings over one text, and who sees whom
-    from model import load
     from tokenizer import Tokenizer
     pico = load("pico")
     story = torch.tensor([Tokenizer(pico.text_ids).encode("The ball is under cup B. Moves: AB, left. Where? C.")] * 2)

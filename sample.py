@@ -56,22 +56,32 @@ def overwritten(pairs: list[str], V: int, N: int) -> torch.Tensor:
     return table
 
 
+def rules_of(saved: dict, path: Path) -> Rules:
+    """A run's own rules; a plain GPT-2 never thinks. Raises ValueError for those of another version."""
+    try:
+        return Rules(**saved.get("rules", {"think": "never"}))
+    except TypeError as e:
+        raise ValueError(f"{path} has rules that this version does not know ({e})") from e
+
+
 def nearest_rows(model: GPT, tokenizer: Tokenizer, vectors: torch.Tensor, k: int = 4) -> list[str]:  # [n, C] -> n lines
-    """The k words whose rows point most nearly where each vector does, with the cosine: what a thought resembles, which need not
-    be what it does."""
+    """The k words whose rows point most nearly where each vector does, with the cosine: what a thought resembles, which
+    need not be what it does."""
     cosines = F.normalize(vectors, dim=1) @ F.normalize(model.wte.weight, dim=1).T  # [n, V]
     best, words = cosines.topk(min(k, cosines.shape[1])), tokenizer.words()
-    return [", ".join(f"{words[i]!r} {c:.2f}" for c, i in zip(*row)) for row in zip(best.values.tolist(), best.indices.tolist())]
+    pairs = zip(best.values.tolist(), best.indices.tolist())
+    return [", ".join(f"{words[i]!r} {c:.2f}" for c, i in zip(*pair)) for pair in pairs]
 
 
 @torch.no_grad()
 def notes_on(model: GPT, tokenizer: Tokenizer, ro: Rollout, rules: Rules) -> list[list[str]]:
-    """For each sample, a line for each of its thoughts: the words nearest to what was fed in. (Of continuous branches, which
-    are forgotten, no vector is kept.)"""
+    """For each sample, a line for each of its thoughts: the words nearest to what was fed in. (Of continuous branches,
+    which are forgotten, no vector is kept.)"""
     if rules.continuous and not rules.persist:
         return []
     fed = states_at(ro.h, ro.left) if rules.continuous else F.embedding((ro.ids - tokenizer.V).clamp(min=0), model.think)
-    return [["nearest rows: " + line for line in nearest_rows(model, tokenizer, x[is_think])] for x, is_think in zip(fed, ro.is_think)]
+    lines = iter(nearest_rows(model, tokenizer, fed[ro.is_think]))  # row by row
+    return [[f"nearest rows: {next(lines)}" for _ in range(n)] for n in ro.is_think.sum(1).tolist()]
 
 
 def main() -> None:
@@ -90,7 +100,7 @@ def main() -> None:
         if run.get("step", 0) < run.get("end", 0):
             print(f"{args.checkpoint} is from step {run['step']} of {run['end']}: its run goes on, or was stopped",
                   file=sys.stderr)
-        rules = Rules(**saved.get("rules", {"think": "never"}))
+        rules = rules_of(saved, args.checkpoint)
         tokenizer = Tokenizer(model.text_ids, model.config.think_vocab, rules.continuous)
         tokenizer.check(model.config.vocab_size)
         if not args.prompt:
@@ -114,8 +124,6 @@ def main() -> None:
                      edit=lambda _, ids: table[ids])
     except (ValueError, OSError) as e:
         args.error(str(e))
-    except TypeError as e:
-        args.error(f"{args.checkpoint} has rules that this version does not know ({e})")
     style = "ansi" if use_color(args.color, sys.stdout) else "plain"
 
     def shown(row: list[int], style: str) -> str:

@@ -67,7 +67,8 @@ def flags_of_train() -> Parser:
     p.add_argument("--micro_batch", type=int, help="rows in one gradient forward: less memory, same gradient")
     # learning
     p.add_argument("--steps", type=int,
-                   help="updates (cups: 1500, stream at most 1600, anew where it begins again, harder worlds 12000; text: 1000)")
+                   help="updates (cups: 1500, stream at most 1600, anew where it begins again, harder worlds at most 12000; "
+                        "text: 1000)")
     p.add_argument("--lr", type=float, help="learning rate of GPT-2's own parameters")
     p.add_argument("--think_lr", type=float, help="learning rate of the thinking rows")
     p.add_argument("--warmup", type=int, help="steps in which the learning rates rise (15; 50 from scratch)")
@@ -79,7 +80,8 @@ def flags_of_train() -> Parser:
     p.add_argument("--text_grad", choices=["exact", "sampled"], help="teacher: gradient of text rows")
     p.add_argument("--answer_grad", choices=["on", "off"], help="given text: train p_text of the paying tokens directly")
     p.add_argument("--curriculum", choices=["on", "strict", "off"],
-                   help="cups: rounds of 1 move first; strict: each stage must be nearly right (harder worlds)")
+                   help="cups: rounds of 1 move first (on); strict: each stage must be nearly right (stream of ids in "
+                        "harder worlds)")
     # the run
     p.add_argument("--seed", type=int, default=0, help="of everything that is drawn: weights, text, rollouts (0)")
     p.add_argument("--eval_every", type=int,
@@ -111,7 +113,7 @@ ONLY = {  # flags that mean something in one setting alone; anywhere else they a
     "layers": "model scratch", "width": "model scratch", "cups": "data cups", "swaps": "data cups", "idle": "data cups",
     "balls": "data cups", "thinker": "approach stream with tokens or continuous thoughts on cups",
 }
-# a window, since who sees everything has no need of thoughts while they are still noise, and siblings do not differ (README)
+# a window, since who sees everything has no need of thoughts while they are still noise, and siblings do not differ (RESULTS.md, 5)
 ON_CUPS = dict(think="forced", window=5, lr=2e-3, think_lr=2e-3, samples=8, entropy=0.25, gamma=0.9, think_cost=0.0,
                prompts=32, prompt_tokens=17, think_prior=0.5)
 ON_TEXT = dict(think="free", window=0, lr=1e-5, think_lr=1e-3, samples=4, entropy=0.5, gamma=0.95, think_cost=0.0,
@@ -276,8 +278,8 @@ def spare_copies(a: dict, said: set[str]) -> None:
     """Where nothing is sampled siblings would be copies of each other: as many contexts instead."""
     gated = a["think"] == "free" and a["thoughts"] != "none"
     chosen = a["text_grad"] == "sampled" or a["thoughts"] == "tokens" or gated
-    if not chosen and not {"prompts", "samples"} & said:
-        a |= dict(prompts=a["prompts"] * a["samples"], samples=1, baseline=a["baseline"] if "baseline" in said else "none")
+    if not chosen and not {"prompts", "samples", "baseline"} & said:
+        a |= dict(prompts=a["prompts"] * a["samples"], samples=1, baseline="none")
 
 
 def check_bounds(a: dict) -> None:
@@ -287,7 +289,7 @@ def check_bounds(a: dict) -> None:
         if a[k] > MOST.get(k, a[k]):
             raise ValueError(f"--{k} must be at most {MOST[k]}, not {a[k]}")
     room = max(1, (a["new_tokens"] - 3) // 2)  # n moves, each with its comma, and "Where? A" after them
-    if a["data"] == "cups" and a["swaps"] > room:
+    if a["data"] == "cups" and a["curriculum"] != "off" and a["swaps"] > room:
         print(f"--new_tokens {a['new_tokens']} has room for rounds of {room} moves: the curriculum ends there, "
               f"not at {a['swaps']}")
         a["swaps"] = room
@@ -325,6 +327,10 @@ def pick_up(args: argparse.Namespace) -> tuple[dict, dict]:
                              f"--{k} {saved['args'][k]}, not {getattr(args, k)}")
     if saved["args"]["device"] == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"{path} was made on a CUDA device, and torch sees none here")
+    if saved["args"]["device"] == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"{path} was made on an Apple GPU, and torch sees none here")
+    if saved["args"]["compile"] == "on" and not can_compile(saved["args"]["device"]):
+        saved["args"]["compile"] = "off"
     if args.steps:
         saved["args"]["steps"] = saved["state"]["end"] = args.steps
         saved["state"]["wanted"] = True  # so many, and no end where the curriculum is done

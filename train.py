@@ -25,6 +25,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -44,11 +45,21 @@ WORLD, RANK = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0
 FLOOR_STD = 0.1  # keeps noise from being blown up once all siblings agree
 OFFSETS = 65  # stories on cups start at any position below: no position may mean a place in a round
 SAVE_SECONDS = 60  # of work at the most are lost to kill -9
-# --curriculum: the share of right answers that ends the first stage, and any other; over how many steps it is a mean, which is how
-# long a stage takes at the least; and how long a run over given stories goes on after the last one, to settle and to get crisp.
-# With five cups the first thought of a round has 60 pairs of cup and move to tell apart: at 95 % three of them may still share
-# their thoughts with others, and on every longer chain these errors multiply. `on` ended at 72 % of n = 12, `strict` at 97.
-CLIMB = {"on": (0.95, 0.85, 5, 400), "strict": (0.985, 0.95, 20, 1600)}
+
+
+class Climb(NamedTuple):
+    """When a curriculum goes on: the share of right answers that ends the first stage, and any later one; over how many steps
+    that is a mean, and so how long a stage takes at the least; and for how many steps a run over given stories goes on once
+    its last stage is learnt, to settle and to get crisp."""
+    first: float
+    later: float
+    steps: int
+    after: int
+
+
+# strict: with five cups the first thought of a round has 60 pairs of cup and move to tell apart. At 95 % three of them may
+# still share their thoughts with others, and on every longer chain such errors multiply
+CLIMB = {"on": Climb(0.95, 0.85, 5, 400), "strict": Climb(0.985, 0.95, 20, 1600)}
 PATIENCE = 350  # steps in one stage after the first, of thoughts that stay, before it begins again with other luck
 OTHER_TEXT = 0.2  # weight, in all, of text that does not pay: on cups all but the answers, learnt as plain language
 
@@ -83,7 +94,7 @@ def first_model(a: dict) -> GPT:
     text_ids = Cups(a["cups"], idle=a["idle"], balls=a["balls"]).text_ids if a["data"] == "cups" else None
     V = len(text_ids) if text_ids else Tokenizer().V
     model = GPT(Config(a["layers"], 2, a["width"], 256 if text_ids else 1024, V), text_ids)
-    if not a["window"]:  # with one they made `stream` slower, or stuck (README)
+    if not a["window"]:  # with one they made `stream` slower, or stuck (RESULTS.md, 5)
         model.wave_positions()
     return model
 
@@ -378,28 +389,30 @@ def step_or_skip(model: GPT, optimizer: torch.optim.Optimizer, loss: float, stat
 def climb(a: dict, model: GPT, optimizer: torch.optim.Optimizer, rules: Rules, state: dict, stage: int,
           right: torch.Tensor) -> None:
     """The curriculum after a step of `stage`: the next stage, over given stories also the end of the run (which only ever comes
-    nearer), and in `stream`, unless it is strict, a second chance where a stage does not end."""
+    nearer), and in `stream` of one ball and at most three cups, unless it is strict, a second chance where a stage does not
+    end."""
     advance(state, right, a["swaps"], a["curriculum"])
     if a["teacher"] is not None:
         return
     if stage == a["swaps"] and state["accuracy"] > 0.9 and not state["wanted"]:
-        state["end"] = min(state["end"], state["step"] + CLIMB[a["curriculum"]][3])
+        state["end"] = min(state["end"], state["step"] + CLIMB[a["curriculum"]].after)
     named = a["model"] in ("scratch", *PICO, *SIZES)  # of any other its file may be another one by now
     stuck = 1 < state["stage"] < a["swaps"] and state["in_stage"] > PATIENCE
-    # (a strict stage may take 2,000 steps and end well)
-    if named and stuck and a["curriculum"] == "on" and a["thoughts"] == "tokens" and rules.persist:
+    # (harder worlds take longer: of all three balls one stage took 1,200 steps, a strict one 2,000, and both ended well)
+    easy = a["cups"] <= 3 and a["balls"] == "one" and a["curriculum"] == "on"
+    if named and easy and stuck and a["thoughts"] == "tokens" and rules.persist:
         begin_again(a, model, optimizer, state)
 
 
 def advance(state: dict, right: torch.Tensor, last: int, curriculum: str = "on") -> None:
     """The curriculum: on to the next stage once its own answers are right. right: bool, answers after `stage` moves."""
-    first, later, steps, _ = CLIMB[curriculum]
+    its = CLIMB[curriculum]
     state["in_stage"] += 1
     if len(right):
-        state["accuracy"] = (1 - 1 / steps) * state["accuracy"] + 1 / steps * right.float().mean().item()
+        state["accuracy"] = (1 - 1 / its.steps) * state["accuracy"] + 1 / its.steps * right.float().mean().item()
     # the first stage has to be nearly perfect: what is wrong in it multiplies along every longer chain
-    enough = first if state["stage"] == 1 else later
-    if state["accuracy"] > enough and state["in_stage"] >= steps and state["stage"] < last:
+    enough = its.first if state["stage"] == 1 else its.later
+    if state["accuracy"] > enough and state["in_stage"] >= its.steps and state["stage"] < last:
         state |= {"stage": state["stage"] + 1, "accuracy": 0.5, "in_stage": 0}
 
 
@@ -456,6 +469,8 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
     actor, window = thinker or (model, rules.window)  # who thinks, and how far back it sees
     sampler = torch.compile(actor) if a["compile"] == "on" else actor
     autocast = torch.autocast(dev.type, torch.bfloat16) if a["dtype"] == "bfloat16" else nullcontext()
+    if dev.type == "cuda":  # for products in place, which autocast leaves in float32 (reward._Pieces)
+        torch.set_float32_matmul_precision("high")
     chief = RANK == 0  # writes the log, the checkpoint and the bar
     if saved is None and chief:  # before the log begins anew: at any moment the two belong to one run
         save(out / "ckpt.pt", whole_run(a, model, rules, state, optimizer))
@@ -467,14 +482,17 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         step = state["step"]
         # 1. B contexts of text, each repeated for its G siblings
         stage, S, P, B = shape_of_step(a, cups, state)
-        R, offset = B * G, int(seeded(a["seed"], step, "offset").integers(OFFSETS)) if cups else 0  # 0 for OpenAI's weights
+        R = B * G
+        # of OpenAI's weights place 0 is special
+        offset = int(seeded(a["seed"], step, "offset").integers(OFFSETS)) if cups else 0
         with autocast:
             text, pays, n, cup = contexts(a, sampler, data, rules, B, P, S, step, stage, offset)
 
         # 2. G rollouts each, no gradient, cached
         now = rules_of_step(model, rules, text, P, S, stage)
         mine = slice(RANK * R // WORLD, (RANK + 1) * R // WORLD)  # of R rows: all, where there is one process
-        u = luck_on_text(a["seed"], step, "rollout", now, R, S, dev).unflatten(1, (R, -1))[:, mine].flatten(1, 2)
+        u = luck_on_text(a["seed"], step, "rollout", now, R, S, dev)  # [steps, R, 2]; of branches [K, R * S, 2]
+        u = u.unflatten(1, (R, -1))[:, mine].flatten(1, 2)
         told = tell(model, cup[mine]) if a["thoughts"] == "oracle" else None
         with autocast:
             ro = rollout(sampler, text[mine], P, S, replace(now, window=window), u, a["temperature"], offset=offset, siblings=G,
@@ -526,10 +544,13 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
 # The command
 
 def join_processes() -> None:
-    """torchrun: find the others; the first one alone speaks."""
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    """torchrun: find the others; the first one alone speaks. Raises ValueError where there are fewer GPUs than processes."""
+    gpus, here = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
+    if gpus and here >= gpus:
+        raise ValueError(f"torchrun started more processes than there are GPUs: --nproc_per_node={gpus} at the most")
+    if gpus:
+        torch.cuda.set_device(here)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")  # (--device cpu is allowed beside a GPU)
     if RANK:
         sys.stdout = open(os.devnull, "w")
 
@@ -553,9 +574,9 @@ def main() -> None:
     Ctrl-C or SIGTERM, and saved."""
     args = parse()
     saved, out = None, args.out
-    if WORLD > 1:
-        join_processes()
     try:
+        if WORLD > 1:
+            join_processes()
         if args.resume:
             a, saved = pick_up(args)
         else:

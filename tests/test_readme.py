@@ -241,6 +241,7 @@ def test_sizes():
 def test_reckoning_for_a_gpu():
     """The table of memory is its own formula."""
     head, *rows = rows_of(README, "`python train.py --approach stream --data webtext` with")
+    assert f"5 pieces of logits of {reward.FLOATS * 4 // 2 ** 20} MiB" in README
     assert [re.search(r"--model (\S+?)[` ]", row[0])[1] for row in rows] == list(SIZES) and len(head) == 7
     for row, (layers, heads, width) in zip(rows, SIZES.values()):
         with torch.device("meta"):

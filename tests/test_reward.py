@@ -52,7 +52,7 @@ def teacher(tiny):
 # what pays
 
 def test_teacher_is_blind(tiny, teacher, uniforms):
-    """Guards the seed's rule that the teacher sees only the text: thoughts of any number, at any place, leave its
+    """Guards the rule that the teacher sees only the text: thoughts of any number, at any place, leave its
     states as they are (and the student's are not as they were)."""
     model, text = tiny(offset=1.0), texts(length=P + S)
     ros = [rollout(model, text, P, S, Rules("free", 3, M), uniforms(S + M, R, seed=M)) for M in (0, 4, 9)]

@@ -118,7 +118,7 @@ def test_strict_stages_are_longer_and_surer():
             state = {"stage": stage, "accuracy": 0.0, "in_stage": 0}
             steps = next((i for i in range(1, 200) if advance(state, right, 3, how) or state["stage"] > stage), None)
             assert (steps is not None) == (how in passed)
-            assert steps is None or steps >= train.CLIMB[how][2]
+            assert steps is None or steps >= train.CLIMB[how].steps
 
 
 def test_a_strict_stage_does_not_begin_again(monkeypatch):
@@ -245,7 +245,7 @@ def test_a_stage_that_does_not_end_begins_again(tmp_path, monkeypatch):
     the stage is the first; and a curriculum that is at its end brings the end of the run nearer."""
     a = settings("--steps", "9", "--width", "8", "--think_vocab", "4", "--swaps", "2", "--eval_every", "9") | {"out": ""}
     monkeypatch.setattr(train, "PATIENCE", 3)
-    monkeypatch.setattr(train, "CLIMB", {"on": (0.95, 0.85, 5, 1)})
+    monkeypatch.setattr(train, "CLIMB", {"on": train.Climb(0.95, 0.85, 5, 1)})
     monkeypatch.setattr(journal.Journal, "measure", lambda self, *rest: self.evals.append({"nats_without_thoughts": 0.0}))
     monkeypatch.setattr(journal, "draw_curves", lambda out: None)
     monkeypatch.setattr(journal, "report", lambda *ends: None)
