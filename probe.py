@@ -296,9 +296,10 @@ def what_if(case: Case, cups: Cups, words: Dictionary, state: Tensor, n: Tensor)
     word = words.words[0][move].masked_fill(~read.unsqueeze(2), -1)  # [R, T, m]: the most used id of each cup
     r, t, c = (word >= 0).nonzero().T
     table = torch.full((len(r), own.ids.shape[1]), -1, device=r.device)
-    table[torch.arange(len(r)), t] = V + word[r, t, c]
+    table[torch.arange(len(r), device=r.device), t] = V + word[r, t, c]
     instead = torch.full_like(word, -1)
-    instead[r, t, c] = last_word(case.model, replace(case, text=case.text[r], u=case.u[:, r]).write(table))  # one row a word
+    if len(r):  # one row for each word; a gate that never opens leaves none
+        instead[r, t, c] = last_word(case.model, replace(case, text=case.text[r], u=case.u[:, r]).write(table))
     return stands, cup, last_word(case.model, own), instead
 
 
