@@ -329,7 +329,7 @@ def probe(model: GPT, rules: Rules, a: dict, data, each: int, seed: int) -> dict
     lengths, words = [m for m in LENGTHS if rules.persist or m < rules.max_thoughts], None  # a branch rereads K - 1 moves
     if len(model.think) > 1:
         words, out["dictionary"] = make_dictionary(model, data, rules, 16 * each, seed, lengths[-1])
-        out["dictionary"] |= page(words, data, out["dictionary"]["reading"])
+        out["dictionary"] |= dictionary_page(words, data, out["dictionary"]["reading"])
     found = {m: chains(model, data, rules, m, each, words, seed) for m in tqdm(lengths, desc="chains", disable=None)}
     out["same_answer"] = {name: {m: same[name] for m, (same, _) in found.items()} for name in found[lengths[0]][0]}
     out["aoc"] = {name: {m: aoc(x) for m, x in by_m.items()} for name, by_m in out["same_answer"].items()}
@@ -340,7 +340,7 @@ def probe(model: GPT, rules: Rules, a: dict, data, each: int, seed: int) -> dict
     return out
 
 
-def page(words: Dictionary, cups: Cups, reading: str, ids: int = 16) -> dict:
+def dictionary_page(words: Dictionary, cups: Cups, reading: str, ids: int = 16) -> dict:
     """The most used ids as a page of the dictionary: {id: share of its times, for each (cup, move)}, the cup after or before
     the move as `reading` says; columns names them."""
     counts = words.counts if reading == "after" else words.before()

@@ -48,12 +48,12 @@ def said(command: str, flag: str, default: int) -> int:
     return int(words[words.index(flag) + 1]) if flag in words else default
 
 
-def by_n(result: dict, arm: str, key: str = "accuracy_by_n") -> np.ndarray:  # -> [seeds, 30]
+def right_by_n(result: dict, arm: str, key: str = "accuracy_by_n") -> np.ndarray:  # -> [seeds, 30]
     return np.array([s[key] for s in result["arms"][arm]["seeds"]])
 
 
 def mean_at(result: dict, arm: str, n: int, key: str = "accuracy_by_n") -> float:
-    return float(by_n(result, arm, key)[:, n - 1].mean())
+    return float(right_by_n(result, arm, key)[:, n - 1].mean())
 
 
 def probed(result: dict) -> dict[str, list[dict]]:
@@ -64,7 +64,7 @@ def probed(result: dict) -> dict[str, list[dict]]:
 def parts(result: dict) -> dict[str, np.ndarray]:
     """What thoughts gain over none, split up, seed by seed [seeds, 30]: places to compute in, without content (filler); what
     the same way of training gives with thoughts that no reward ever chose; and what is left, which is what thoughts say."""
-    none, filler, luck, own = (by_n(result, f"{arm}, full") for arm in ("none", "filler", "random policy", "tokens"))
+    none, filler, luck, own = (right_by_n(result, f"{arm}, full") for arm in ("none", "filler", "random policy", "tokens"))
     return {"compute": filler - none, "recipe": luck - filler, "content": own - luck, "all": own - none}
 
 
@@ -102,7 +102,7 @@ def table(result: dict) -> str:
     lines = ["| arm | " + " | ".join(f"n = {n}" for n in shown) + " | blocks, MFLOP | heads, MFLOP | seconds |",
              "|---" * (len(shown) + 4) + "|"]
     for arm, found in result["arms"].items():
-        cells = [cell(100 * by_n(result, arm)[:, n - 1]) for n in shown] + [f"{x:.2f}" for x in found["mflop"]]
+        cells = [cell(100 * right_by_n(result, arm)[:, n - 1]) for n in shown] + [f"{x:.2f}" for x in found["mflop"]]
         lines.append(f"| {arm} | " + " | ".join(cells) + f" | {np.mean([s['seconds'] for s in found['seeds']]):.0f} |")
     chosen = {arm: found["seeds"] for arm, found in result["arms"].items() if "thoughts_by_n" in found["seeds"][0]}
     if chosen:
@@ -167,7 +167,7 @@ def draw(result: dict, path: Path, caption: str) -> None:
 def draw_accuracy(axis, result: dict) -> None:
     """Accuracy against n: a line for each arm's mean, and a thin one for each seed."""
     for i, arm in enumerate(result["arms"]):
-        y, style = 100 * by_n(result, arm), ("-", "--", ":")[i // 10]
+        y, style = 100 * right_by_n(result, arm), ("-", "--", ":")[i // 10]
         x = np.arange(1, y.shape[1] + 1)
         axis.plot(x, y.T, color=f"C{i % 10}", lw=0.5, alpha=0.4)
         axis.plot(x, y.mean(0), color=f"C{i % 10}", ls=style, lw=2, label=arm)
@@ -185,7 +185,7 @@ def draw_others(axis, result: dict) -> None:
     """`tokens, full` with its own thoughts and with others, beside the arms that have been trained without content."""
     lines = {f"thoughts: {NAMES[name]}": np.array([x["accuracy_by_n"][name] for x in probed(result)["tokens, full"]])
              for name in ("own", *OTHERS)}
-    lines |= {f"trained: {arm}": by_n(result, arm) for arm in ("random policy, full", "filler, full", "none, full")}
+    lines |= {f"trained: {arm}": right_by_n(result, arm) for arm in ("random policy, full", "filler, full", "none, full")}
     for i, (name, y) in enumerate(lines.items()):
         axis.plot(range(1, y.shape[1] + 1), 100 * y.mean(0), "-" if name[1] == "h" else "--", color=f"C{i}", label=name)
     axis.axhline(100 / 3, color="grey", lw=0.8, ls=":")
@@ -231,7 +231,7 @@ def draw_aoc(axis, result: dict) -> None:
 
 def unaided(result: dict) -> int:
     """The largest n up to which `none, full` gets nine in ten first rounds right."""
-    right = by_n(result, "none, full", "accuracy_first_by_n").mean(0) >= 0.9
+    right = right_by_n(result, "none, full", "accuracy_first_by_n").mean(0) >= 0.9
     return len(right) if right.all() else int(right.argmin())
 
 

@@ -113,7 +113,7 @@ ONLY = {  # flags that mean something in one setting alone; anywhere else they a
     "layers": "model scratch", "width": "model scratch", "cups": "data cups", "swaps": "data cups", "idle": "data cups",
     "balls": "data cups", "thinker": "approach stream with tokens or continuous thoughts on cups",
 }
-# a window, since who sees everything has no need of thoughts while they are still noise, and siblings do not differ (RESULTS.md, 5)
+# a window, since who sees everything has no need of thoughts while they are still noise, and siblings do not differ
 ON_CUPS = dict(think="forced", window=5, lr=2e-3, think_lr=2e-3, samples=8, entropy=0.25, gamma=0.9, think_cost=0.0,
                prompts=32, prompt_tokens=17, think_prior=0.5)
 ON_TEXT = dict(think="free", window=0, lr=1e-5, think_lr=1e-3, samples=4, entropy=0.5, gamma=0.95, think_cost=0.0,

@@ -217,6 +217,17 @@ def test_labels_follow_the_flags(tmp_path, monkeypatch):
     assert report.said("--cups 5 --x", "--cups", 3) == 5 and report.said("", "--cups", 3) == 3
 
 
+def test_results_of_other_arms_are_not_reported(monkeypatch, tmp_path, capsys):
+    """Guards against a verdict on what was never asked: a result that is older than its experiment is refused with one line."""
+    monkeypatch.setattr(experiments, "OUT", tmp_path)
+    result = made_up("worlds", 0.5)
+    del result["arms"]["5 cups, tokens"]
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures/worlds.json").write_text(json.dumps(result))
+    code, _, err = run(experiments.main, ["report"], monkeypatch, capsys)
+    assert code == 2 and "other arms" in err and err.count("\n") == 1
+
+
 def test_page_escapes(tmp_path):
     """No words of a result become markup."""
     bad = "<script>alert(1)</script>"
