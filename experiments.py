@@ -185,7 +185,8 @@ EXPERIMENTS = {
           lambda r: all(low <= mean_at(r, "5 balls, continuous", n) <= high
                         for low, high, n in ((0.8, 0.95, 20), (0.6, 0.8, 30)))),
          ("(After a trial with seed 0.) Ids by reward alone, with a strict curriculum: five cups have 95 % at n = 12 in four of "
-          "five seeds.", lambda r: (right_by_n(r, "5 cups, tokens")[:, 11] >= 0.95).mean() >= 0.8)],
+          "five seeds.",
+          lambda r: (right_by_n(r, "5 cups, tokens")[:, 11] >= 0.95).mean() >= 0.8)],
         {"5 cups, tokens": Arm(f"{TOKENS} --cups 5 --swaps 12", 400),
          "5 cups, continuous": Arm(f"{STREAM} --thoughts continuous --cups 5 --swaps 12 --steps 2000", 70),
          "5 balls, continuous": Arm(
