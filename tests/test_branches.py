@@ -7,7 +7,7 @@ import torch
 from conftest import one_line
 from model import Config, GPT
 from reward import rollout_loss, slot_rewards
-from rollout import Rules, action_logp, branch_layout, choose, draw, layout, rollout, visible
+from rollout import Rules, action_logp, branch_layout, choose, draw, layout, rollout, states, visible
 
 R, P, V, N = 3, 2, 11, 5
 AFTER = [1, 4, 6, 9]
@@ -210,3 +210,27 @@ def test_124m():
         for s in (0, 5, 11):
             one = torch.cat([text[0, :P + s], ro.ids[0, 14 + s::S]])
             assert (model(one[None])[0, -1] - ro.h[0, 14 + (K - 1) * S + s]).abs().max() < 1e-4
+
+
+def test_long_in_float32():
+    """Guards what a step really uses, float32 with s = 64 and k = 8: greedy thoughts, the states that speak, and the gradient of
+    a loss on all of them are those of 64 separate sequences, to 1e-4."""
+    torch.manual_seed(0)
+    model, text, K, S = GPT(Config(3, 4, 128, 128, 500, 64)), texts(1, P + 64, V=500), 8, 64
+    torch.nn.init.normal_(model.think, std=0.1)
+    rules, L = Rules("forced", K, K, persist=False), P + 64
+    ro = rollout(model, text, P, S, rules, luck(K, S, torch.float32), think_temperature=0.0)
+    weights = torch.randn(S, 128, generator=torch.Generator().manual_seed(1)) / S
+    parameters = [p for name, p in model.named_parameters() if name != "think_offset"]
+    speaks = states(model, ro, rules)[0, L + (K - 1) * S:]
+    ours = torch.autograd.grad((speaks * weights).sum(), parameters)
+    theirs = [torch.zeros_like(g) for g in ours]
+    for s in range(S):
+        thoughts = ro.ids[0, L + s::S]
+        one = torch.cat([text[0, :P + s], thoughts])[None]
+        h = model(one)[0]
+        assert (h[-1] - speaks[s]).abs().max() < 1e-4
+        assert torch.equal(model.think_logits(h[P + s - 1:-1]).argmax(-1) + 500, thoughts)
+        for total, g in zip(theirs, torch.autograd.grad((h[-1] * weights[s]).sum(), parameters)):
+            total += g
+    assert all((a - b).abs().max() < 1e-4 for a, b in zip(ours, theirs)) and max(a.abs().max() for a in ours) > 0.01
