@@ -73,11 +73,11 @@ def test_branches_are_separate_rollouts(tiny, window, think, K, after, temperatu
     r, _ = slot_rewards(model, ro, None, None, None)
     lengths = set()
     for row, branches in enumerate(all_alone(model, text, K, rules, u, temperature=temperature, offset=4)):
-        for s, (thoughts, states) in enumerate(branches):
+        for s, (thoughts, hs) in enumerate(branches):
             ids, at = thoughts_of(ro, row, s, L)
             assert ids == thoughts
             lengths.add(len(ids))
-            wanted = model.logits(states).log_softmax(-1)
+            wanted = model.logits(hs).log_softmax(-1)
             assert r[row, s].item() == pytest.approx((wanted[-1, text[row, P + s]] - wanted[-1, :V].logsumexp(-1)).item(), abs=1e-9)
             for j, (i, z) in enumerate([*zip(at, ids), (P + s, None)]):
                 think_mass, speak_mass = wanted[j, V:].logsumexp(-1), wanted[j, :V].logsumexp(-1)
@@ -101,8 +101,8 @@ def test_gradient_is_that_of_separate_rollouts(tiny, think):
     loss, _ = rollout_loss(model, model(ro.ids, *layout(ro, rules)), ro, adv, weight, scale)
     wanted = 0.0
     for row, branches in enumerate(all_alone(model, text, K, rules, u)):
-        for s, (thoughts, states) in enumerate(branches):
-            logits = model.logits(states)
+        for s, (thoughts, hs) in enumerate(branches):
+            logits = model.logits(hs)
             ids = torch.tensor([*thoughts, text[row, P + s]])
             gated = torch.tensor([think == "free"] * len(thoughts) + [think == "free" and len(thoughts) < K])
             given = torch.arange(len(ids)) == len(ids) - 1
