@@ -20,6 +20,7 @@ from mutate import MUTANTS
 from report import interval, table
 from rollout import Rules
 from settings import parse, resolve
+from test_cli import run
 from train import first_state
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -275,3 +276,32 @@ def test_picture(tmp_path):
     save(tmp_path / "ckpt.pt", as_checkpoint(model) | run | {"args": run["args"] | {"data": "webtext"}})
     with pytest.raises(ValueError, match="no run on cups"):
         picture.story(tmp_path / "ckpt.pt", 0)
+
+
+def test_an_evening_with_the_readme(tmp_path, monkeypatch, capsys):
+    """The README's commands run, one after the other in one folder, each on what the ones before it have left there: with two
+    steps, few rows and small evaluations. Left out is what needs a download or is an experiment of hours."""
+    import journal
+    import probe
+    import sample
+    import train
+    monkeypatch.chdir(tmp_path)
+    real = evaluate.evaluate
+    monkeypatch.setattr(journal, "evaluate", lambda *a, **kind: real(*a[:6], 1, rows=4))
+    (tmp_path / "notes.txt").write_text("The ball is under cup B. Moves: AB, left, BC. Where? B. Moves: right. Where? C.\n" * 9)
+    ran = 0
+    for line in commands(README, "train.py"):
+        if "my.txt" in line or "webtext" in line:
+            continue
+        short = [] if "--resume" in line else ["--steps", "2", "--eval_every", "2", "--prompts", "2", "--samples", "2"]
+        code, out, err = run(train.main, [*shlex.split(line), *short], monkeypatch, capsys)
+        assert code == 0 and "what was learnt" in out, (line, err)
+        ran += 1
+    for script, line in [(sample, x) for x in commands(README, "sample.py")] + [
+            (probe, f"{x} --stories 2") for x in commands(README, "probe.py")] + [
+            (picture, f"{x} --out picture.png") for x in commands(README, "picture.py")]:
+        code, out, err = run(script.main, shlex.split(line), monkeypatch, capsys)
+        assert code == 0, (line, err)
+        ran += 1
+    assert ran > 16 and (tmp_path / "longer" / "ckpt.pt").exists() and (tmp_path / "picture.png").exists()
+    assert (tmp_path / "out" / "old1" / "ckpt.pt").exists()  # nothing was written over
