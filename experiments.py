@@ -112,7 +112,7 @@ EXPERIMENTS = {
          ("filler and none creep up to n = 4.",  # answers at n = 2, 3 and 4 are over chance, by more than 10 points
           lambda r: all(reaches(1 / 3 + 0.1, n, "filler, full", "none, full")(r) for n in (2, 3, 4)))],
         CHANNEL),
-    # of these two, what is said of other thoughts and of wrong words was known in part, from probes of earlier models (README)
+    # of these two, what is said of other thoughts and of wrong words was known in part, from probes of earlier models (RESULTS.md, 6)
     "content": Experiment(
         "Where does the gain come from: from the recipe, from more places to compute in, or from what thoughts say?",
         [("At n = 6 and n = 10 at least 50 points of the gain over no thoughts are content;",
