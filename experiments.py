@@ -171,7 +171,7 @@ EXPERIMENTS = {
          ("The answers stay right.", reaches(0.95, 10, "released, 0.05 nats", "released, 0.2 nats")),
          ("Thoughts against n is a line whose slope is the share of moves that move the ball (0.4 here).",
           lambda r: all(abs(np.polyfit(range(1, 31), x, 1)[0] - 0.4) < 0.05 for x in seeds_of(r, "thoughts_by_n")))],
-        {"forced": Arm(f"{TOKENS} --idle 0.4", 260),
+        {"forced": Arm(f"{TOKENS} --idle 0.4 --curriculum on", 160),
          "released, 0.05 nats": Arm(RELEASED.format(0.05), 200, "forced"),
          "released, 0.2 nats": Arm(RELEASED.format(0.2), 200, "forced")}),
     "worlds": Experiment(
