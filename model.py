@@ -318,6 +318,8 @@ def load(name: str | Path) -> GPT:
     if not path.exists():
         raise ValueError(f"there is no model {str(name)!r}: neither a file or folder nor one of {', '.join([*PICO, *SIZES])}")
     n_head = text_ids = None
+    if (path / "ckpt.pt").exists():  # the folder of a run
+        path = path / "ckpt.pt"
     if path.is_dir():
         try:
             config = json.loads((path / "config.json").read_text())
@@ -419,7 +421,8 @@ def export(model: GPT, folder: Path) -> None:
     state = {f"transformer.{k}": v.T.contiguous() if k.endswith(TRANSPOSED) else v
              for k, v in model.state_dict().items() if k not in ("think", "think_offset")}
     torch.save(state | {"lm_head.weight": model.wte.weight.data}, folder / "pytorch_model.bin")
-    end = min(50256, c.vocab_size - 1)
+    rows = model.text_ids or range(c.vocab_size)
+    end = list(rows).index(50256) if 50256 in rows else None  # a small language has no end of text
     (folder / "config.json").write_text(json.dumps({
         "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": c.vocab_size, "n_positions": c.n_ctx,
         "n_embd": c.n_embd, "n_layer": c.n_layer, "n_head": c.n_head, "activation_function": "gelu_new",

@@ -470,7 +470,7 @@ def main() -> None:
         data = open_data(args.data or a["data"], model.text_ids, a["cups"], a.get("idle", 0.0), a.get("balls", "one"))
         if isinstance(data, Cups) and model.text_ids != data.text_ids:
             raise ValueError(f"{args.checkpoint} does not speak the language of cups: give it a text with --data")
-        out_dir = args.out or args.checkpoint.parent
+        out_dir = args.out or (args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent)
         out_dir.mkdir(parents=True, exist_ok=True)
         (out_dir / "probe.json").touch()  # better now than after minutes
         out = probe(model, rules, a, data, args.stories, args.seed)

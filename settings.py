@@ -212,6 +212,9 @@ def refuse_what_means_nothing(a: dict, said: set[str]) -> None:
     for flag, setting in ONLY.items():
         if flag in said and setting not in here:
             raise ValueError(f"--{flag} means nothing here: it belongs to {setting}")
+    for flag in sorted({"think", "think_prior", "think_cost", "max_thoughts", "budget"} & said):
+        if a["thoughts"] == "none":
+            raise ValueError(f"--{flag} means nothing here: --thoughts none has no thoughts")
     if a["thoughts"] != "tokens" and {"think_vocab", "entropy"} & said:
         raise ValueError(f"--think_vocab and --entropy belong to --thoughts tokens, not to {a['thoughts']}")
 

@@ -17,12 +17,13 @@ The order of this file: what is there before the first step, what each of the fi
 the loop `train`, the command. Flags and their defaults are in settings.py; what a run leaves for people is journal.py's.
 Knows all files up to these two.
 """
+import argparse
 import math
 import os
 import signal
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -72,9 +73,10 @@ def setup(a: dict, saved: dict | None) -> tuple[GPT, GPT | None, Cups | TextFile
     model = first_model(a) if saved is None else load(Path(a["out"]) / "ckpt.pt")
     data = open_data(a["data"], model.text_ids, a["cups"], a["idle"], a["balls"])
     if isinstance(data, Cups) and model.text_ids != data.text_ids:
-        raise ValueError(f"--model {a['model']} does not speak the language of {a['cups']} cups"
-                         f"{' with idle moves' * (a['idle'] > 0)}{' and all balls' * (a['balls'] == 'all')}: "
-                         "try --model scratch, with --approach stream, which has no teacher")
+        model_name = f"--model {a['model']}" if saved is None else f"{a['out']}/ckpt.pt"
+        raise ValueError(f"{model_name} does not speak the language of {a['cups']} cups{' with idle moves' * (a['idle'] > 0)}"
+                         f"{' and all balls' * (a['balls'] == 'all')}: try --approach stream with a new --model scratch (or was "
+                         "the game in data.py another one when it was made?)")
     if isinstance(data, TextFile):
         data.tokenizer.check(model.config.vocab_size)
     teacher = load_teacher(a, model)
@@ -555,6 +557,25 @@ def join_processes() -> None:
         sys.stdout = open(os.devnull, "w")
 
 
+@contextmanager
+def held(out: Path):
+    """While it lasts, the folder belongs to this run: two that write one log and one checkpoint would spoil both. The system
+    lets go with the process, also at kill -9. Raises ValueError where another run has it. (Windows has no such lock.)"""
+    if os.name != "posix" or RANK:
+        yield
+        return
+    import fcntl
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        raise ValueError(f"{out}/ is in use by a run that goes on: choose another --out, or wait until it has ended") from e
+    else:
+        yield
+    finally:
+        os.close(folder)
+
+
 def ask_to_stop() -> list[int]:
     """-> a list that gets the number of a signal, Ctrl-C or SIGTERM. The run looks at it after each step, saves and ends; a
     second signal finds no one who would wait, and ends the process at once."""
@@ -572,7 +593,12 @@ def ask_to_stop() -> list[int]:
 def main() -> None:
     """Exit codes: 0 done; 1 the run broke off, what was saved is whole; 2 refused before the first step; 130, 143 stopped by
     Ctrl-C or SIGTERM, and saved."""
-    args = parse()
+    with ExitStack() as folder:
+        command(parse(), folder)
+
+
+def command(args: argparse.Namespace, folder: ExitStack) -> None:
+    """What was asked for, from the first look at it to the exit code. folder: what is held until the end."""
     saved, out = None, args.out
     try:
         if WORLD > 1:
@@ -582,7 +608,9 @@ def main() -> None:
         else:
             a = resolve(args) | {"out": str(out)}
         out.mkdir(parents=True, exist_ok=True)
-        if any(a[k] and Path(a[k]).resolve() == (out / "ckpt.pt").resolve() for k in ("teacher", "thinker")):
+        folder.enter_context(held(out))
+        if any(a[k] and (out / "ckpt.pt").resolve() in (Path(a[k]).resolve(), (Path(a[k]) / "ckpt.pt").resolve())
+               for k in ("teacher", "thinker")):
             raise ValueError(f"{out}/ckpt.pt is judge or thinker of this run, which would write over it: choose another --out")
         model, teacher, data, rules = setup(a, saved)
         thinker = load_thinker(a, model, rules)

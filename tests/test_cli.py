@@ -11,11 +11,13 @@ import torch
 
 import journal
 import pretrain
+import probe
 import sample
 import train
 from data import Cups
 from evaluate import evaluate as real
 from model import GPT, Config, as_checkpoint, read_weights, save
+from rollout import load_run
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = ["--approach", "stream", "--steps", "2", "--eval_every", "2", "--prompts", "2", "--samples", "2", "--think_vocab", "16"]
@@ -57,6 +59,7 @@ BAD = [  # arguments of train.py, and words that the line must have
     (["--think_vocab", "0"], "at least 1"),
     (["--think_vocab", "-5"], "at least 1"),
     (["--samples", "1"], "sibling"),
+    (["--thoughts", "none", "--think", "free"], "no thoughts"),
     (["--prompts", "0"], "at least 1"),
     (["--steps", "0"], "at least 1"),
     (["--think_prior", "1.5"], "between 0 and 1"),
@@ -177,6 +180,30 @@ def test_without_a_compiler(tmp_path):
     done = subprocess.run(line, cwd=ROOT, env=bare, capture_output=True, text=True)
     assert done.returncode == 0 and "torch.compile does not run here, so compile is off" in done.stdout, done.stderr
     assert "Traceback" not in done.stderr and "compile off" in done.stdout
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no such lock")
+def test_two_runs_in_one_folder(tmp_path, monkeypatch, capsys):
+    """Guards a run that goes on against a second one in its folder, new or --resume: refused, and nothing of it touched. Once it
+    has ended, the folder is free."""
+    short = [*SHORT, "--width", "8", "--swaps", "1", "--new_tokens", "8", "--out", tmp_path / "out"]
+    assert run(train.main, short, monkeypatch, capsys)[0] == 0
+    before = {f.name: f.read_bytes() for f in (tmp_path / "out").iterdir()}
+    with train.held(tmp_path / "out"):
+        for argv in (short, ["--resume", "--steps", "4", "--out", tmp_path / "out"]):
+            code, _, err = run(train.main, argv, monkeypatch, capsys)
+            assert code == 2 and "in use by a run that goes on" in err and err.count("\n") == 1
+    assert {f.name: f.read_bytes() for f in (tmp_path / "out").iterdir()} == before
+    assert run(train.main, ["--resume", "--steps", "4", "--out", tmp_path / "out"], monkeypatch, capsys)[0] == 0
+
+
+def test_a_folder_stands_for_its_checkpoint(finished, tmp_path, monkeypatch, capsys):
+    """Wherever a checkpoint is asked for, its run's folder will do."""
+    out, _ = finished
+    assert isinstance(sample.load(out), GPT) and load_run(out)[2] == load_run(out / "ckpt.pt")[2]
+    assert run(probe.main, ["--checkpoint", out, "--stories", "2", "--out", tmp_path], monkeypatch, capsys)[0] == 0
+    code, _, err = run(train.main, ["--approach", "stream", "--thinker", out, "--out", out], monkeypatch, capsys)
+    assert code == 2 and "would write over it" in err
 
 
 def test_nearest_rows():
