@@ -235,7 +235,7 @@ def test_sizes():
     assert f"the student has {size(load('pico')):,} parameters" in README and f"the teacher {size(load('pico-teacher')):,}" in README
     assert f"on cups has {size(scratch) - scratch.think.numel():,} as well" in README
     assert f"thinking rows are {scratch.think.numel():,} more" in " ".join(README.split())
-    assert f"(on cups {V};" in README and f"knows {V} words" in EVERYTHING and set(PICO) == {"pico", "pico-teacher"}
+    assert f"a cups model knows {V} words" in README and f"A cups model knows {V} words" in README and set(PICO) == {"pico", "pico-teacher"}
     assert f"({len(MUTANTS)} planted" in README
 
 
@@ -303,5 +303,5 @@ def test_an_evening_with_the_readme(tmp_path, monkeypatch, capsys):
         code, out, err = run(script.main, shlex.split(line), monkeypatch, capsys)
         assert code == 0, (line, err)
         ran += 1
-    assert ran > 16 and (tmp_path / "longer" / "ckpt.pt").exists() and (tmp_path / "picture.png").exists()
+    assert ran > 16 and (tmp_path / "out_longer" / "ckpt.pt").exists() and (tmp_path / "picture.png").exists()
     assert (tmp_path / "out" / "old1" / "ckpt.pt").exists()  # nothing was written over
