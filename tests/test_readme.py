@@ -129,7 +129,10 @@ def test_every_file_is_named():
     assert sorted(row[0].strip("`") for row in rows_of(README, "file |")[1:]) == SCRIPTS
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "figures").glob("*.json")), ids=lambda p: p.stem)
+RESULTS = sorted(path for path in (ROOT / "figures").glob("*.json") if path.stem != "bench")
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda p: p.stem)
 def test_tables_are_those_of_the_json(path):
     """Each line that the experiment printed stands in one of the pages, with its command; and its question is still the one asked,
     in the page's own words as well."""
@@ -153,6 +156,18 @@ def test_short_table_is_that_of_the_json():
         for n, cell in zip(head[1:], cells):
             mean, half = interval([100 * s["accuracy_by_n"][int(n.split("=")[1]) - 1] for s in arms[arm]["seeds"]])
             assert cell == f"{mean:.0f} ± {half:.0f}", (arm, n)
+
+
+def test_speeds_are_those_of_the_json():
+    """Each row of the table of speeds is what bench.py wrote, and each of its rows is there."""
+    found = json.loads((ROOT / "figures" / "bench.json").read_text())
+    head, *rows = rows_of(README, "what | arm | seconds")
+    shown = {(what, arm, seconds, ratio) for what, arm, seconds, ratio, *_ in rows}
+    measured = [(table["title"].split(" (MiB")[0], arm, f"{x['seconds']:.3g}", f"{x['x_ours']:.2f}")
+                for section in found.values() for table in section["tables"] for arm, x in table.get("arms", {}).items()]
+    assert shown == set(measured) and len(rows) == len(measured) > 12
+    only = re.search(r"python bench.py --threads 1 --only ([a-z_ ]+)", " ".join(README.split()))[1].split()
+    assert {f"{name}, threads 1" for name in only} == found.keys() and not any(x["quick"] for x in found.values())
 
 
 def test_short_results_are_those_of_the_long_page():
