@@ -318,7 +318,7 @@ def load(name: str | Path) -> GPT:
     if not path.exists():
         raise ValueError(f"there is no model {str(name)!r}: neither a file or folder nor one of {', '.join([*PICO, *SIZES])}")
     n_head = text_ids = None
-    if (path / "ckpt.pt").exists():  # the folder of a run
+    if (path / "ckpt.pt").exists() and not (path / "config.json").exists():  # the folder of a run
         path = path / "ckpt.pt"
     if path.is_dir():
         try:

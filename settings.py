@@ -36,8 +36,7 @@ def flags_of_train() -> Parser:
     # what is learnt, from what
     p.add_argument("--approach", choices=["teacher", "stream", "next_token"], default="teacher", help="who pays for a thought")
     p.add_argument("--thoughts", choices=["tokens", "continuous", "filler", "none", "oracle"], default="tokens",
-                   help="continuous: the hidden state is fed back; filler: one learnt row; none: no slot; "
-                        "oracle: the cup, told")
+                   help="continuous: the hidden state is fed back; filler: one learnt row; none: no slot; oracle: the cup")
     p.add_argument("--model", help=f"scratch, {', '.join([*PICO, *SIZES])} or a path")
     p.add_argument("--teacher", help="as --model; only --approach teacher has one")
     p.add_argument("--layers", type=int, help="of --model scratch (1)")
@@ -67,8 +66,7 @@ def flags_of_train() -> Parser:
     p.add_argument("--micro_batch", type=int, help="rows in one gradient forward: less memory, same gradient")
     # learning
     p.add_argument("--steps", type=int,
-                   help="updates (cups: 1500, stream at most 1600, anew where it begins again, harder worlds at most 12000; "
-                        "text: 1000)")
+                   help="updates (cups: 1500, stream at most 1600, or 12000 in harder worlds; text: 1000)")
     p.add_argument("--lr", type=float, help="learning rate of GPT-2's own parameters")
     p.add_argument("--think_lr", type=float, help="learning rate of the thinking rows")
     p.add_argument("--warmup", type=int, help="steps in which the learning rates rise (15; 50 from scratch)")

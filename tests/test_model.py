@@ -266,7 +266,10 @@ def test_missing(tmp_path):
 
 
 def test_folders(good):
-    """Guards a folder that lacks a part: no config.json, one without heads or cut, or no weights."""
+    """Guards a folder that lacks a part: no config.json, one without heads or cut, or no weights. (A run's folder is its
+    checkpoint.)"""
+    assert load(good).config.vocab_size == 20
+    (good / "ckpt.pt").unlink()
     assert "config.json" in refuses(good)
     for text in ("", "{", "{}", "[1]", "null"):
         (good / "config.json").write_text(text)
