@@ -112,7 +112,8 @@ EXPERIMENTS = {
          ("filler and none creep up to n = 4.",  # answers at n = 2, 3 and 4 are over chance, by more than 10 points
           lambda r: all(reaches(1 / 3 + 0.1, n, "filler, full", "none, full")(r) for n in (2, 3, 4)))],
         CHANNEL),
-    # of these two, what is said of other thoughts and of wrong words was known in part, from probes of earlier models (RESULTS.md, 6)
+    # of these two, what is said of other thoughts and of wrong words was known in part, from probes of earlier models
+    # (RESULTS.md, 6)
     "content": Experiment(
         "Where does the gain come from: from the recipe, from more places to compute in, or from what thoughts say?",
         [("At n = 6 and n = 10 at least 50 points of the gain over no thoughts are content;",
@@ -184,8 +185,8 @@ EXPERIMENTS = {
          ("beyond that it falls, to between 80 and 95 % at n = 20 and between 60 and 80 % at n = 30.",
           lambda r: all(low <= mean_at(r, "5 balls, continuous", n) <= high
                         for low, high, n in ((0.8, 0.95, 20), (0.6, 0.8, 30)))),
-         ("(After a trial with seed 0.) Ids by reward alone, with a strict curriculum: five cups have 95 % at n = 12 in four of "
-          "five seeds.",
+         ("(After a trial with seed 0.) Ids by reward alone, with a strict curriculum: five cups have 95 % at n = 12 in four "
+          "of five seeds.",
           lambda r: (right_by_n(r, "5 cups, tokens")[:, 11] >= 0.95).mean() >= 0.8)],
         {"5 cups, tokens": Arm(f"{TOKENS} --cups 5 --swaps 12", 400),
          "5 cups, continuous": Arm(f"{STREAM} --thoughts continuous --cups 5 --swaps 12 --steps 2000", 70),

@@ -65,8 +65,8 @@ class Rules:
 
 
 def load_run(path: Path) -> tuple[GPT, Rules, dict]:
-    """A checkpoint of train.py, or its folder -> its model, its rules and its settings. Raises ValueError, one line, for anything
-    else."""
+    """A checkpoint of train.py, or its folder -> its model, its rules and its settings. Raises ValueError, one line, for
+    anything else."""
     path = path / "ckpt.pt" if path.is_dir() else path
     if not path.exists():
         raise ValueError(f"there is no {path} yet: make one with `python train.py --think_vocab 2048`")

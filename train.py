@@ -23,7 +23,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -74,8 +74,8 @@ def setup(a: dict, saved: dict | None) -> tuple[GPT, GPT | None, Cups | TextFile
     data = open_data(a["data"], model.text_ids, a["cups"], a["idle"], a["balls"])
     if isinstance(data, Cups) and model.text_ids != data.text_ids:
         model_name = f"--model {a['model']}" if saved is None else f"{a['out']}/ckpt.pt"
-        raise ValueError(f"{model_name} does not speak the language of {a['cups']} cups{' with idle moves' * (a['idle'] > 0)}"
-                         f"{' and all balls' * (a['balls'] == 'all')}: try --approach stream with a new --model scratch (or was "
+        raise ValueError(f"{model_name} does not speak the language of {a['cups']} cups"
+                         f"{' with idle moves' * (a['idle'] > 0)}{' and all balls' * (a['balls'] == 'all')}: try --approach stream with a new --model scratch (or was "
                          "the game in data.py another one when it was made?)")
     if isinstance(data, TextFile):
         data.tokenizer.check(model.config.vocab_size)
@@ -560,17 +560,19 @@ def join_processes() -> None:
 @contextmanager
 def held(out: Path):
     """While it lasts, the folder belongs to this run: two that write one log and one checkpoint would spoil both. The system
-    lets go with the process, also at kill -9. Raises ValueError where another run has it. (Windows has no such lock.)"""
+    lets go with the process, also at kill -9. Raises ValueError where another run has it. (Windows and some network file
+    systems have no such lock.)"""
     if os.name != "posix" or RANK:
         yield
         return
     import fcntl
     folder = os.open(out, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
-        raise ValueError(f"{out}/ is in use by a run that goes on: choose another --out, or wait until it has ended") from e
-    else:
+        with suppress(OSError):  # of a file system without locks
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as e:
+                raise ValueError(f"{out}/ is in use by a run that goes on: choose another --out, or wait until it ends") from e
         yield
     finally:
         os.close(folder)
