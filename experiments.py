@@ -193,6 +193,17 @@ EXPERIMENTS = {
          "5 balls, continuous": Arm(
              f"{STREAM} --thoughts continuous --cups 5 --balls all --swaps 8 --window 4 --steps 10000", 280)},
         shown=(1, 3, 6, 8, 12, 20, 30)),
+    "direct": Experiment(
+        "A model that has learnt to answer directly, with everything in sight: can reward alone teach it to think?",
+        [("(After a trial with seed 0.) Directly it answers first rounds of one move, and of two in at least 90 % of cases; at n "
+          "= 10 it is near chance.",
+          lambda r: all(mean_at(r, "direct", n, "accuracy_first_by_n") >= share for n, share in ((1, 0.99), (2, 0.9)))
+          and abs(mean_at(r, "direct", 10) - 1 / 3) <= 0.1),
+         ("From there, with a window and a strict curriculum, thoughts reach 99 % at n = 10 in four of five seeds,",
+          lambda r: (right_by_n(r, "thoughts from there")[:, 9] >= 0.99).mean() >= 0.8),
+         ("and hold at n = 30 (95 %, a mean of all seeds).", reaches(0.95, 30, "thoughts from there"))],
+        {"direct": Arm(f"{STREAM} --thoughts none --window 0 --steps 5000", 160),
+         "thoughts from there": Arm(f"{TOKENS} --curriculum strict --steps 5000", 280, "direct")}),
 }
 
 
