@@ -9,6 +9,7 @@ anything that is not GPT-2. Knows nothing of the other files but download.py.
 Letters: R rows of a batch, T positions, C width, H heads, D = C / H, L layers, V text rows, N thinking rows.
 """
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -240,12 +241,20 @@ def plain_cpu(w: Tensor) -> bool:
     return w.device.type == "cpu" and w.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
+@functools.cache
+def is_intel() -> bool:
+    """torch's own product on a CPU is MKL's, which is at its best on the CPUs of its maker."""
+    return "Intel" in getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")
+
+
 def unembed(h: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:  # [..., C], [V, C], None or [..., V] -> [..., V]
     """h @ rows.T, into `out` where that is given. Over 50,257 rows, one thread of a Zen 4: 170 states take 311 ms by torch's
-    product and 178 by oneDNN's, 512 states 890 and 518 (a Xeon, 180 states: 114 and 107). oneDNN's has no gradient. A small
-    vocabulary is left alone to the bit."""
+    product and 178 by oneDNN's, 512 states 890 and 518. On a Xeon the two are equally fast (180 states: 114 and 107), and
+    torch's can write into `out` itself. oneDNN's has no gradient. A small vocabulary is left alone to the bit."""
     learning = torch.is_grad_enabled() and (h.requires_grad or rows.requires_grad)
     if len(rows) > 2 ** 14 and plain_cpu(rows) and h.dtype == rows.dtype and not learning:
+        if out is not None and is_intel():
+            return torch.mm(h, rows.T, out=out)
         into = h.new_empty(*h.shape[:-1], len(rows)) if out is None else out
         with contextlib.suppress(AttributeError, RuntimeError):
             for part, columns in zip(rows.detach().split(2 ** 13), into.split(2 ** 13, -1)):  # oneDNN copies each part (24 MiB)

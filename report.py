@@ -42,10 +42,10 @@ def cell(values, digits: int = 0) -> str:  # one number a seed
     return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if half == half else "")
 
 
-def said(command: str, flag: str, default: int) -> int:
-    """The number that a command line gives for a flag."""
+def said(command: str, flag: str, default: float) -> float:
+    """The number that a command line gives for a flag, of the default's kind."""
     words = command.split()
-    return int(words[words.index(flag) + 1]) if flag in words else default
+    return type(default)(words[words.index(flag) + 1]) if flag in words else default
 
 
 def right_by_n(result: dict, arm: str, key: str = "accuracy_by_n") -> np.ndarray:  # -> [seeds, 30]
@@ -112,20 +112,27 @@ def table(result: dict) -> str:
         after, elsewhere = (", ".join(f"{100 * s[k]:.1f}" for s in seeds) for k in ("thinks_after_moved", "thinks_elsewhere"))
         slope = ", ".join(f"{np.polyfit(range(1, 31), s['thoughts_by_n'], 1)[0]:.2f}" for s in seeds)
         lines.append(f"| {arm} | {after} | {elsewhere} | {slope} |")
-    return "\n".join(lines + {"content": content_rows, "faithful": faithful_rows}.get(result.get("view"), lambda _: [])(result))
+    rows = {"content": content_rows, "faithful": faithful_rows, "when": lambda r: other_thoughts(r, next(iter(probed(r))))}
+    return "\n".join(lines + rows.get(result.get("view"), lambda _: [])(result))
+
+
+def other_thoughts(result: dict, arm: str) -> list[str]:
+    """What is left of an arm's answers with thoughts that are not its own."""
+    shown = result["shown"]
+    lines = ["", f"| `{arm}` with thoughts | " + " | ".join(f"n = {n}" for n in shown) + " |", "|---" * (len(shown) + 1) + "|"]
+    for name in ("own", *OTHERS):
+        right = 100 * np.array([x["accuracy_by_n"][name] for x in probed(result)[arm]])
+        lines.append(f"| {NAMES[name]} | " + " | ".join(cell(right[:, n - 1]) for n in shown) + " |")
+    return lines
 
 
 def content_rows(result: dict) -> list[str]:
     """Other thoughts written into `tokens, full`, and what its gain is made of."""
-    shown, found = result["shown"], probed(result)["tokens, full"]
-    head = [" | ".join(f"n = {n}" for n in shown) + " |", "|---" * (len(shown) + 1) + "|"]
-    lines = ["", f"| `tokens, full` with thoughts | {head[0]}", head[1]]
-    for name in ("own", *OTHERS):
-        right = 100 * np.array([x["accuracy_by_n"][name] for x in found])
-        lines.append(f"| {NAMES[name]} | " + " | ".join(cell(right[:, n - 1]) for n in shown) + " |")
-    lines += ["", f"| points gained over `none, full` | {head[0]}", head[1]]
-    return lines + [f"| {name} | " + " | ".join(cell(100 * x[:, n - 1]) for n in shown) + " |"
-                    for name, x in parts(result).items()]
+    shown = result["shown"]
+    lines = ["", "| points gained over `none, full` | " + " | ".join(f"n = {n}" for n in shown) + " |",
+             "|---" * (len(shown) + 1) + "|"]
+    return other_thoughts(result, "tokens, full") + lines + [
+        f"| {name} | " + " | ".join(cell(100 * x[:, n - 1]) for n in shown) + " |" for name, x in parts(result).items()]
 
 
 def faithful_rows(result: dict) -> list[str]:
@@ -151,7 +158,8 @@ def draw(result: dict, path: Path, caption: str) -> None:
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    views = {"content": [draw_others, draw_parts], "faithful": [draw_aoc, draw_following]}
+    views = {"content": [draw_others, draw_parts], "faithful": [draw_aoc, draw_following],
+             "when": [draw_accuracy, draw_lengths]}
     panels = views.get(result.get("view"), [draw_accuracy])
     figure, axes = plt.subplots(1, len(panels), figsize=(9 if len(panels) == 1 else 15, 5.2), squeeze=False)
     for panel, axis in zip(panels, axes.flat):
@@ -178,7 +186,24 @@ def draw_accuracy(axis, result: dict) -> None:
     longest = " or ".join(map(str, sorted(swaps)))
     axis.set(xlabel=f"n, moves since the anchor (trained on n <= {longest}; dotted: chance; thin: seeds)",
              ylabel="answers right, %", ylim=(0, 103))
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    alone = len(axis.figure.axes) == 1
+    axis.legend(**dict(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)) if alone else BELOW)
+
+
+def draw_lengths(axis, result: dict) -> None:
+    """How many thoughts a round of n moves gets where a model may choose: a thin line for each seed."""
+    chosen = [arm for arm, found in result["arms"].items() if "thoughts_by_n" in found["seeds"][0]]
+    for i, arm in enumerate(chosen):
+        y = right_by_n(result, arm, "thoughts_by_n")
+        axis.plot(range(1, y.shape[1] + 1), y.T, color=f"C{i}", lw=0.7, alpha=0.6)
+        axis.plot([], [], color=f"C{i}", label=arm)
+    n = np.arange(1, 31)
+    axis.plot(n, n, color="grey", ls=":", label="one after each move")
+    idle = said(result["arms"][chosen[0]]["command"], "--idle", 0.0)
+    moved = (1 - idle) * 0.8  # of the five moves of three cups four move the ball, wherever it is
+    axis.plot(n, moved * n, color="black", ls="--", label=f"one after each move of the ball ({moved:.2f} n)")
+    axis.set(xlabel="n, moves of the round", ylabel="thoughts in the round")
+    axis.legend(**BELOW)
 
 
 def draw_others(axis, result: dict) -> None:

@@ -10,6 +10,7 @@ import torch
 import experiments
 import report
 import settings
+from data import Cups
 from experiments import EXPERIMENTS, Arm, Experiment, folder, mflop
 from report import interval, parts, table, verdicts
 from test_cli import run
@@ -215,6 +216,15 @@ def test_labels_follow_the_flags(tmp_path, monkeypatch):
     assert "n <= 8 or 12" in axis.get_xlabel() and [line.get_ydata()[0] for line in axis.lines][-1] == 20
     assert "n = 12" in table(made_up("worlds", 0.5))
     assert report.said("--cups 5 --x", "--cups", 3) == 5 and report.said("", "--cups", 3) == 3
+
+
+def test_lengths_have_their_line():
+    """The dashed line is a thought after each move that moves the ball: two of three swaps and both turns, if it isn't idle."""
+    import matplotlib.pyplot as plt
+    axis = plt.figure().add_subplot()
+    report.draw_lengths(axis, made_up("when", 0.5))
+    moved = np.mean([where != goes[where] for goes in Cups(3).goes.tolist() for where in range(3)])
+    assert np.allclose(axis.lines[-1].get_ydata(), 0.6 * moved * np.arange(1, 31)) and axis.lines[-1].get_linestyle() == "--"
 
 
 def test_results_of_other_arms_are_not_reported(monkeypatch, tmp_path, capsys):
