@@ -83,7 +83,7 @@ def flags_of_train() -> Parser:
     # the run
     p.add_argument("--seed", type=int, default=0, help="of everything that is drawn: weights, text, rollouts (0)")
     p.add_argument("--eval_every", type=int, help="steps between evaluations, each with a checkpoint (one a minute besides)")
-    p.add_argument("--keep_every", type=int, help="steps between checkpoints that are kept, as ckpt_000200.pt (0: the last alone)")
+    p.add_argument("--keep_every", type=int, help="steps between checkpoints that stay, as ckpt_000200.pt (0: the last alone)")
     p.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     p.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="of matrix products")
     p.add_argument("--compile", choices=["auto", "on", "off"], default="auto", help="torch.compile for the rollout")

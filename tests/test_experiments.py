@@ -172,8 +172,10 @@ def made_up(name: str, right: float) -> dict:
     looked = {"accuracy_by_n": {x: [right] * 30 for x in ("own", *report.OTHERS)}, "spliced": True, "synonyms": 1.0,
               "aoc": {x: luck for x in report.FOUR},
               "counterfactual": {"written": [4] * 3, "follows": [4 * right] * 3, "true": [0] * 3}}
+    kept = [{"step": step, "accuracy_by_n": [right] * 30, "early": luck} for step in (100, 200, 250)]
     arms = {arm: {"command": f"python train.py {x.flags}", "mflop": [1.0, 2.0],
-                  "seeds": [one | ({"probe": looked} if arm in e.probed else {})] * 2} for arm, x in e.arms.items()}
+                  "seeds": [one | ({"probe": looked} if arm in e.probed else {}) | ({"course": kept} if x.kept else {})] * 2}
+            for arm, x in e.arms.items()}
     return {"question": e.question, "prediction": e.prediction, "command": "c", "view": e.view, "shown": e.shown, "arms": arms}
 
 
