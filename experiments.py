@@ -151,8 +151,8 @@ EXPERIMENTS = {
         ("tokens, window", "tokens, full"), "faithful"),
     "training": Experiment(
         "While a model learns to think: do answers hang on its thoughts before they get right, from then on, or later?",
-        [("No later: each checkpoint with over 90 % right at n = 3 has an area over the curve of early answering over 0.4 there, "
-          "with a window and with full attention.",
+        [("No later: each checkpoint with over 90 % right at n = 3 has an area over the curve of early answering over 0.4 "
+          "there, with a window and with full attention.",
           lambda r: all(any(right > 0.9 for right, _ in run) and all(area > 0.4 for right, area in run if right > 0.9)
                         for arm in courses(r) for run in right_and_area(r, arm, 3))),
          ("In longer rounds before: with a window each run has a checkpoint with under 60 % right at n = 10 and an area over "
