@@ -7,11 +7,11 @@
 An experiment is a question, a prediction that was written down before the first run, and arms; an arm is a line of flags for
 train.py. Each (arm, seed) is one run of train.py in runs/, found again by its flags: finished runs are kept when an
 experiment is cut off, and arms that two experiments share are run once. So is probe.py, where an experiment asks what thoughts
-do: its findings lie beside the checkpoint. Two at a time, of one thread each. A prediction is a list of sentences, each with a
-function of the result that says whether it held. Tables, figures and the page are in report.py.
+do: its findings lie beside the checkpoint, and beside those that were kept on the way (train.py --keep_every). Two at a time,
+of one thread each. A prediction is a list of sentences, each with a function of the result that says whether it held. Tables,
+figures and the page are in report.py.
 
-Left out on purpose: a sweep over hyperparameters, anything that a run's own folder does not say, and how much thoughts matter
-in the course of training (a run keeps its last checkpoint alone).
+Left out on purpose: a sweep over hyperparameters, anything that a run's own folder does not say.
 """
 import hashlib
 import json
@@ -29,8 +29,8 @@ import torch
 from tqdm import tqdm
 
 from data import OPENING
-from report import (OTHERS, SHOWN, Claim, cut, draw, followed, in_words, mean_area, mean_at, parts, probed, right_by_n,
-                    section, table, unaided, verdicts, write_page)
+from report import (OTHERS, SHOWN, Claim, courses, cut, draw, followed, in_words, mean_area, mean_at, parts, probed,
+                    right_and_area, right_by_n, section, table, unaided, verdicts, write_page)
 from rollout import load_run, visible
 from settings import Parser
 
@@ -43,17 +43,18 @@ LOOK_SECONDS = 15  # of one call of it, roughly
 @dataclass
 class Arm:
     """flags: of train.py. seconds: of one run on one thread, roughly. after: the arm whose checkpoint this one needs, and `by`
-    the flag that hands it over."""
+    the flag that hands it over. kept: how many checkpoints it keeps on the way, roughly."""
     flags: str
     seconds: int
     after: str | None = None
     by: str = "--model"
+    kept: int = 0
 
 
 @dataclass
 class Experiment:
     """claims: the prediction, sentence by sentence. probed: the arms that probe.py looks at. view: what is made of that,
-    "content", "faithful" or "when" (see report.py). shown: n of the tables."""
+    "content", "faithful", "when" or "training" (see report.py). shown: n of the tables."""
     question: str
     claims: list[Claim]
     arms: dict[str, Arm]
@@ -151,6 +152,19 @@ EXPERIMENTS = {
           lambda r: all(x["spliced"] for seeds in probed(r).values() for x in seeds))],
         {arm: CHANNEL[arm] for arm in ("tokens, window", "tokens, full", "none, full")},
         ("tokens, window", "tokens, full"), "faithful"),
+    "training": Experiment(
+        "While a model learns to think: do answers hang on its thoughts before they get right, from then on, or later?",
+        [("No later: each checkpoint with over 90 % right at n = 3 has an area over the curve of early answering over 0.4 "
+          "there, with a window and with full attention.",
+          lambda r: all(any(right > 0.9 for right, _ in run) and all(area > 0.4 for right, area in run if right > 0.9)
+                        for arm in courses(r) for run in right_and_area(r, arm, 3))),
+         ("In longer rounds before: with a window each run has a checkpoint with under 60 % right at n = 10 and an area over "
+          "0.4 there.",
+          lambda r: all(any(right < 0.6 and area > 0.4 for right, area in run)
+                        for run in right_and_area(r, "tokens, window", 10)))],
+        {"tokens, window": Arm(f"{TOKENS} --keep_every 100", 100, kept=8),
+         "tokens, full": Arm(f"{TOKENS} --keep_every 200", 90, "tokens, window", "--thinker", kept=7)},
+        ("tokens, window", "tokens, full"), "training"),
     "waterfall": Experiment(
         "Which parts of the recipe does it need?",
         [("Without the window, without the curriculum, or without siblings as a baseline nothing is learnt beyond n = 3.",
@@ -239,18 +253,30 @@ def run(experiment: Experiment, arm: str, seed: int) -> None:
     if last_line(out):
         return
     out.mkdir(parents=True, exist_ok=True)
-    (out / "probed").unlink(missing_ok=True)  # of weights that will be gone
+    for mark in out.rglob("probed"):  # of weights that will be gone
+        mark.unlink()
     base = [experiment.arms[arm].by, str(folder(experiment, after, seed) / "ckpt.pt")] if after else []
     call(["train.py", *experiment.arms[arm].flags.split(), *base, "--seed", str(seed), "--out", str(out)], out / "log.txt")
     (out / "done").touch()
 
 
+def checkpoints(out: Path) -> dict[Path, Path]:
+    """{a run's checkpoint: the folder of what probe.py finds there}: those that it kept on the way, then its last one."""
+    kept = sorted(out.glob("ckpt_*.pt"))
+    return {path: out / path.stem.replace("ckpt", "probe") for path in kept} | {out / "ckpt.pt": out}
+
+
 def look(experiment: Experiment, arm: str, seed: int) -> None:
-    """probe.py on a run's checkpoint, unless that has been done. Its findings lie beside the checkpoint."""
-    out = folder(experiment, arm, seed)
-    if not (out / "probed").exists():
-        call(["probe.py", "--checkpoint", str(out / "ckpt.pt"), *LOOK], out / "probe.txt")
-        (out / "probed").touch()
+    """probe.py on a run's checkpoints, each unless that has been done."""
+    for path, found in checkpoints(folder(experiment, arm, seed)).items():
+        if not (found / "probed").exists():
+            found.mkdir(exist_ok=True)
+            call(["probe.py", "--checkpoint", str(path), "--out", str(found), *LOOK], found / "probe.txt")
+            (found / "probed").touch()
+
+
+def look_seconds(arm: Arm) -> int:
+    return LOOK_SECONDS * (1 + arm.kept)
 
 
 def call(command: list[str], log: Path) -> None:
@@ -269,7 +295,8 @@ def run_all(experiment: Experiment, seeds: int) -> None:
     left = [j for j in jobs if not last_line(folder(experiment, *j))]
     first, then = ([(run, *j) for j in left if bool(experiment.arms[j[0]].after) == late] for late in (False, True))
     looks = [(look, *j) for j in jobs if j[0] in experiment.probed and not (folder(experiment, *j) / "probed").exists()]
-    seconds = sum(experiment.arms[arm].seconds for arm, _ in left) + LOOK_SECONDS * len(looks)
+    seconds = sum(experiment.arms[arm].seconds for arm, _ in left)
+    seconds += sum(look_seconds(experiment.arms[arm]) for _, arm, _ in looks)
     print(f"{len(left)} of {len(jobs)} runs are to be made" + f", {len(looks)} to be probed" * bool(experiment.probed)
           + f", about {seconds / 60:.0f} minutes of one core")
     bar = tqdm(total=len(left) + len(looks), unit="run")
@@ -312,6 +339,12 @@ def findings(out: Path) -> dict:
             **{k: found[k] for k in ("aoc", "counterfactual", "synonyms")}}
 
 
+def course(out: Path, end: int) -> list[dict]:
+    """Of each checkpoint, in order: its step, how many are right by n, and the area of early answering. end: the last step."""
+    found = {int(path.stem[5:] or end): findings(where) for path, where in checkpoints(out).items()}
+    return [{"step": step, "accuracy_by_n": x["accuracy_by_n"]["own"], "early": x["aoc"]["early"]} for step, x in found.items()]
+
+
 def collect(name: str, seeds: int) -> dict:
     """What figures/NAME.json holds: question, prediction, and for each arm its command and what each seed ended with."""
     experiment = EXPERIMENTS[name]
@@ -324,8 +357,9 @@ def collect(name: str, seeds: int) -> dict:
         arms[arm] = {"command": f"python train.py {spec.flags}" + (f" {spec.by} <{spec.after}>/ckpt.pt" if spec.after else ""),
                      "mflop": np.mean([mflop(out / "ckpt.pt", end) for out, end in zip(outs, ends)], 0).tolist(),
                      "seeds": [{k: end[k] for k in keep if k in end} for end in ends]}
-        for one, out in zip(arms[arm]["seeds"], outs):
+        for one, out, end in zip(arms[arm]["seeds"], outs, ends):
             one |= {"probe": findings(out)} if arm in experiment.probed else {}
+            one |= {"course": course(out, end["step"])} if spec.kept else {}
     return {"question": experiment.question, "prediction": experiment.prediction, "view": experiment.view,
             "shown": experiment.shown, "command": f"python experiments.py {name} --seeds {seeds}", "arms": arms}
 
@@ -362,7 +396,7 @@ def main() -> None:
     args = p.parse_args()
     if args.name is None:
         for name, e in EXPERIMENTS.items():
-            seconds = sum(a.seconds for a in e.arms.values()) + LOOK_SECONDS * len(e.probed)
+            seconds = sum(a.seconds for a in e.arms.values()) + sum(look_seconds(e.arms[arm]) for arm in e.probed)
             print(f"{name}: {e.question}\n    {len(e.arms)} arms, about {seconds / 60:.0f} minutes of one core a seed\n"
                   f"    prediction: {e.prediction}")
         print("python experiments.py channel --seeds 5 runs the first: runs/ keeps what is done, figures/ gets the results;\n"

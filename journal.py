@@ -32,7 +32,8 @@ def set_aside(out: Path) -> None:
         return
     old = next(path for i in itertools.count(1) if not (path := out / f"old{i}").exists())
     old.mkdir()
-    for name in ("ckpt.pt", "metrics.jsonl", "curves.png", "samples.html", "probe.json", "probe.png"):  # the weights first
+    kept = [x.name for x in out.glob("ckpt_*.pt")]
+    for name in ("ckpt.pt", *kept, "metrics.jsonl", "curves.png", "samples.html", "probe.json", "probe.png"):  # weights first
         if (out / name).exists():
             (out / name).rename(old / name)
     print(f"{out}/ held a run already (--resume would have gone on with it): it is now in {old}/", flush=True)

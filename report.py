@@ -12,6 +12,7 @@ import base64
 import html
 import textwrap
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t for
 OTHERS = ("another", "shuffled", "constant", "random")  # thoughts that are not the model's own
 FOUR = ("early", "mistake", "paraphrase", "filler")  # the interventions of arXiv 2307.13702
 BELOW = dict(fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False)  # a legend
+FOLLOWED = (3, 10)  # moves of the rounds that are followed through the training
 LENGTHS_TOLD = (2, 3, 4, 6, 10)  # moves of the stories on the page
 Claim = tuple[str, Callable[[dict], bool]]  # a sentence of a prediction, and whether a result says so
 
@@ -86,6 +88,17 @@ def mean_area(result: dict, arm: str, name: str, m: int) -> float:
     return float(np.mean(areas(result, arm, name, m)))
 
 
+def courses(result: dict) -> dict[str, list[list[dict]]]:
+    """The arms that kept checkpoints on the way: {arm: what was found at each of them (experiments.course), a seed each}."""
+    arms = result["arms"].items()
+    return {arm: [s["course"] for s in found["seeds"]] for arm, found in arms if "course" in found["seeds"][0]}
+
+
+def right_and_area(result: dict, arm: str, n: int) -> list[list[tuple[float, float]]]:
+    """Of each seed, for each checkpoint: the share of right answers at n, and the area of early answering in rounds of n."""
+    return [[(x["accuracy_by_n"][n - 1], x["early"][str(n)]) for x in course] for course in courses(result)[arm]]
+
+
 def verdicts(claims: list[Claim], result: dict) -> list[tuple[str, bool]]:
     return [(text, bool(holds(result))) for text, holds in claims]
 
@@ -112,7 +125,8 @@ def table(result: dict) -> str:
         after, elsewhere = (", ".join(f"{100 * s[k]:.1f}" for s in seeds) for k in ("thinks_after_moved", "thinks_elsewhere"))
         slope = ", ".join(f"{np.polyfit(range(1, 31), s['thoughts_by_n'], 1)[0]:.2f}" for s in seeds)
         lines.append(f"| {arm} | {after} | {elsewhere} | {slope} |")
-    rows = {"content": content_rows, "faithful": faithful_rows, "when": lambda r: other_thoughts(r, next(iter(probed(r))))}
+    rows = {"content": content_rows, "faithful": faithful_rows, "training": training_rows,
+            "when": lambda r: other_thoughts(r, next(iter(probed(r))))}
     return "\n".join(lines + rows.get(result.get("view"), lambda _: [])(result))
 
 
@@ -153,13 +167,29 @@ def faithful_rows(result: dict) -> list[str]:
     return lines
 
 
+def training_rows(result: dict) -> list[str]:
+    """Right answers and areas by the step of training, of the seeds that went on so far; and where they ended."""
+    lines = []
+    for arm, seeds in courses(result).items():
+        head = [f"right at n = {n}, %" for n in FOLLOWED] + [f"AOC of early answering, n = {n}" for n in FOLLOWED]
+        lines += ["", f"| {arm}: step | seeds | {' | '.join(head)} |", "|---" * (2 + len(head)) + "|"]
+        steps = sorted({x["step"] for course in seeds for x in course[:-1]})
+        rows = {step: [x for course in seeds for x in course[:-1] if x["step"] == step] for step in steps}
+        for step, found in (rows | {"the end": [course[-1] for course in seeds]}).items():
+            cells = [cell([100 * x["accuracy_by_n"][n - 1] for x in found]) for n in FOLLOWED]
+            cells += [cell([x["early"][str(n)] for x in found], 2) for n in FOLLOWED]
+            lines.append(f"| {step} | {len(found)} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def draw(result: dict, path: Path, caption: str) -> None:
     """The experiment's figure, with its question above and its prediction, verdicts included, below."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     views = {"content": [draw_others, draw_parts], "faithful": [draw_aoc, draw_following],
-             "when": [draw_accuracy, draw_lengths]}
+             "when": [draw_accuracy, draw_lengths],
+             "training": [partial(draw_course, arm=arm) for arm in courses(result)]}
     panels = views.get(result.get("view"), [draw_accuracy])
     figure, axes = plt.subplots(1, len(panels), figsize=(9 if len(panels) == 1 else 15, 5.2), squeeze=False)
     for panel, axis in zip(panels, axes.flat):
@@ -269,6 +299,23 @@ def draw_following(axis, result: dict) -> None:
             with_intervals(axis, range(share.shape[1]), 100 * share.T, ls=style, color=f"C{i}", label=f"{arm}: {label}")
     axis.set(xlabel="moves between the written word and the question", ylabel="answers to another cup's word, %",
              ylim=(-3, 103))
+    axis.legend(**BELOW)
+
+
+def draw_course(axis, result: dict, arm: str) -> None:
+    """Right answers and areas of one arm against the step: a thin line for each seed up to its end, and the mean of those steps
+    that all seeds have kept."""
+    seeds = courses(result)[arm]
+    shared = sorted(set.intersection(*({x["step"] for x in course[:-1]} for course in seeds)))
+    for i, n in enumerate(FOLLOWED):
+        pairs = right_and_area(result, arm, n)
+        for j, (style, label) in enumerate((("-", f"right, n = {n}"), ("--", f"area over the curve, n = {n}"))):
+            lines = [{x["step"]: pair[j] for x, pair in zip(*run)} for run in zip(seeds, pairs)]
+            for line in lines:
+                axis.plot(list(line), list(line.values()), style, color=f"C{i}", lw=0.5, alpha=0.4)
+            mean = [np.mean([line[step] for line in lines]) for step in shared]
+            axis.plot(shared, mean, style, color=f"C{i}", lw=2, label=label)
+    axis.set(title=arm, xlabel="step (thin: seeds, up to their end)", ylabel="share of answers; AOC", ylim=(-0.03, 1.03))
     axis.legend(**BELOW)
 
 

@@ -82,8 +82,8 @@ def flags_of_train() -> Parser:
                         "harder worlds)")
     # the run
     p.add_argument("--seed", type=int, default=0, help="of everything that is drawn: weights, text, rollouts (0)")
-    p.add_argument("--eval_every", type=int,
-                   help="steps between evaluations, each with a checkpoint (there is one a minute besides)")
+    p.add_argument("--eval_every", type=int, help="steps between evaluations, each with a checkpoint (one a minute besides)")
+    p.add_argument("--keep_every", type=int, help="steps between checkpoints that stay, as ckpt_000200.pt (0: the last alone)")
     p.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     p.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="of matrix products")
     p.add_argument("--compile", choices=["auto", "on", "off"], default="auto", help="torch.compile for the rollout")
@@ -131,11 +131,12 @@ TAUGHT = dict(window=0, curriculum="off", new_tokens=40, samples=1, prompts=32, 
 TAUGHT_VECTORS = TAUGHT | dict(steps=3000)  # they have to be hit, not only told apart: 1,500 left seed 2 at 87 %
 # what is left to fill in after all that
 ALWAYS = dict(think_vocab=2048, max_thoughts=1, temperature=1.0, baseline="loo", beta=1.0, cups=3, balls="one", swaps=10,
-              idle=0.0, reread=0, text_grad="exact", answer_grad="on", curriculum="on", layers=1, width=64)
+              idle=0.0, reread=0, text_grad="exact", answer_grad="on", curriculum="on", layers=1, width=64,
+              keep_every=0)
 MOST = dict(gamma=1, entropy=1)
 LEAST = dict(prompts=1, samples=1, prompt_tokens=1, new_tokens=1, steps=1, micro_batch=1, eval_every=1, warmup=1, swaps=1,
              layers=1, width=8, max_thoughts=1, budget=0, window=0, reread=0, seed=0, lr=0, think_lr=0, temperature=0.01,
-             entropy=0, gamma=0, think_cost=-1e3, think_prior=0, beta=0)
+             entropy=0, gamma=0, think_cost=-1e3, think_prior=0, beta=0, keep_every=0)
 
 
 def resolve(args: argparse.Namespace) -> dict:

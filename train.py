@@ -442,7 +442,8 @@ def asked_to_stop(stop: list[int] | None, device) -> bool:
 
 def look_and_save(journal: Journal, a: dict, state: dict, stopping: bool, model: GPT, teacher: GPT | None, data, rules: Rules,
                   optimizer: torch.optim.Optimizer) -> None:
-    """An evaluation every eval_every steps and at the end; a checkpoint there, where the run is to stop, and once a minute."""
+    """An evaluation every eval_every steps and at the end; a checkpoint there, where the run is to stop, and once a minute.
+    Every keep_every steps one that no later one replaces. Raises OSError where one can't be written."""
     due = state["step"] % a["eval_every"] == 0 or state["step"] == state["end"]
     sound = not state["in_a_row"]  # spoilt weights, which show in the next loss, must not replace a good checkpoint
     if due:
@@ -450,14 +451,22 @@ def look_and_save(journal: Journal, a: dict, state: dict, stopping: bool, model:
         sound = math.isfinite(journal.evals[-1]["nats_without_thoughts"])
         tqdm.write(f"step {state['step']}: "
                    + ", ".join(f"{k} {v:.3f}" for k, v in journal.evals[-1].items() if isinstance(v, float) and k != "seconds"))
+    if sound and a["keep_every"] and state["step"] % a["keep_every"] == 0:
+        # before ckpt.pt: a run that goes on from there does not come by this step again
+        save(journal.out / f"ckpt_{state['step']:06}.pt", as_run(a, model, rules, state))
     if sound and (due or stopping or time.time() - journal.saved > SAVE_SECONDS):
         save(journal.out / "ckpt.pt", whole_run(a, model, rules, state, optimizer))
         journal.saved = time.time()
 
 
+def as_run(a: dict, model: GPT, rules: Rules, state: dict) -> dict:
+    """All that is asked of a checkpoint, but by --resume: a third of the size."""
+    return as_checkpoint(model) | {"args": a, "rules": asdict(rules), "state": state}
+
+
 def whole_run(a: dict, model: GPT, rules: Rules, state: dict, optimizer: torch.optim.Optimizer) -> dict:
-    """All that --resume needs."""
-    return as_checkpoint(model) | {"args": a, "rules": asdict(rules), "state": state, "optimizer": optimizer.state_dict()}
+    """All that --resume needs as well."""
+    return as_run(a, model, rules, state) | {"optimizer": optimizer.state_dict()}
 
 
 # The loop
@@ -578,6 +587,12 @@ def held(out: Path):
         os.close(folder)
 
 
+def is_own(path: str, out: Path) -> bool:
+    """Is this one of the files that a run in `out` writes its checkpoints to, or their folder?"""
+    file = Path(path) / "ckpt.pt" if Path(path).is_dir() else Path(path)
+    return any(x.parent.resolve() == out.resolve() and x.match("ckpt*.pt") for x in (file, file.resolve()))
+
+
 def ask_to_stop() -> list[int]:
     """-> a list that gets the number of a signal, Ctrl-C or SIGTERM. The run looks at it after each step, saves and ends; a
     second signal finds no one who would wait, and ends the process at once."""
@@ -611,9 +626,9 @@ def command(args: argparse.Namespace, folder: ExitStack) -> None:
             a = resolve(args) | {"out": str(out)}
         out.mkdir(parents=True, exist_ok=True)
         folder.enter_context(held(out))
-        if any(a[k] and (out / "ckpt.pt").resolve() in (Path(a[k]).resolve(), (Path(a[k]) / "ckpt.pt").resolve())
-               for k in ("teacher", "thinker")):
-            raise ValueError(f"{out}/ckpt.pt is judge or thinker of this run, which would write over it: choose another --out")
+        for path in (a["teacher"], a["thinker"]):
+            if path and is_own(path, out):
+                raise ValueError(f"{path} is judge or thinker of this run, which would write over it: choose another --out")
         model, teacher, data, rules = setup(a, saved)
         thinker = load_thinker(a, model, rules)
         make_optimizer(a, model, saved)  # moments of another model? text too short? better now than after an hour

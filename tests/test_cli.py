@@ -64,6 +64,7 @@ BAD = [  # arguments of train.py, and words that the line must have
     (["--steps", "0"], "at least 1"),
     (["--think_prior", "1.5"], "between 0 and 1"),
     (["--window", "-1"], "at least 0"),
+    (["--keep_every", "-1"], "at least 0"),
     (["--new_tokens", "5000"], "context"),
     (["--prompt_tokens", "11"], "Moves"),
     (["--model", "gpt3"], "no model 'gpt3'"),
@@ -202,8 +203,9 @@ def test_a_folder_stands_for_its_checkpoint(finished, tmp_path, monkeypatch, cap
     out, _ = finished
     assert isinstance(sample.load(out), GPT) and load_run(out)[2] == load_run(out / "ckpt.pt")[2]
     assert run(probe.main, ["--checkpoint", out, "--stories", "2", "--out", tmp_path], monkeypatch, capsys)[0] == 0
-    code, _, err = run(train.main, ["--approach", "stream", "--thinker", out, "--out", out], monkeypatch, capsys)
-    assert code == 2 and "would write over it" in err
+    for own in (out, out / "ckpt_000002.pt"):
+        code, _, err = run(train.main, ["--approach", "stream", "--thinker", own, "--out", out], monkeypatch, capsys)
+        assert code == 2 and f"{own} is judge or thinker" in err
 
 
 def test_nearest_rows():

@@ -2,6 +2,7 @@
 import json
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import settings
 from data import Cups
 from experiments import EXPERIMENTS, Arm, Experiment, folder, mflop
 from report import interval, parts, table, verdicts
+from rollout import load_run
 from test_cli import run
 
 SHORT = "--approach stream --steps 2 --eval_every 2 --new_tokens 8 --prompts 2 --width 8"
@@ -155,6 +157,44 @@ def test_probed_experiments_and_the_page(asked, monkeypatch, capsys, tmp_path):
         assert EXPERIMENTS[name].claims[0][0][:30] in page and f"<h2>{name}</h2>" in page
 
 
+def test_kept_checkpoints_are_asked_once(monkeypatch, tmp_path, capsys):
+    """Guards the course of a training: each kept checkpoint is asked, once, and what was found there stands with its step; one
+    whose weights are made anew is asked anew. (What probe.py finds is made up here.)"""
+    experiment, asked = EXPERIMENTS["training"], []
+    monkeypatch.setattr(experiments, "OUT", tmp_path)
+    for arm in experiment.arms:
+        out = folder(experiment, arm, 0)
+        out.mkdir(parents=True)
+        for name in ("ckpt", "ckpt_000100", "ckpt_000200"):
+            checkpoint(out / f"{name}.pt", 4)
+        end = {"kind": "eval", "step": 250, "seconds": 5.0, "accuracy_by_n": [0.5] * 30}
+        (out / "metrics.jsonl").write_text(json.dumps(end) + "\n")
+        (out / "done").touch()
+
+    def call(command, log):
+        script, path, found = command[0], Path(command[2]), Path(command[4])
+        assert script == "probe.py" and load_run(path) and log.parent == found
+        asked.append(path.name)
+        own = {"accuracy_by_n": [{"ckpt": 1.0, "ckpt_000100": 0.2, "ckpt_000200": 0.6}[path.stem]] * 30}
+        (found / "probe.json").write_text(json.dumps({
+            "conditions": {"own": own, "refed": own}, "synonyms": 1.0, "counterfactual": {},
+            "aoc": {"early": {"3": 0.5, "10": 0.5}}}))
+    monkeypatch.setattr(experiments, "call", call)
+    code, said, err = run(experiments.main, ["training", "--seeds", "1"], monkeypatch, capsys)
+    assert code == 0 and "2 to be probed" in said and said.count("[held]") == 2, err
+    assert sorted(asked) == ["ckpt.pt"] * 2 + ["ckpt_000100.pt"] * 2 + ["ckpt_000200.pt"] * 2
+    for rows in (said, table(json.loads((tmp_path / "figures/training.json").read_text()))):
+        assert rows.count("| 100 | 1 | 20 | 20 | 0.50 | 0.50 |") == rows.count("| 200 | 1 | 60 |") == 2
+        assert rows.count("| the end | 1 | 100 | 100 | 0.50 | 0.50 |") == 2
+    out = folder(experiment, "tokens, window", 0)
+    (out / "probed").unlink()  # cut off before the last one
+    assert run(experiments.main, ["training", "--seeds", "1"], monkeypatch, capsys)[0] == 0 and asked[6:] == ["ckpt.pt"]
+    (out / "done").unlink()
+    with pytest.raises(AssertionError):  # of `call`, which knows no train.py
+        experiments.run(experiment, "tokens, window", 0)
+    assert not list(out.rglob("probed"))
+
+
 def test_weights_of_the_random_policy_never_move():
     """Its flags leave them where they were born."""
     random = EXPERIMENTS["content"].arms["random policy"]
@@ -173,8 +213,10 @@ def made_up(name: str, right: float) -> dict:
     looked = {"accuracy_by_n": {x: [right] * 30 for x in ("own", *report.OTHERS)}, "spliced": True, "synonyms": 1.0,
               "aoc": {x: luck for x in report.FOUR},
               "counterfactual": {"written": [4] * 3, "follows": [4 * right] * 3, "true": [0] * 3}}
+    kept = [{"step": step, "accuracy_by_n": [right] * 30, "early": luck} for step in (100, 200, 250)]
     arms = {arm: {"command": f"python train.py {x.flags}", "mflop": [1.0, 2.0],
-                  "seeds": [one | ({"probe": looked} if arm in e.probed else {})] * 2} for arm, x in e.arms.items()}
+                  "seeds": [one | ({"probe": looked} if arm in e.probed else {}) | ({"course": kept} if x.kept else {})] * 2}
+            for arm, x in e.arms.items()}
     return {"question": e.question, "prediction": e.prediction, "command": "c", "view": e.view, "shown": e.shown, "arms": arms}
 
 

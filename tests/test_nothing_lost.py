@@ -24,6 +24,7 @@ import train
 from conftest import one_line
 from evaluate import free_text, plain_nats
 from model import FORMAT, GPT, PICO, Config, as_checkpoint, load, read_weights, save
+from rollout import load_run
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 APPROACHES = ["teacher", "stream", "next_token"]
@@ -213,6 +214,34 @@ def test_another_run_in_the_same_folder(whole, tmp_path):
     assert code == 0 and f"it is now in {out}/old2/" in text and sorted(x.name for x in out.glob("old*")) == ["old1", "old2"]
     assert same(left(out / "old2"), whole["stream"]) and (out / "old2" / "samples.html").exists()
     assert run(["--resume", "--out", out / "old1"])[0] == 0  # it is a run like any other
+
+
+def test_checkpoints_that_are_kept(whole, tmp_path):
+    """Guards --keep_every: what is kept is the run as it stood after that step, to the bit, also where it was killed while it
+    wrote one or just after that; what is learnt does not hang on it; a full disk breaks off as anywhere; and a new run in the
+    folder leaves none of them behind."""
+    places = [dies_in_save(3, 0.9), dies_in(os, "replace", 4, True)]  # in step 4: while ckpt_000004.pt is written, and just after
+    for i, place in enumerate(places):
+        out = tmp_path / str(i)
+        assert run(tiny("stream", out, "--keep_every", "2"), place)[0] == -signal.SIGKILL
+        assert read_weights(out / "ckpt.pt")["state"]["step"] == 2
+        code, said = run(["--resume", "--out", out])
+        assert code == 0, said
+        assert sorted(x.name for x in out.glob("ckpt_*.pt")) == [f"ckpt_{step:06}.pt" for step in (2, 4, 6)]
+        saved, lines = left(out)
+        assert same((saved | {"args": saved["args"] | {"keep_every": 0}}, lines), whole["stream"])
+    for step in (2, 4, 6):
+        there = tmp_path / f"stopped{step}"
+        assert run(tiny("stream", there), signalled(signal.SIGINT, at=step - 1))[0] == (130 if step < STEPS else 0)
+        kept, stopped = read_weights(out / f"ckpt_{step:06}.pt"), read_weights(there / "ckpt.pt")
+        assert all(same(kept[k], stopped[k]) for k in stopped.keys() - {"args", "optimizer"})
+        model, _, a = load_run(out / f"ckpt_{step:06}.pt")
+        assert same(dict(model.state_dict()), stopped["model"]) and a["keep_every"] == 2
+    before, size = (out / "ckpt.pt").read_bytes(), (out / "ckpt_000002.pt").stat().st_size
+    code, text = run(["--resume", "--steps", "8", "--out", out], limited(size // 2))
+    assert code == 1 and "ckpt_000008.pt.part can't be written" in text.splitlines()[-1] and "Traceback" not in text, text
+    assert (out / "ckpt.pt").read_bytes() == before and not list(out.glob("*.part")) and size < len(before) / 2
+    assert run(tiny("stream", out))[0] == 0 and not list(out.glob("ckpt_*")) and len(list((out / "old1").glob("ckpt_*"))) == 3
 
 
 # Ctrl-C and SIGTERM
