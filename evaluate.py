@@ -75,8 +75,8 @@ def given_stories(model: GPT, cups: Cups, rules: Rules, each: int, seed: int = 0
         _, hit = slot_rewards(model, r, None, None, None)
         out[name], answers = by_n(n[:, P:][counts], hit[counts])
         out.setdefault("answers_by_n", answers)
-    if rules.think == "free" and rules.persist:
-        out |= when_it_thinks(model, cups, rules, ro, pays)
+    if rules.think == "free":
+        out |= when_it_thinks(model, cups, rules, ro, pays) if rules.persist else what_it_thinks_about(ro, asked)
     return out
 
 
@@ -95,6 +95,13 @@ def when_it_thinks(model: GPT, cups: Cups, rules: Rules, ro: Rollout, pays: Tens
     share = {name: (thoughts[where] > 0).float().mean().item() if where.any() else 0.0
              for name, where in (("thinks_after_moved", may & moved), ("thinks_elsewhere", may & ~moved))}
     return share | {"thoughts_by_n": in_round.view(N_MAX, -1).mean(1).tolist()}
+
+
+def what_it_thinks_about(ro: Rollout, asked: Tensor) -> dict:
+    """Branches: of the tokens that are predicted, the share that is thought about: of answers, asked [R, S], and of all others."""
+    thoughts = torch.zeros_like(ro.text).scatter_add(1, ro.slot.clamp(min=0), ro.is_think.long())[:, ro.P - 1:-1]
+    return {name: (thoughts[where] > 0).float().mean().item()
+            for name, where in (("thinks_before_answers", asked), ("thinks_elsewhere", ~asked))}
 
 
 def plain_nats(model: GPT, ids: Tensor, window: int) -> tuple[float, float]:

@@ -141,6 +141,7 @@ def report(before: dict, after: dict, forced: bool) -> None:
     line("p_think on held-out text" + " (forced: not asked)" * forced, "p_think")
     line("thoughts a text token in own text", "thoughts_per_token")
     line("greedy: thinks after moves that move the ball", "thinks_after_moved")
+    line("greedy: thinks before answers", "thinks_before_answers")
     line("greedy: thinks elsewhere, where it may", "thinks_elsewhere")
     line("nats a held-out token, without thoughts", "nats_without_thoughts")
     line("what thoughts gain on held-out text, nats a token", "gain")

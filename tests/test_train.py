@@ -9,7 +9,7 @@ import torch
 import journal
 import train
 from data import OPENING, Cups
-from evaluate import free_text, story_set, when_it_thinks
+from evaluate import free_text, story_set, what_it_thinks_about, when_it_thinks
 from model import gate_logit
 from rollout import Rules, rollout, states, visible_text
 from settings import parse, resolve
@@ -238,6 +238,16 @@ def test_when_it_thinks(tiny):
         assert out["thinks_after_moved"] == 1.0 and out["thinks_elsewhere"] == (0.0 if moved_only else 1.0)
         if not moved_only:
             assert out["thoughts_by_n"] == [float(k) for k in range(1, 31)]
+
+
+def test_what_it_thinks_about(tiny):
+    """Guards the same for branches: forced after " Where ?" alone, thoughts stand before answers alone; everywhere, before all."""
+    cups = Cups(3)
+    ids, _, pays, roomy, u = story_set(cups, Rules("forced", 2, 2, 5, [cups.id["?"]], persist=False), 1, 0, "cpu")
+    for after, elsewhere in (([cups.id["?"]], 0.0), (None, 1.0)):
+        ro = rollout(tiny(V=len(cups.text_ids), n_ctx=256), ids, OPENING, ids.shape[1] - OPENING, replace(roomy, think_after=after),
+                     u, 0.0)
+        assert what_it_thinks_about(ro, pays[:, OPENING:]) == {"thinks_before_answers": 1.0, "thinks_elsewhere": elsewhere}
 
 
 def test_a_stage_that_does_not_end_begins_again(tmp_path, monkeypatch):
