@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import Cups
+from data import LETTERS, Cups
 from probe import NAMES, THEN, make_dictionary, opened, stories, what_if
 from tokenizer import Tokenizer, html_page
 
@@ -255,7 +255,7 @@ def told_stories(path: Path, seed: int = 0, each: int = 2) -> tuple[list[str], l
     if a["data"] != "cups" or a.get("balls", "one") != "one" or not rules.persist or len(model.think) < 2:
         raise ValueError(f"{path}: the page looks thoughts up, one ball's, as ids that stay in the text: "
                          "a run of --approach stream or teacher on cups")
-    cups = Cups(a["cups"], idle=a.get("idle", 0.0))
+    cups = Cups(a["cups"], idle=a.get("idle", 0.0), moves=a.get("moves", "mixed"))
     words, _ = make_dictionary(model, cups, rules, 512, seed)
     tokenizer = Tokenizer(model.text_ids, len(model.think))
     name = [w.strip() for w in tokenizer.words()]
@@ -275,12 +275,12 @@ def told_stories(path: Path, seed: int = 0, each: int = 2) -> tuple[list[str], l
 
 def note(word: str, cup: int, true: int, instead: list[str | None]) -> str:
     """What is shown of one thought. instead: the answer had the word for each cup stood there, None where there is no word."""
-    says = f"says: the ball is under {'ABCDE'[cup]} now" if cup >= 0 else "is not in the dictionary beside this move"
-    really = "as it is" if cup == true else f"it is under {'ABCDE'[true]}"
+    says = f"says: the ball is under {LETTERS[cup]} now" if cup >= 0 else "is not in the dictionary beside this move"
+    really = "as it is" if cup == true else f"it is under {LETTERS[true]}"
     lines = [f"{word} {says} ({really})"]
     for other, answer in enumerate(instead):
         had = "as it is" if other == cup else "written instead"
-        lines.append(f"  {'ABCDE'[other]} {had}: " + (f"the answer is {answer}" if answer else "there is no word for it"))
+        lines.append(f"  {LETTERS[other]} {had}: " + (f"the answer is {answer}" if answer else "there is no word for it"))
     return "\n".join(lines)
 
 
