@@ -78,7 +78,7 @@ class Cups:
     either side) or "turns" (by any number of places). Raises ValueError for a game that there is not."""
 
     def __init__(self, m: int = 3, hazard: float = 1 / 3, idle: float = 0.0, balls: str = "one", moves: str = "mixed"):
-        most = 6 if moves == "turns" else 5  # six cups that turn are Z6: as many states and moves as all balls of three cups, S3
+        most = 6 if moves == "turns" else 5  # six that turn are Z6: as many states and moves as all balls of three cups, S3
         if not 2 <= m <= most:
             raise ValueError(f"cups can be played with 2 to {most} cups, not {m}" + " (6: --moves turns)" * (m == 6))
         if moves == "turns" and balls == "all":

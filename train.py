@@ -76,8 +76,8 @@ def setup(a: dict, saved: dict | None) -> tuple[GPT, GPT | None, Cups | TextFile
         model_name = f"--model {a['model']}" if saved is None else f"{a['out']}/ckpt.pt"
         more = (" with idle moves" * (a["idle"] > 0) + " and all balls" * (a["balls"] == "all")
                 + " that only turn" * (a["moves"] == "turns"))
-        raise ValueError(f"{model_name} does not speak the language of {a['cups']} cups{more}: try --approach stream with a new "
-                         "--model scratch (or was the game in data.py another one when it was made?)")
+        raise ValueError(f"{model_name} does not speak the language of {a['cups']} cups{more}: try --approach stream with a "
+                         "new --model scratch (or was the game in data.py another one when it was made?)")
     if isinstance(data, TextFile):
         data.tokenizer.check(model.config.vocab_size)
     teacher = load_teacher(a, model)
