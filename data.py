@@ -8,7 +8,9 @@ A move swaps two cups (` AB`) or turns them all (` left`: the ball goes from B t
 answered, and the answer anchors the story anew, so the cup of the ball is the only hidden state. With `idle`, some
 moves are ` nothing`: is a thought needed after those? With balls "all" there is one under each cup, every round begins with
 them in order, and a question names one: `The balls are under the cups. Moves: AB, left, BC. Blue? C. Moves: ...` The hidden
-state is one of m! orders then, and moves do not commute: the word problem of the group S_m.
+state is one of m! orders then, and moves do not commute: the word problem of the group S_m. With moves "turns" all cups turn by
+one to m - 1 places (` two`: the ball goes from B to D, from the last cup on to A again), and nothing else: a sum modulo m, the
+group Z_m, whose moves commute.
 
 Left out on purpose: shuffled epochs (windows are drawn at random), padding (windows have equal length).
 Knows tokenizer.py and download.py. Letters: B contexts, S text tokens, m cups, n moves since the last anchor.
@@ -30,6 +32,7 @@ from tokenizer import END_OF_TEXT, Tokenizer
 CACHE = Path(__file__).resolve().parent / "cache"
 WEBTEXT = "https://openaipublic.blob.core.windows.net/gpt-2/output-dataset/v1/webtext.{}.jsonl"
 PIECE = 1 << 22  # characters that are encoded at once: the ids of a line of 100 MB would be a list of 3 GB
+LETTERS = "ABCDEF"  # of the cups
 OPENING = 9  # tokens of a story of cups before its first move: The ball is under cup B. Moves:
 PURPOSES = ("train", "eval", "rollout", "eval_rollout", "pretrain", "offset", "birth", "own_text")
 
@@ -50,25 +53,41 @@ class Batch:
     n: np.ndarray | None = None
 
 
+def mixed(m: int) -> dict[str, list[int]]:
+    """word -> where each cup's content goes: all swaps of two, and of three cups or more a turn by one to either side."""
+    moves = {}
+    for a, b in combinations(range(m), 2):
+        goes = list(range(m))
+        goes[a], goes[b] = b, a
+        moves[f" {LETTERS[a]}{LETTERS[b]}"] = goes
+    if m > 2:
+        moves[" left"] = [(i - 1) % m for i in range(m)]
+        moves[" right"] = [(i + 1) % m for i in range(m)]
+    return moves
+
+
+def turns(m: int) -> dict[str, list[int]]:
+    """The same of the ring of cups that is turned by so many places, and not all the way round."""
+    words = (" one", " two", " three", " four", " five")[:m - 1]
+    return {word: [(i + k) % m for i in range(m)] for k, word in enumerate(words, 1)}
+
+
 class Cups:
     """m cups; a round ends after each move with probability `hazard`, or has 1..n_max moves, equally likely. idle: the
-    share of moves that do nothing. balls: "one", or "all" for one under each cup."""
+    share of moves that do nothing. balls: "one", or "all" for one under each cup. moves: "mixed" (swaps, and turns by one to
+    either side) or "turns" (by any number of places). Raises ValueError for a game that there is not."""
 
-    def __init__(self, m: int = 3, hazard: float = 1 / 3, idle: float = 0.0, balls: str = "one"):
-        if not 2 <= m <= 5:
-            raise ValueError(f"cups can be played with 2 to 5 cups, not {m}")
+    def __init__(self, m: int = 3, hazard: float = 1 / 3, idle: float = 0.0, balls: str = "one", moves: str = "mixed"):
+        most = 6 if moves == "turns" else 5  # six that turn are Z6: as many states and moves as all balls of three cups, S3
+        if not 2 <= m <= most:
+            raise ValueError(f"cups can be played with 2 to {most} cups, not {m}" + " (6: --moves turns)" * (m == 6))
+        if moves == "turns" and balls == "all":
+            raise ValueError("--moves turns keeps all balls in their order, so one says it all: --balls one")
         if not 0 <= idle < 1:
             raise ValueError(f"the share of idle moves lies from 0 to below 1, not {idle}")
         self.m, self.hazard, self.idle, self.all = m, hazard, idle, balls == "all"
-        letters = "ABCDE"[:m]
-        self.moves = {}  # word -> where each cup's content goes
-        for a, b in combinations(range(m), 2):
-            goes = list(range(m))
-            goes[a], goes[b] = b, a
-            self.moves[f" {letters[a]}{letters[b]}"] = goes
-        if m > 2:
-            self.moves[" left"] = [(i - 1) % m for i in range(m)]
-            self.moves[" right"] = [(i + 1) % m for i in range(m)]
+        letters = LETTERS[:m]
+        self.moves = turns(m) if moves == "turns" else mixed(m)
         if idle:
             self.moves[" nothing"] = list(range(m))  # the last of them
         cups = [f" {c}" for c in letters]
@@ -270,10 +289,11 @@ def _documents(f, suffix: str):
         print(f"{f.name}: skipped {broken} broken line(s), which are no JSON with a field `text`")
 
 
-def open_data(name: str, text_ids: list[int] | None, m: int = 3, idle: float = 0.0, balls: str = "one") -> Cups | TextFile:
+def open_data(name: str, text_ids: list[int] | None, m: int = 3, idle: float = 0.0, balls: str = "one",
+              moves: str = "mixed") -> Cups | TextFile:
     """`cups`, `webtext` or a path. Raises ValueError (one line) where the data can't be had or don't fit."""
     if name == "cups":
-        return Cups(m, idle=idle, balls=balls)
+        return Cups(m, idle=idle, balls=balls, moves=moves)
     tokenizer = Tokenizer(text_ids)
     if name == "webtext":
         paths = [download(WEBTEXT.format(part), CACHE / f"webtext.{part}.jsonl") for part in ("train", "valid")]

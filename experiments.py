@@ -29,8 +29,8 @@ import torch
 from tqdm import tqdm
 
 from data import OPENING
-from report import (OTHERS, SHOWN, Claim, courses, cut, draw, followed, in_words, mean_area, mean_at, parts, probed,
-                    right_and_area, right_by_n, section, table, unaided, verdicts, write_page)
+from report import (GROUPS, LAYERS, OTHERS, SHOWN, Claim, courses, cut, draw, followed, in_layers, in_words, mean_area, mean_at,
+                    parts, probed, reach, right_and_area, right_by_n, section, table, unaided, verdicts, write_page)
 from rollout import load_run, visible
 from settings import Parser
 
@@ -54,7 +54,7 @@ class Arm:
 @dataclass
 class Experiment:
     """claims: the prediction, sentence by sentence. probed: the arms that probe.py looks at. view: what is made of that,
-    "content", "faithful", "when" or "training" (see report.py). shown: n of the tables."""
+    "content", "faithful", "training", "when" or "depth" (see report.py). shown: n of the tables."""
     question: str
     claims: list[Claim]
     arms: dict[str, Arm]
@@ -88,6 +88,23 @@ CHANNEL = {
     "filler, full": Arm(f"{STREAM} --thoughts filler --window 0 --steps 2200", 180),
     "none, full": Arm(f"{STREAM} --thoughts none --window 0 --steps 3000", 180),
     "none, full, 4 layers": Arm(f"{STREAM} --thoughts none --window 0 --layers 4 --steps 1150", 180)}
+# depth: six states and five moves either way. A state of Z6 is one sum; one of S3 is two, the second of turns whose signs are
+# the first (how many swaps came before), so its moves do not commute. Controls see everything; those that think have a window,
+# and so see less. Controls have steps for about the same time, and ids, which take longest, for what an hour leaves them
+WORLDS = {"S3": "--balls all", "Z6": "--cups 6 --moves turns"}
+EACH = {
+    "none, 1 layer": Arm("--thoughts none --window 0 --steps 1300", 60),
+    "none, 2 layers": Arm("--thoughts none --window 0 --layers 2 --steps 740", 60),
+    "none, 4 layers": Arm("--thoughts none --window 0 --layers 4 --steps 400", 60),
+    "filler, 1 layer": Arm("--thoughts filler --window 0 --steps 1150", 60),
+    "filler, 2 layers": Arm("--thoughts filler --window 0 --layers 2 --steps 660", 60),
+    "filler, 4 layers": Arm("--thoughts filler --window 0 --layers 4 --steps 360", 60),
+    "continuous, 1 layer": Arm("--thoughts continuous --steps 600", 60),
+    "continuous, 2 layers": Arm("--thoughts continuous --layers 2 --steps 600", 105),
+    "tokens, 1 layer": Arm("--think_vocab 2048 --steps 3000", 160),
+    "oracle, 1 layer": Arm("--thoughts oracle --steps 400", 30)}
+DEPTH = {f"{group}, {arm}": Arm(f"{STREAM} {it.flags} {world}", it.seconds)
+         for group, world in WORLDS.items() for arm, it in EACH.items()}
 
 
 def reaches(share: float, n: int, *arms: str) -> Callable[[dict], bool]:
@@ -97,6 +114,16 @@ def reaches(share: float, n: int, *arms: str) -> Callable[[dict], bool]:
 
 def near_chance(ns: tuple[int, ...], *arms: str) -> Callable[[dict], bool]:  # of three cups; "near": within 10 points
     return lambda result: all(abs(mean_at(result, arm, n) - 1 / 3) <= 0.1 for arm in arms for n in ns)
+
+
+def right_at_ten(result: dict, kind: str, *layers: int) -> bool:
+    """depth: are 95 % right at n = 10, in both groups?"""
+    return reaches(0.95, 10, *(f"{g}, {kind}, {in_layers(k)}" for g in GROUPS for k in layers))(result)
+
+
+def far(result: dict, group: str, kind: str, layers: int) -> float:
+    """depth: how far an arm reaches, a mean over seeds."""
+    return float(reach(result, f"{group}, {kind}, {in_layers(layers)}").mean())
 
 
 def seeds_of(result: dict, key: str) -> list:
@@ -228,6 +255,24 @@ EXPERIMENTS = {
          ("and hold at n = 30 (95 %, a mean of all seeds).", reaches(0.95, 30, "thoughts from there"))],
         {"direct": Arm(f"{STREAM} --thoughts none --window 0 --steps 5000", 160),
          "thoughts from there": Arm(f"{TOKENS} --curriculum strict --steps 5000", 280, "direct")}),
+    "depth": Experiment(
+        "How many moves can be answered at once, by layers, and how many with a thought a move: in S3, whose moves do not "
+        "commute, and in Z6, which has as many states and moves and is a sum? (Chance is 1/3 in S3, where the answer is one of "
+        "three cups, and 1/6 in Z6: what is compared is up to which n 90 % of first rounds are right.)",
+        [("(After trials with seed 0 and one layer: of vectors, in both groups, and in Z6 of no thoughts and, cut off after "
+          "1,216 steps, of ids.) Vectors have 95 % right at n = 10 in both groups, with one layer and with two,",
+          lambda r: right_at_ten(r, "continuous", 1, 2)),
+         ("and so has the truth with one.", lambda r: right_at_ten(r, "oracle", 1)),
+         ("Without thoughts S3 is reached to n = 3 at most with one layer,", lambda r: far(r, "S3", "none", 1) <= 3),
+         ("further with four,", lambda r: far(r, "S3", "none", 4) > far(r, "S3", "none", 1)),
+         ("but not to n = 10;", lambda r: all(far(r, "S3", "none", k) < 10 for k in LAYERS)),
+         ("Z6 is reached further, with every number of layers.",
+          lambda r: all(far(r, "Z6", "none", k) > far(r, "S3", "none", k) for k in LAYERS)),
+         ("Filler reaches as far as none, to within one move.",
+          lambda r: all(abs(far(r, g, "filler", k) - far(r, g, "none", k)) <= 1 for g in GROUPS for k in LAYERS)),
+         ("Ids by reward alone reach further than none with one layer, in both groups.",
+          lambda r: all(far(r, g, "tokens", 1) > far(r, g, "none", 1) for g in GROUPS))],
+        DEPTH, view="depth"),
 }
 
 

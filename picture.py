@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import Cups
+from data import LETTERS, Cups
 from evaluate import uniforms
 from rollout import load_run, rollout
 from settings import Parser
@@ -35,11 +35,12 @@ def story(checkpoint: Path, seed: int) -> list[tuple[str, str, str]]:
     ids = torch.tensor([tokenizer.encode(PROMPT)])
     rules, P = rules.with_room(S), ids.shape[1]
     ro = rollout(model, ids, P, S, rules, uniforms(seed, 0, "rollout", rules.draws(S), 1, "cpu"), 1.0, 0.0)
-    ball = [where for where, _ in Cups(args["cups"], idle=args.get("idle", 0.0)).follow(ro.text[0].tolist())]
+    game = Cups(args["cups"], idle=args.get("idle", 0.0), moves=args.get("moves", "mixed"))
+    ball = [where for where, _ in game.follow(ro.text[0].tolist())]
     out = []
     for place, i in enumerate(ro.ids[0].tolist()):
         if ro.is_think[0, place]:
-            out.append(("think", tokenizer.name(i), "ABCDE"[ball[ro.slot[0, place]]]))
+            out.append(("think", tokenizer.name(i), LETTERS[ball[ro.slot[0, place]]]))
         elif ro.is_text[0, place]:
             out.append(("prompt" if place < P else "text", tokenizer.decode([i]), ""))
     return out

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data import OPENING, Cups, open_data
+from data import LETTERS, OPENING, Cups, open_data
 from evaluate import N_MAX, by_n, luck_on_text, story_set
 from model import GPT
 from reward import slot_rewards, speaking_states
@@ -348,7 +348,7 @@ def dictionary_page(words: Dictionary, cups: Cups, reading: str, ids: int = 16) 
     top = table.sum(1).topk(min(ids, len(table))).indices
     top = top[table[top].view(len(top), cups.m, -1).sum(2).argmax(1).argsort(stable=True)]
     total = table.sum(0).clamp(min=1)  # of a situation: which ids are thought in it?
-    return {"columns": [f"{'ABCDE'[c]} {w}" for c in range(cups.m) for w in moves],
+    return {"columns": [f"{LETTERS[c]} {w}" for c in range(cups.m) for w in moves],
             "share_of_situation": {int(i): (table[i] / total).tolist() for i in top if table[i].any()}}
 
 
@@ -467,7 +467,8 @@ def main() -> None:
             if getattr(args, flag) < least:
                 raise ValueError(f"--{flag} must be at least {least}, not {getattr(args, flag)}")
         model, rules, a = opened(args.checkpoint)
-        data = open_data(args.data or a["data"], model.text_ids, a["cups"], a.get("idle", 0.0), a.get("balls", "one"))
+        data = open_data(args.data or a["data"], model.text_ids, a["cups"], a.get("idle", 0.0), a.get("balls", "one"),
+                         a.get("moves", "mixed"))
         if isinstance(data, Cups) and model.text_ids != data.text_ids:
             raise ValueError(f"{args.checkpoint} does not speak the language of cups: give it a text with --data")
         out_dir = args.out or (args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent)

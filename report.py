@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import Cups
+from data import LETTERS, Cups
 from probe import NAMES, THEN, make_dictionary, opened, stories, what_if
 from tokenizer import Tokenizer, html_page
 
@@ -27,6 +27,8 @@ OTHERS = ("another", "shuffled", "constant", "random")  # thoughts that are not 
 FOUR = ("early", "mistake", "paraphrase", "filler")  # the interventions of arXiv 2307.13702
 BELOW = dict(fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False)  # a legend
 FOLLOWED = (3, 10)  # moves of the rounds that are followed through the training
+GROUPS, LAYERS = ("S3", "Z6"), (1, 2, 4)  # the panels of view depth, whose arms are called "S3, none, 1 layer"
+KINDS = ("none", "filler", "continuous", "tokens", "oracle")
 LENGTHS_TOLD = (2, 3, 4, 6, 10)  # moves of the stories on the page
 Claim = tuple[str, Callable[[dict], bool]]  # a sentence of a prediction, and whether a result says so
 
@@ -56,6 +58,16 @@ def right_by_n(result: dict, arm: str, key: str = "accuracy_by_n") -> np.ndarray
 
 def mean_at(result: dict, arm: str, n: int, key: str = "accuracy_by_n") -> float:
     return float(right_by_n(result, arm, key)[:, n - 1].mean())
+
+
+def reach(result: dict, arm: str) -> np.ndarray:
+    """The largest n at which nine in ten first rounds are right, 0 where there is none -> [seeds]."""
+    right = right_by_n(result, arm, "accuracy_first_by_n") >= 0.9
+    return (right * np.arange(1, right.shape[1] + 1)).max(1)
+
+
+def in_layers(count: int) -> str:
+    return f"{count} layer{'s' * (count > 1)}"
 
 
 def probed(result: dict) -> dict[str, list[dict]]:
@@ -125,7 +137,7 @@ def table(result: dict) -> str:
         after, elsewhere = (", ".join(f"{100 * s[k]:.1f}" for s in seeds) for k in ("thinks_after_moved", "thinks_elsewhere"))
         slope = ", ".join(f"{np.polyfit(range(1, 31), s['thoughts_by_n'], 1)[0]:.2f}" for s in seeds)
         lines.append(f"| {arm} | {after} | {elsewhere} | {slope} |")
-    rows = {"content": content_rows, "faithful": faithful_rows, "training": training_rows,
+    rows = {"content": content_rows, "faithful": faithful_rows, "training": training_rows, "depth": depth_rows,
             "when": lambda r: other_thoughts(r, next(iter(probed(r))))}
     return "\n".join(lines + rows.get(result.get("view"), lambda _: [])(result))
 
@@ -147,6 +159,17 @@ def content_rows(result: dict) -> list[str]:
              "|---" * (len(shown) + 1) + "|"]
     return other_thoughts(result, "tokens, full") + lines + [
         f"| {name} | " + " | ".join(cell(100 * x[:, n - 1]) for n in shown) + " |" for name, x in parts(result).items()]
+
+
+def depth_rows(result: dict) -> list[str]:
+    """How far each kind of thoughts reaches, by layers; what was not run has a dash."""
+    lines = ["", "| largest n at which 90 % of first rounds are right | " + " | ".join(map(in_layers, LAYERS)) + " |",
+             "|---" * (len(LAYERS) + 1) + "|"]
+    for group, kind in ((g, k) for g in GROUPS for k in KINDS):
+        arms = [f"{group}, {kind}, {in_layers(k)}" for k in LAYERS]
+        lines.append(f"| {group}, {kind} | "
+                     + " | ".join(cell(reach(result, arm), 1) if arm in result["arms"] else "-" for arm in arms) + " |")
+    return lines
 
 
 def faithful_rows(result: dict) -> list[str]:
@@ -189,14 +212,17 @@ def draw(result: dict, path: Path, caption: str) -> None:
     import matplotlib.pyplot as plt
     views = {"content": [draw_others, draw_parts], "faithful": [draw_aoc, draw_following],
              "when": [draw_accuracy, draw_lengths],
-             "training": [partial(draw_course, arm=arm) for arm in courses(result)]}
+             "training": [partial(draw_course, arm=arm) for arm in courses(result)],
+             "depth": [partial(draw_depth, group=g, layers=k) for g in GROUPS for k in LAYERS]}
     panels = views.get(result.get("view"), [draw_accuracy])
-    figure, axes = plt.subplots(1, len(panels), figsize=(9 if len(panels) == 1 else 15, 5.2), squeeze=False)
+    rows = len(GROUPS) if result.get("view") == "depth" else 1
+    wide = len(panels) // rows
+    figure, axes = plt.subplots(rows, wide, figsize=(9 if wide == 1 else 15, 1 + 4.2 * rows), squeeze=False)
     for panel, axis in zip(panels, axes.flat):
         panel(axis, result)
     figure.suptitle(result["question"])
-    lines = textwrap.wrap(caption, 100 * len(panels)) + [result["command"]]
-    below = -0.02 if len(panels) == 1 else -0.22  # two panels have their legends below them
+    lines = textwrap.wrap(caption, 100 * min(wide, 2)) + [result["command"]]
+    below = -0.02 if wide == 1 else -0.22 / rows  # two panels have their legends below them
     figure.text(0.08, below, "\n".join(lines), fontsize=9, va="top")
     figure.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(figure)
@@ -234,6 +260,24 @@ def draw_lengths(axis, result: dict) -> None:
     axis.plot(n, moved * n, color="black", ls="--", label=f"one after each move of the ball ({moved:.2f} n)")
     axis.set(xlabel="n, moves of the round", ylabel="thoughts in the round")
     axis.legend(**BELOW)
+
+
+def draw_depth(axis, result: dict, group: str, layers: int) -> None:
+    """First rounds of one group with so many layers: a line for each kind of thoughts, and chance."""
+    chance, lowest = 0.0, group == GROUPS[-1]
+    for i, kind in enumerate(KINDS):
+        arm = f"{group}, {kind}, {in_layers(layers)}"
+        if arm in result["arms"]:
+            y = 100 * right_by_n(result, arm, "accuracy_first_by_n")
+            axis.plot(range(1, y.shape[1] + 1), y.T, color=f"C{i}", lw=0.5, alpha=0.4)
+            axis.plot(range(1, y.shape[1] + 1), y.mean(0), color=f"C{i}", lw=2, label=kind)
+            chance = 100 / said(result["arms"][arm]["command"], "--cups", 3)
+    axis.axhline(chance, color="grey", lw=0.8, ls=":")
+    axis.set(title=f"{group}, {in_layers(layers)}", ylim=(0, 103),
+             xlabel="n, moves (trained on n <= 10; dotted: chance)" * lowest,
+             ylabel="first rounds right, %" * (layers == LAYERS[0]))
+    if lowest and layers == LAYERS[0]:  # where every kind has its line
+        axis.legend(**BELOW)
 
 
 def draw_others(axis, result: dict) -> None:
@@ -327,7 +371,7 @@ def told_stories(path: Path, seed: int = 0, each: int = 2) -> tuple[list[str], l
     if a["data"] != "cups" or a.get("balls", "one") != "one" or not rules.persist or len(model.think) < 2:
         raise ValueError(f"{path}: the page looks thoughts up, one ball's, as ids that stay in the text: "
                          "a run of --approach stream or teacher on cups")
-    cups = Cups(a["cups"], idle=a.get("idle", 0.0))
+    cups = Cups(a["cups"], idle=a.get("idle", 0.0), moves=a.get("moves", "mixed"))
     words, _ = make_dictionary(model, cups, rules, 512, seed)
     tokenizer = Tokenizer(model.text_ids, len(model.think))
     name = [w.strip() for w in tokenizer.words()]
@@ -347,12 +391,12 @@ def told_stories(path: Path, seed: int = 0, each: int = 2) -> tuple[list[str], l
 
 def note(word: str, cup: int, true: int, instead: list[str | None]) -> str:
     """What is shown of one thought. instead: the answer had the word for each cup stood there, None where there is no word."""
-    says = f"says: the ball is under {'ABCDE'[cup]} now" if cup >= 0 else "is not in the dictionary beside this move"
-    really = "as it is" if cup == true else f"it is under {'ABCDE'[true]}"
+    says = f"says: the ball is under {LETTERS[cup]} now" if cup >= 0 else "is not in the dictionary beside this move"
+    really = "as it is" if cup == true else f"it is under {LETTERS[true]}"
     lines = [f"{word} {says} ({really})"]
     for other, answer in enumerate(instead):
         had = "as it is" if other == cup else "written instead"
-        lines.append(f"  {'ABCDE'[other]} {had}: " + (f"the answer is {answer}" if answer else "there is no word for it"))
+        lines.append(f"  {LETTERS[other]} {had}: " + (f"the answer is {answer}" if answer else "there is no word for it"))
     return "\n".join(lines)
 
 

@@ -44,6 +44,8 @@ def flags_of_train() -> Parser:
     p.add_argument("--data", help="cups, webtext, or a .txt or .jsonl file")
     p.add_argument("--cups", type=int, help="how many cups (3)")
     p.add_argument("--balls", choices=["one", "all"], help="cups: one ball, or one under each cup, and the question names one")
+    p.add_argument("--moves", choices=["mixed", "turns"],
+                   help="cups: swaps and turns by one (mixed), or turns of all cups by any number of places, which commute")
     p.add_argument("--swaps", type=int, help="the longest round that a curriculum reaches (10; next_token 3)")
     p.add_argument("--idle", type=float, help="share of moves that do nothing (0)")
     # thoughts
@@ -109,7 +111,7 @@ ONLY = {  # flags that mean something in one setting alone; anywhere else they a
     "siblings": "approach teacher", "gamma": "thoughts that stay", "budget": "thoughts that stay",
     "answer_grad": "a given text", "curriculum": "data cups", "reread": "approach next_token",
     "layers": "model scratch", "width": "model scratch", "cups": "data cups", "swaps": "data cups", "idle": "data cups",
-    "balls": "data cups", "thinker": "approach stream with tokens or continuous thoughts on cups",
+    "balls": "data cups", "moves": "data cups", "thinker": "approach stream with tokens or continuous thoughts on cups",
 }
 # a window, since who sees everything has no need of thoughts while they are still noise, and siblings do not differ
 ON_CUPS = dict(think="forced", window=5, lr=2e-3, think_lr=2e-3, samples=8, entropy=0.25, gamma=0.9, think_cost=0.0,
@@ -130,8 +132,8 @@ TAUGHT = dict(window=0, curriculum="off", new_tokens=40, samples=1, prompts=32, 
               steps=1500)  # after 900 seeds 0 to 3 had 98, 93, 98 and 99 % at n = 10
 TAUGHT_VECTORS = TAUGHT | dict(steps=3000)  # they have to be hit, not only told apart: 1,500 left seed 2 at 87 %
 # what is left to fill in after all that
-ALWAYS = dict(think_vocab=2048, max_thoughts=1, temperature=1.0, baseline="loo", beta=1.0, cups=3, balls="one", swaps=10,
-              idle=0.0, reread=0, text_grad="exact", answer_grad="on", curriculum="on", layers=1, width=64,
+ALWAYS = dict(think_vocab=2048, max_thoughts=1, temperature=1.0, baseline="loo", beta=1.0, cups=3, balls="one", moves="mixed",
+              swaps=10, idle=0.0, reread=0, text_grad="exact", answer_grad="on", curriculum="on", layers=1, width=64,
               keep_every=0)
 MOST = dict(gamma=1, entropy=1)
 LEAST = dict(prompts=1, samples=1, prompt_tokens=1, new_tokens=1, steps=1, micro_batch=1, eval_every=1, warmup=1, swaps=1,
@@ -270,7 +272,7 @@ def settle_thinking_rows(a: dict) -> None:
     """think_vocab is N for tokens alone; for all other kinds of thoughts it follows from the kind. Raises ValueError."""
     if a["thoughts"] == "oracle" and (a["approach"] != "stream" or a["data"] != "cups" or a["think"] != "forced"):
         raise ValueError("--thoughts oracle tells the cup of the ball: --approach stream --data cups --think forced")
-    if a["thoughts"] == "oracle":  # a row for each state (six cups there are not: data.Cups refuses them)
+    if a["thoughts"] == "oracle":  # a row for each state (all balls of six cups there are not: data.Cups refuses them)
         a["think_vocab"] = math.factorial(min(max(a["cups"], 0), 6)) if a["balls"] == "all" else a["cups"]
     elif a["thoughts"] != "tokens":
         a["think_vocab"] = {"continuous": 1, "filler": 1, "none": 0}[a["thoughts"]]

@@ -71,12 +71,13 @@ def setup(a: dict, saved: dict | None) -> tuple[GPT, GPT | None, Cups | TextFile
     """-> model, teacher or None, data, rules. Raises ValueError, one line, for whatever does not fit together."""
     torch.manual_seed(a["seed"])
     model = first_model(a) if saved is None else load(Path(a["out"]) / "ckpt.pt")
-    data = open_data(a["data"], model.text_ids, a["cups"], a["idle"], a["balls"])
+    data = open_data(a["data"], model.text_ids, a["cups"], a["idle"], a["balls"], a["moves"])
     if isinstance(data, Cups) and model.text_ids != data.text_ids:
         model_name = f"--model {a['model']}" if saved is None else f"{a['out']}/ckpt.pt"
-        raise ValueError(f"{model_name} does not speak the language of {a['cups']} cups"
-                         f"{' with idle moves' * (a['idle'] > 0)}{' and all balls' * (a['balls'] == 'all')}: try --approach stream with a new --model scratch (or was "
-                         "the game in data.py another one when it was made?)")
+        more = (" with idle moves" * (a["idle"] > 0) + " and all balls" * (a["balls"] == "all")
+                + " that only turn" * (a["moves"] == "turns"))
+        raise ValueError(f"{model_name} does not speak the language of {a['cups']} cups{more}: try --approach stream with a "
+                         "new --model scratch (or was the game in data.py another one when it was made?)")
     if isinstance(data, TextFile):
         data.tokenizer.check(model.config.vocab_size)
     teacher = load_teacher(a, model)
@@ -93,7 +94,7 @@ def first_model(a: dict) -> GPT:
     """--model, as yet without thinking rows if it is a base. Raises ValueError where there is none of that name."""
     if a["model"] != "scratch":
         return load(a["model"])
-    text_ids = Cups(a["cups"], idle=a["idle"], balls=a["balls"]).text_ids if a["data"] == "cups" else None
+    text_ids = Cups(a["cups"], idle=a["idle"], balls=a["balls"], moves=a["moves"]).text_ids if a["data"] == "cups" else None
     V = len(text_ids) if text_ids else Tokenizer().V
     model = GPT(Config(a["layers"], 2, a["width"], 256 if text_ids else 1024, V), text_ids)
     if not a["window"]:  # with one they made `stream` slower, or stuck (RESULTS.md, 5)

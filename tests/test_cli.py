@@ -10,8 +10,10 @@ import pytest
 import torch
 
 import journal
+import picture
 import pretrain
 import probe
+import report
 import sample
 import train
 from data import Cups
@@ -80,6 +82,10 @@ BAD = [  # arguments of train.py, and words that the line must have
     (["--layers", "2"], "model scratch"),
     (["--cups", "9", "--model", "scratch"], "2 to 5 cups"),
     (["--cups", "5"], "language of 5 cups"),
+    (["--cups", "6", "--model", "scratch"], "6: --moves turns"),
+    (["--moves", "turns"], "that only turn"),
+    (["--moves", "turns", "--balls", "all", "--approach", "stream"], "--balls one"),
+    (["--moves", "turns", "--data", "{tmp}/short.txt"], "data cups"),
     (["--thoughts", "none", "--think_vocab", "8"], "--thoughts tokens"),
     (["--text_grad", "sampled", "--siblings", "shared"], "--siblings free"),
     (["--data", "{tmp}/nothing.txt"], "no readable"),
@@ -244,6 +250,23 @@ def test_two_steps_of_every_kind(argv, tmp_path, monkeypatch, capsys):
     thoughts, notes = ((tmp_path / "page.html").read_text().count(x) for x in ('<span class="think" tabindex', "nearest rows: "))
     assert thoughts == notes and (notes > 0 or {"continuous", "next_token"} <= {*argv})
     assert ("█" in shown) == ("continuous" in argv) and ("<think" in shown) == ("continuous" not in argv)
+
+
+def test_a_ring_of_six_cups(tmp_path, monkeypatch, capsys):
+    """Guards --moves everywhere a run's world is built again: on --resume, to be probed, drawn, and told on the page, where there
+    is a sixth letter."""
+    monkeypatch.setattr(journal, "evaluate", lambda *a, **kind: real(*a[:6], 1, rows=8))
+    short = ["--steps", "2", "--eval_every", "2", "--new_tokens", "12", "--prompts", "2", "--samples", "2", "--out", tmp_path]
+    turns = ["--approach", "stream", "--moves", "turns", "--cups", "6", "--think_vocab", "16"]
+    code, _, err = run(train.main, [*turns, *short], monkeypatch, capsys)
+    assert code == 0, err
+    code, said, err = run(train.main, ["--resume", "--steps", "3", "--out", tmp_path], monkeypatch, capsys)
+    assert code == 0 and "what was learnt" in said, err
+    code, _, err = run(probe.main, ["--checkpoint", tmp_path / "ckpt.pt", "--stories", "2"], monkeypatch, capsys)
+    found = json.loads((tmp_path / "probe.json").read_text())
+    assert code == 0 and found["cups"] == 6 and found["dictionary"]["columns"][-1] == "F five", err
+    assert {cup for kind, _, cup in picture.story(tmp_path / "ckpt.pt", 0) if kind == "think"} <= set("ABCDEF")
+    assert all(notes for notes in report.told_stories(tmp_path / "ckpt.pt")[1])
 
 
 def test_resume_keeps_the_settings(finished, monkeypatch, capsys):

@@ -457,3 +457,47 @@ def test_all_balls(m):
     assert named == set(balls)
     nameless = [cups.id[" Moves"], cups.id[":"], cups.id["."], cups.id["?"], cups.id[" A"]]
     assert cups.check(nameless) == [(4, 0, False)]
+
+
+@pytest.mark.parametrize("m", [2, 3, 6])
+def test_turns(m):
+    """Guards the group Z_m: m - 1 turns that commute, each another number of places; the ball of every story is where a sum of
+    number words says, by the labels and by the rule; and no other answer is right."""
+    cups = Cups(m, moves="turns")
+    many = {f" {word}": k for k, word in enumerate(["one", "two", "three", "four", "five"][:m - 1], 1)}
+    assert list(cups.moves) == list(many) and [goes[0] for goes in cups.moves.values()] == list(many.values())
+    assert all((one[two] == two[one]).all() for one in cups.goes for two in cups.goes) and len(cups.states) == m
+    swap, turn = Cups(3, balls="all").goes[[0, -1]]
+    assert (swap[turn] != turn[swap]).any()  # with which it is compared
+    words, b = cups_words(cups), cups.batch(8, 120, 3, 4, "train", n_max=6)
+    for ids, state, n, pays in zip(b.ids.tolist(), b.state.tolist(), b.n.tolist(), b.pays.tolist()):
+        ball, moves = "ABCDEF".index(words[ids[5]].strip()), 0
+        for i in range(5, len(ids)):
+            turned = many.get(words[ids[i]], 0)
+            ball, moves = (ball + turned) % m, moves + (turned > 0)
+            assert state[i] == ball and (not pays[i] or (ids[i], n[i]) == (cups.cup_ids[ball], moves))
+            moves = 0 if pays[i] else moves
+        assert [s for s, _ in cups.follow(ids)][5:] == state[5:]
+        assert cups.check(ids) == [(i, n[i], True) for i, x in enumerate(pays) if x]
+        at = pays.index(True)
+        assert all(cups.check(ids[:at] + [c])[0][2] == (c == ids[at]) for c in cups.cup_ids.tolist())
+    text = gpt2(tuple(cups.text_ids)).decode(b.ids[0])
+    assert ids_of(cups, text) == b.ids[0].tolist() and gpt2().encode(text) == [cups.text_ids[i] for i in b.ids[0]]
+
+
+def test_turns_that_are_refused():
+    """Guards the letters and the flags: seven cups, swaps of six, a second ball that would say nothing new."""
+    refuses(lambda: Cups(7, moves="turns"), "2 to 6")
+    refuses(lambda: Cups(6), "2 to 5", "--moves turns")
+    refuses(lambda: Cups(3, moves="turns", balls="all"), "--balls one")
+
+
+@pytest.mark.parametrize("game, story", [
+    ({}, "The ball is under cup C. Moves: left. Where? B. Moves: AB. Where? A."),
+    ({"m": 5, "balls": "all"}, "The balls are under the cups. Moves: BE, AE, AE. Red? A. Moves: AD."),
+    ({"idle": 0.4}, "The ball is under cup C. Moves: nothing. Where? C. Moves: left."),
+], ids=str)
+def test_stories_are_what_they_were(game, story):
+    """Guards runs that are to be made again: a new world must not draw the numbers of an old one."""
+    cups = Cups(**game)
+    assert gpt2(tuple(cups.text_ids)).decode(cups.batch(1, 40, 0, 0, "train").ids[0]).startswith(story)

@@ -250,6 +250,38 @@ def test_unaided():
         assert report.unaided(result) == n
 
 
+def test_groups_of_depth_are_alike():
+    """As many states and moves in both, and the same arms: only the controls see everything. Each group is asked by layers."""
+    from data import Cups
+    arms = EXPERIMENTS["depth"].arms
+    for arm, spec in arms.items():
+        a = settings.resolve(settings.parse(spec.flags.split()))
+        cups = Cups(a["cups"], balls=a["balls"], moves=a["moves"])
+        assert len(cups.states) == 6 and len(cups.moves) == 5 and len({tuple(goes) for goes in cups.goes.tolist()}) == 5
+        assert a["think_vocab"] == (6 if "oracle" in arm else a["think_vocab"])
+        assert (a["window"] == 0) == (a["thoughts"] in ("none", "filler")) and arm.endswith(report.in_layers(a["layers"]))
+        assert f", {a['thoughts']}, " in arm and a["thoughts"] in report.KINDS
+    assert {arm[2:] for arm in arms if arm[:2] == "S3"} == {arm[2:] for arm in arms if arm[:2] == "Z6"} and len(arms) == 20
+    assert {arm[:2] for arm in arms} == set(report.GROUPS)
+
+
+def test_reach():
+    """The largest n of nine in ten, by seed, whatever comes before it; a dash where nothing was run; chance of each group."""
+    import matplotlib.pyplot as plt
+    result = made_up("depth", 0.5)
+    seeds = [{"accuracy_by_n": [0.0] * 30, "seconds": 1, "accuracy_first_by_n": x} for x in (
+        [1.0, 0.95, 0.5, 0.9] + [0.0] * 26, [0.5] * 30, [1.0] * 30)]
+    result["arms"]["Z6, none, 2 layers"]["seeds"] = seeds
+    assert report.reach(result, "Z6, none, 2 layers").tolist() == [4, 0, 30]
+    rows = table(result).splitlines()
+    assert f"| Z6, none | 0.0 ± 0.0 | {report.cell([4, 0, 30], 1)} | 0.0 ± 0.0 |" in rows and "| S3, oracle | 0.0 ± 0.0 | - | - |" in rows
+    for group, chance in (("S3", 100 / 3), ("Z6", 100 / 6)):
+        axis = plt.figure().add_subplot()
+        report.draw_depth(axis, result, group, 2)
+        assert axis.lines[-1].get_ydata()[0] == chance
+        assert [line.get_label() for line in axis.lines if line.get_label()[0] != "_"] == ["none", "filler", "continuous"]
+
+
 def test_labels_follow_the_flags(tmp_path, monkeypatch):
     """Chance and the longest rounds of training are those of the arms' own worlds."""
     import matplotlib.pyplot as plt

@@ -100,7 +100,7 @@ def test_all_balls_have_a_narrower_window():
 
 def test_harder_worlds_climb_strictly():
     """Guards the default: ids in worlds with more to tell apart have a strict curriculum and the steps for it; nobody is overruled."""
-    for flags in (["--cups", "5"], ["--balls", "all"], ["--idle", "0.4"]):
+    for flags in (["--cups", "5"], ["--balls", "all"], ["--idle", "0.4"], ["--cups", "6", "--moves", "turns"]):
         a = settings(*flags)
         assert (a["curriculum"], a["steps"]) == ("strict", 12000)
         assert settings(*flags, "--curriculum", "on")["curriculum"] == "on"
