@@ -403,15 +403,18 @@ def scale(size: dict) -> list[dict]:
     base = {"prompts": 2, "new_tokens": size["S"] // 2, "max_thoughts": 1, "think_vocab": size["small"].think_vocab}
     points = [(name, x, base | {name: x}, size["small"]) for name, values in size["dials"].items() for x in values]
     points += [("parameters", sum(p.numel() for p in GPT(c).parameters()), base, c) for c in (size["small"], size["config"])]
-    found = {}
+    found, lines = {}, {}
     for name, x, dials, config in tqdm(points, desc="scale", leave=False):
         flags = [word for dial in dials.items() for word in (f"--{dial[0]}", dial[1])]
         flags += ["--prompt_tokens", size["S"] // 2, "--budget", dials["new_tokens"] * dials["max_thoughts"] // 2, "--steps", 3]
-        found.setdefault(name, []).append((x, *fresh(update_arm, flags, config, torch.get_num_threads())))
+        found.setdefault(name, []).append((x, *fresh(update_arm, flags, config, torch.get_num_threads())[:2]))
     figure, axes = plt.subplots(1, len(found), figsize=(3.4 * len(found), 3.2))
     for axis, (name, line) in zip(axes, found.items()):
         print(f"  {name:<13}" + "   ".join(f"{x:.4g}: {spent:.2f} s, {peak:.0f} MiB" for x, spent, peak in line))
         x, spent, peak = zip(*line)
+        lines[name] = {unit: straight(x, y) for unit, y in (("s", spent), ("MiB", peak))}
+        print(" " * 15 + ", ".join(f"{once:.4g} + {each:.3g} {unit} each (at most {off:.0%} off)"
+                                   for unit, (once, each, off) in lines[name].items()))
         axis.plot(x, spent, "o-")
         axis.set(title=name, xscale="log", ylim=(0, None), xticks=x, xticklabels=[f"{v:.3g}" for v in x])
         axis.minorticks_off()
@@ -420,7 +423,14 @@ def scale(size: dict) -> list[dict]:
     figure.tight_layout()
     Path("figures").mkdir(exist_ok=True)
     figure.savefig("figures/bench_scale.png", dpi=110)
-    return [{"title": name, "points": line} for name, line in found.items()]
+    return [{"title": name, "points": line, "line": lines[name]} for name, line in found.items()]
+
+
+def straight(x, y) -> tuple[float, float, float]:
+    """The line that points lie on, if they do: what there is at 0, what each unit adds, and how far off the worst of them is, as
+    a share of itself."""
+    each, once = np.polyfit(x, y, 1)
+    return float(once), float(each), float(max(abs(once + each * np.array(x) - y) / np.array(y)))
 
 
 def compiled_twin(model: GPT):

@@ -65,6 +65,16 @@ def test_same_tokens_from_hugging_face():
     assert torch.equal(bench.rollout(model, text, 8, 8, bench.Rules("never"), torch.zeros(8, 3, 2), 0.0).ids, theirs)
 
 
+def test_growth(run, tmp_path):
+    """Guards the section `scale`: each dial is measured, and told as a line; and the line itself."""
+    code, out = run("--quick", "--threads", "1", "--only", "scale")[:2]
+    found = json.loads((tmp_path / "bench.json").read_text())["scale, threads 1, quick"]["tables"]
+    assert code == 0 and [t["title"] for t in found] == ["prompts", "parameters"] and out.count("MiB each") == 2
+    assert all(len(t["points"]) == 2 and t["line"]["s"][2] < 1e-6 for t in found)  # two points always lie on a line
+    assert (tmp_path / "figures" / "bench_scale.png").exists()
+    assert bench.straight((1, 2, 4), (5, 7, 11)) == pytest.approx((3, 2, 0)) and bench.straight((0, 1, 2), (4, 4, 1))[2] > 0.4
+
+
 def test_ratio_pair_by_pair(capsys):
     """Guards `x ours`: pairs that ran side by side are compared, then the median is taken."""
     table = bench.show("two", {"ours": [1.0, 4.0, 2.0], "theirs": [2.0, 4.0, 6.0]}, limit=1.0)["arms"]
