@@ -29,8 +29,8 @@ import torch
 from tqdm import tqdm
 
 from data import OPENING
-from report import (OTHERS, SHOWN, Claim, cut, draw, followed, in_words, mean_area, mean_at, parts, probed, right_by_n,
-                    section, table, unaided, verdicts, write_page)
+from report import (OTHERS, SHOWN, Claim, as_words, cut, draw, followed, in_words, mean_area, mean_at, parts, probed,
+                    right_by_n, section, table, unaided, updates_to, verdicts, write_page)
 from rollout import load_run, visible
 from settings import Parser
 
@@ -53,7 +53,7 @@ class Arm:
 @dataclass
 class Experiment:
     """claims: the prediction, sentence by sentence. probed: the arms that probe.py looks at. view: what is made of that,
-    "content" or "faithful" (see report.py). shown: n of the tables."""
+    "content", "faithful" or "alphabet" (see report.py). shown: n of the tables."""
     question: str
     claims: list[Claim]
     arms: dict[str, Arm]
@@ -86,6 +86,12 @@ CHANNEL = {
     "none, full, 4 layers": Arm(f"{STREAM} --thoughts none --window 0 --layers 4 --steps 1150", 180)}
 
 
+# as many rows as pico has words. With so few each of 15 pairs of cup and move has to find one of its cup's before the reader
+# makes up its mind: a broader code in the first stages, and more contexts. At birth words think "," and "."; any other costs
+# some 10 nats of KL, and knowing the cup is worth log 3 an answer: a pull of 0.03 can be paid, one of 0.3 cannot
+ALPHABET = f"{STREAM} --model pico --entropy 0.4 --prompts 32 --steps 1600 --eval_every 100"
+
+
 def reaches(share: float, n: int, *arms: str) -> Callable[[dict], bool]:
     """A claim's check: the mean over seeds of all these arms is at least this share at n."""
     return lambda result: all(mean_at(result, arm, n) >= share for arm in arms)
@@ -93,6 +99,10 @@ def reaches(share: float, n: int, *arms: str) -> Callable[[dict], bool]:
 
 def near_chance(ns: tuple[int, ...], *arms: str) -> Callable[[dict], bool]:  # of three cups; "near": within 10 points
     return lambda result: all(abs(mean_at(result, arm, n) - 1 / 3) <= 0.1 for arm in arms for n in ns)
+
+
+def median_updates(result: dict, arm: str) -> float:
+    return float(np.median(updates_to(result, arm)))
 
 
 def seeds_of(result: dict, key: str) -> list:
@@ -193,6 +203,31 @@ EXPERIMENTS = {
          "5 balls, continuous": Arm(
              f"{STREAM} --thoughts continuous --cups 5 --balls all --swaps 8 --window 4 --steps 10000", 280)},
         shown=(1, 3, 6, 8, 12, 20, 30)),
+    "alphabet": Experiment(
+        "Thoughts from new rows, from existing words, from words drawn anew, from words with a pull to the base: does probable "
+        "text get in the way?",
+        [("New rows learn it: four of five seeds have 90 % right, a mean over n = 1 to 10.",
+          lambda r: np.isfinite(updates_to(r, "new rows")).mean() >= 0.8),
+         ("Words drawn anew take about as many updates (between half and twice as many).",
+          lambda r: 0.5 <= median_updates(r, "words drawn anew") / median_updates(r, "new rows") <= 2),
+         ("Words take more, by half at least;",
+          lambda r: median_updates(r, "words") >= 1.5 * median_updates(r, "new rows")),
+         ("the stronger the pull, the more, and with the strong one it is never learnt.",
+          lambda r: median_updates(r, "words") <= median_updates(r, "words, weak pull") < np.inf
+          == median_updates(r, "words, strong pull")),
+         ("Words stay likely text: at the end they are 2 nats likelier than words drawn anew, whose names mean nothing,",
+          lambda r: as_words(r, "words").mean() >= as_words(r, "words drawn anew").mean() + 2),
+         ("and the likelier the stronger the pull;",
+          lambda r: as_words(r, "words").mean() < as_words(r, "words, weak pull").mean()
+          < as_words(r, "words, strong pull").mean()),
+         ("but even without a pull they drift, by 1 nat at least from where they were born.",
+          lambda r: as_words(r, "words").mean() <= as_words(r, "words", 0).mean() - 1)],
+        {"new rows": Arm(f"{ALPHABET} --think_vocab 19", 150),
+         "words": Arm(f"{ALPHABET} --alphabet text", 150),
+         "words drawn anew": Arm(f"{ALPHABET} --alphabet redrawn", 150),
+         "words, weak pull": Arm(f"{ALPHABET} --alphabet text --pull 0.03", 150),
+         "words, strong pull": Arm(f"{ALPHABET} --alphabet text --pull 0.3", 150)},
+        view="alphabet"),
 }
 
 
@@ -208,8 +243,12 @@ def last_line(out: Path) -> dict | None:
     """The evaluation that ended a run, or None where it has not ended."""
     if not (out / "done").exists():
         return None
+    return evaluations(out)[-1]
+
+
+def evaluations(out: Path) -> list[dict]:
     lines = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()]
-    return [x for x in lines if x["kind"] == "eval"][-1]
+    return [x for x in lines if x["kind"] == "eval"]
 
 
 def run(experiment: Experiment, arm: str, seed: int) -> None:
@@ -291,6 +330,12 @@ def findings(out: Path) -> dict:
             **{k: found[k] for k in ("aoc", "counterfactual", "synonyms")}}
 
 
+def curve(out: Path) -> dict[str, list[float]]:
+    """What an experiment keeps of the course of a run, from evaluation to evaluation (accuracy: a mean over n = 1 to 10)."""
+    found = evaluations(out)
+    return {k: [x[k] for x in found] for k in ("step", "accuracy", "thoughts_as_text") if k in found[0]}
+
+
 def collect(name: str, seeds: int) -> dict:
     """What figures/NAME.json holds: question, prediction, and for each arm its command and what each seed ended with."""
     experiment = EXPERIMENTS[name]
@@ -305,6 +350,7 @@ def collect(name: str, seeds: int) -> dict:
                      "seeds": [{k: end[k] for k in keep if k in end} for end in ends]}
         for one, out in zip(arms[arm]["seeds"], outs):
             one |= {"probe": findings(out)} if arm in experiment.probed else {}
+            one |= {"curve": curve(out)} if experiment.view == "alphabet" else {}
     return {"question": experiment.question, "prediction": experiment.prediction, "view": experiment.view,
             "shown": experiment.shown, "command": f"python experiments.py {name} --seeds {seeds}", "arms": arms}
 

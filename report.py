@@ -86,6 +86,22 @@ def mean_area(result: dict, arm: str, name: str, m: int) -> float:
     return float(np.mean(areas(result, arm, name, m)))
 
 
+def updates_to(result: dict, arm: str, share: float = 0.9) -> np.ndarray:  # -> [seeds]
+    """After how many updates an evaluation first found so many answers right, a mean over n = 1 to 10; infinite: none did."""
+    return np.array([next((step for step, right in zip(s["curve"]["step"], s["curve"]["accuracy"]) if right >= share), np.inf)
+                     for s in result["arms"][arm]["seeds"]])
+
+
+def as_words(result: dict, arm: str, which: int = -1) -> np.ndarray:  # -> [seeds]
+    """Mean log p of thoughts for the base, which reads them as words, at one of the evaluations (the last)."""
+    return np.array([s["curve"]["thoughts_as_text"][which] for s in result["arms"][arm]["seeds"]])
+
+
+def named(result: dict) -> list[str]:
+    """The arms whose thoughts were read as words."""
+    return [arm for arm, found in result["arms"].items() if "thoughts_as_text" in found["seeds"][0]["curve"]]
+
+
 def verdicts(claims: list[Claim], result: dict) -> list[tuple[str, bool]]:
     return [(text, bool(holds(result))) for text, holds in claims]
 
@@ -112,7 +128,8 @@ def table(result: dict) -> str:
         after, elsewhere = (", ".join(f"{100 * s[k]:.1f}" for s in seeds) for k in ("thinks_after_moved", "thinks_elsewhere"))
         slope = ", ".join(f"{np.polyfit(range(1, 31), s['thoughts_by_n'], 1)[0]:.2f}" for s in seeds)
         lines.append(f"| {arm} | {after} | {elsewhere} | {slope} |")
-    return "\n".join(lines + {"content": content_rows, "faithful": faithful_rows}.get(result.get("view"), lambda _: [])(result))
+    more = {"content": content_rows, "faithful": faithful_rows, "alphabet": alphabet_rows}
+    return "\n".join(lines + more.get(result.get("view"), lambda _: [])(result))
 
 
 def content_rows(result: dict) -> list[str]:
@@ -146,12 +163,25 @@ def faithful_rows(result: dict) -> list[str]:
     return lines
 
 
+def alphabet_rows(result: dict) -> list[str]:
+    """How soon it is learnt, seed by seed, and how likely thoughts are as words, at birth and at the end."""
+    lines = ["", "| arm | updates until 90 % right (mean of n = 1 to 10), by seed | log p of thoughts as words: at birth | "
+             "at the end |",
+             "|---" * 4 + "|"]
+    for arm in result["arms"]:
+        soon = ", ".join("never" if np.isinf(x) else str(int(x)) for x in updates_to(result, arm))
+        likely = [cell(as_words(result, arm, which), 1) for which in (0, -1)] if arm in named(result) else ["", ""]
+        lines.append(f"| {arm} | " + " | ".join([soon, *likely]) + " |")
+    return lines
+
+
 def draw(result: dict, path: Path, caption: str) -> None:
     """The experiment's figure, with its question above and its prediction, verdicts included, below."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    views = {"content": [draw_others, draw_parts], "faithful": [draw_aoc, draw_following]}
+    views = {"content": [draw_others, draw_parts], "faithful": [draw_aoc, draw_following],
+             "alphabet": [draw_learning, draw_likelihood]}
     panels = views.get(result.get("view"), [draw_accuracy])
     figure, axes = plt.subplots(1, len(panels), figsize=(9 if len(panels) == 1 else 15, 5.2), squeeze=False)
     for panel, axis in zip(panels, axes.flat):
@@ -244,6 +274,39 @@ def draw_following(axis, result: dict) -> None:
             with_intervals(axis, range(share.shape[1]), 100 * share.T, ls=style, color=f"C{i}", label=f"{arm}: {label}")
     axis.set(xlabel="moves between the written word and the question", ylabel="answers to another cup's word, %",
              ylim=(-3, 103))
+    axis.legend(**BELOW)
+
+
+def course(result: dict, arm: str, key: str) -> tuple[np.ndarray, np.ndarray]:  # -> [evaluations], [seeds, evaluations]
+    """The steps of an arm's longest run, and what each seed had there (after its own end: what it ended with)."""
+    runs = [s["curve"] for s in result["arms"][arm]["seeds"]]
+    steps = np.array(max((run["step"] for run in runs), key=len))
+    return steps, np.array([np.interp(steps, run["step"], run[key]) for run in runs])
+
+
+def draw_learning(axis, result: dict) -> None:
+    """Accuracy against updates: each arm's mean, and a thin line for each seed."""
+    for i, arm in enumerate(result["arms"]):
+        steps, right = course(result, arm, "accuracy")
+        axis.plot(steps, 100 * right.T, color=f"C{i}", lw=0.5, alpha=0.4)
+        axis.plot(steps, 100 * right.mean(0), color=f"C{i}", lw=2, label=arm)
+    axis.axhline(100 / 3, color="grey", lw=0.8, ls=":")
+    axis.set(xlabel="updates (dotted: chance; thin: seeds)", ylabel="answers right, %, mean of n = 1 to 10", ylim=(0, 103))
+    axis.legend(**BELOW)
+
+
+def draw_likelihood(axis, result: dict) -> None:
+    """Accuracy against how likely thoughts are as words, for the base: means over seeds, arrows through the evaluations."""
+    for i, arm in enumerate(result["arms"]):
+        if arm not in named(result):
+            continue
+        x, y = (course(result, arm, key)[1].mean(0) for key in ("thoughts_as_text", "accuracy"))
+        axis.plot(x, 100 * y, ".", color=f"C{i}", label=arm)
+        for k in range(len(x) - 1):
+            axis.annotate("", (x[k + 1], 100 * y[k + 1]), (x[k], 100 * y[k]), arrowprops=dict(arrowstyle="->", color=f"C{i}"))
+    axis.axhline(100 / 3, color="grey", lw=0.8, ls=":")
+    axis.set(xlabel="mean log p of thoughts as words, for the base (an arrow: from evaluation to evaluation)",
+             ylabel="answers right, %, mean of n = 1 to 10", ylim=(0, 103))
     axis.legend(**BELOW)
 
 
