@@ -3,7 +3,8 @@
 - given stories: thoughts greedy, the answer is the argmax over text rows; right by n = moves since the anchor;
 - the same with the thoughts of another story of the same shape: what is left is what the recipe alone teaches;
 - own free stories, checked by the rule, with counts (a story that stops asking gives no wrong answers, but few);
-- on given text, what own thoughts add to the log-prob of the data (`gain`);
+- on given text, what own thoughts add to the log-prob of the data (`gain`), and, where thinking rows are words, how likely the
+  base finds them as such;
 - reverse KL to the teacher on own text, where there is a teacher; p_think; and, on any data, nats a token on
   held-out text without thoughts: did RL hurt the language?
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from data import OPENING, Cups, TextFile, seeded
 from model import GPT, gate_logit
-from reward import slot_rewards, teacher_states
+from reward import as_text, slot_rewards, teacher_states
 from rollout import Rollout, Rules, rollout, visible_text
 
 N_MAX = 30  # the longest round that is asked for; training sees --swaps at the most
@@ -149,8 +150,18 @@ def free_text(model: GPT, data: Cups | TextFile, rules: Rules, teacher: GPT | No
     return out, ro
 
 
+@torch.no_grad()
+def thoughts_as_text(model: GPT, base: GPT, ids: Tensor, P: int, rules: Rules, seed: int = 0) -> float:
+    """Held-out ids [R, L] -> mean log p of greedy thoughts (free ones: sampled, as in `free_text`) for the base, which reads
+    them as words."""
+    R, S = len(ids), ids.shape[1] - P
+    ro = rollout(model, ids, P, S, rules, luck_on_text(seed, 3, "eval_rollout", rules, R, S, ids.device),
+                 think_temperature=0.0 if rules.think == "forced" else 1.0)
+    return as_text(base, ro, rules).sum().item() / max(ro.is_think.sum().item(), 1)
+
+
 def evaluate(model: GPT, data: Cups | TextFile, rules: Rules, teacher: GPT | None, P: int, S: int, each: int = 32,
-             rows: int = 128) -> tuple[dict, Rollout]:
+             rows: int = 128, base: GPT | None = None) -> tuple[dict, Rollout]:
     """Everything above in one dictionary, ready for an `eval` line of metrics.jsonl, and the free rollouts."""
     # without a cache for own text of branches, 8 rows of 64 tokens would take GPT-2 minutes: a look at it is enough there
     few = not rules.persist and not isinstance(data, Cups)
@@ -162,6 +173,7 @@ def evaluate(model: GPT, data: Cups | TextFile, rules: Rules, teacher: GPT | Non
         kind = {"prompt": P} if isinstance(data, Cups) else {}  # no round that began before there could be thoughts
         ids = torch.from_numpy(data.batch(rows, P + S, 0, 3000, "eval", **kind).ids).to(model.device)
         out["gain"], out["gain_95"] = gain(model, ids, P, rules)
+        out |= {"thoughts_as_text": thoughts_as_text(model, base, ids, P, rules)} if base is not None else {}
     if isinstance(data, Cups):
         out |= given_stories(model, data, rules, each)
         out["accuracy"] = sum(out["accuracy_by_n"][:10]) / 10

@@ -29,8 +29,9 @@ import torch
 from tqdm import tqdm
 
 from data import OPENING
-from report import (GROUPS, LAYERS, OTHERS, SHOWN, Claim, courses, cut, draw, followed, in_layers, in_words, mean_area, mean_at,
-                    parts, probed, reach, right_and_area, right_by_n, section, table, unaided, verdicts, write_page)
+from report import (GROUPS, LAYERS, OTHERS, SHOWN, Claim, as_words, courses, cut, draw, followed, in_layers, in_words, mean_area,
+                    mean_at, parts, probed, reach, right_and_area, right_by_n, section, table, unaided, updates_to, verdicts,
+                    write_page)
 from rollout import load_run, visible
 from settings import Parser
 
@@ -54,7 +55,7 @@ class Arm:
 @dataclass
 class Experiment:
     """claims: the prediction, sentence by sentence. probed: the arms that probe.py looks at. view: what is made of that,
-    "content", "faithful", "training", "when" or "depth" (see report.py). shown: n of the tables."""
+    "content", "faithful", "training", "when", "depth" or "alphabet" (see report.py). shown: n of the tables."""
     question: str
     claims: list[Claim]
     arms: dict[str, Arm]
@@ -107,6 +108,12 @@ DEPTH = {f"{group}, {arm}": Arm(f"{STREAM} {it.flags} {world}", it.seconds)
          for group, world in WORLDS.items() for arm, it in EACH.items()}
 
 
+# as many rows as pico has words. With so few each of 15 pairs of cup and move has to find one of its cup's before the reader
+# makes up its mind: a broader code in the first stages, and more contexts. At birth words think "," and "."; any other costs
+# some 10 nats of KL, and knowing the cup is worth log 3 an answer: a pull of 0.03 can be paid, one of 0.3 cannot
+ALPHABET = f"{STREAM} --model pico --entropy 0.4 --prompts 32 --steps 1600 --eval_every 100"
+
+
 def reaches(share: float, n: int, *arms: str) -> Callable[[dict], bool]:
     """A claim's check: the mean over seeds of all these arms is at least this share at n."""
     return lambda result: all(mean_at(result, arm, n) >= share for arm in arms)
@@ -124,6 +131,10 @@ def right_at_ten(result: dict, kind: str, *layers: int) -> bool:
 def far(result: dict, group: str, kind: str, layers: int) -> float:
     """depth: how far an arm reaches, a mean over seeds."""
     return float(reach(result, f"{group}, {kind}, {in_layers(layers)}").mean())
+
+
+def median_updates(result: dict, arm: str) -> float:
+    return float(np.median(updates_to(result, arm)))
 
 
 def seeds_of(result: dict, key: str) -> list:
@@ -273,6 +284,31 @@ EXPERIMENTS = {
          ("Ids by reward alone reach further than none with one layer, in both groups.",
           lambda r: all(far(r, g, "tokens", 1) > far(r, g, "none", 1) for g in GROUPS))],
         DEPTH, view="depth"),
+    "alphabet": Experiment(
+        "Thoughts from new rows, from existing words, from words drawn anew, from words with a pull to the base: does probable "
+        "text get in the way?",
+        [("New rows learn it: four of five seeds have 90 % right, a mean over n = 1 to 10.",
+          lambda r: np.isfinite(updates_to(r, "new rows")).mean() >= 0.8),
+         ("Words drawn anew take about as many updates (between half and twice as many).",
+          lambda r: 0.5 <= median_updates(r, "words drawn anew") / median_updates(r, "new rows") <= 2),
+         ("Words take more, by half at least;",
+          lambda r: median_updates(r, "words") >= 1.5 * median_updates(r, "new rows")),
+         ("the stronger the pull, the more, and with the strong one it is never learnt.",
+          lambda r: median_updates(r, "words") <= median_updates(r, "words, weak pull") < np.inf
+          == median_updates(r, "words, strong pull")),
+         ("Words stay likely text: at the end they are 2 nats likelier than words drawn anew, whose names mean nothing,",
+          lambda r: as_words(r, "words").mean() >= as_words(r, "words drawn anew").mean() + 2),
+         ("and the likelier the stronger the pull;",
+          lambda r: as_words(r, "words").mean() < as_words(r, "words, weak pull").mean()
+          < as_words(r, "words, strong pull").mean()),
+         ("but even without a pull they drift, by 1 nat at least from where they were born.",
+          lambda r: as_words(r, "words").mean() <= as_words(r, "words", 0).mean() - 1)],
+        {"new rows": Arm(f"{ALPHABET} --think_vocab 19", 150),
+         "words": Arm(f"{ALPHABET} --alphabet text", 150),
+         "words drawn anew": Arm(f"{ALPHABET} --alphabet redrawn", 150),
+         "words, weak pull": Arm(f"{ALPHABET} --alphabet text --pull 0.03", 150),
+         "words, strong pull": Arm(f"{ALPHABET} --alphabet text --pull 0.3", 150)},
+        view="alphabet"),
 }
 
 
@@ -288,8 +324,12 @@ def last_line(out: Path) -> dict | None:
     """The evaluation that ended a run, or None where it has not ended."""
     if not (out / "done").exists():
         return None
+    return evaluations(out)[-1]
+
+
+def evaluations(out: Path) -> list[dict]:
     lines = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()]
-    return [x for x in lines if x["kind"] == "eval"][-1]
+    return [x for x in lines if x["kind"] == "eval"]
 
 
 def run(experiment: Experiment, arm: str, seed: int) -> None:
@@ -390,6 +430,12 @@ def course(out: Path, end: int) -> list[dict]:
     return [{"step": step, "accuracy_by_n": x["accuracy_by_n"]["own"], "early": x["aoc"]["early"]} for step, x in found.items()]
 
 
+def curve(out: Path) -> dict[str, list[float]]:
+    """What an experiment keeps of the course of a run, from evaluation to evaluation (accuracy: a mean over n = 1 to 10)."""
+    found = evaluations(out)
+    return {k: [x[k] for x in found] for k in ("step", "accuracy", "thoughts_as_text") if k in found[0]}
+
+
 def collect(name: str, seeds: int) -> dict:
     """What figures/NAME.json holds: question, prediction, and for each arm its command and what each seed ended with."""
     experiment = EXPERIMENTS[name]
@@ -405,6 +451,7 @@ def collect(name: str, seeds: int) -> dict:
         for one, out, end in zip(arms[arm]["seeds"], outs, ends):
             one |= {"probe": findings(out)} if arm in experiment.probed else {}
             one |= {"course": course(out, end["step"])} if spec.kept else {}
+            one |= {"curve": curve(out)} if experiment.view == "alphabet" else {}
     return {"question": experiment.question, "prediction": experiment.prediction, "view": experiment.view,
             "shown": experiment.shown, "command": f"python experiments.py {name} --seeds {seeds}", "arms": arms}
 

@@ -66,11 +66,13 @@ class Journal:
             f.write(json.dumps(line) + "\n")
         self.evals += [line] if kind == "eval" else []
 
-    def measure(self, a: dict, step: int, whole: bool, model: GPT, teacher: GPT | None, data, rules: Rules) -> None:
+    def measure(self, a: dict, step: int, whole: bool, model: GPT, teacher: GPT | None, data, rules: Rules,
+                base: GPT | None = None) -> None:
         """An evaluation: its line, and samples.html anew. whole: at a run's start and end, with more stories."""
         each = 32 if whole else 8  # stories for every n
         result, ro = evaluate(model, data, rules, teacher, a["prompt_tokens"], a["new_tokens"], each,
-                              rows=128 if isinstance(data, Cups) else a["prompts"] * a["samples"])  # a step's worth
+                              rows=128 if isinstance(data, Cups) else a["prompts"] * a["samples"],  # a step's worth
+                              base=base)
         self.write("eval", step, result)
         tokenizer = Tokenizer(model.text_ids, model.config.think_vocab, rules.continuous)
         html = [tokenizer.show(row, ro.P, "html") for row in ro.rows(0, 8).kept()]
@@ -143,6 +145,7 @@ def report(before: dict, after: dict, forced: bool) -> None:
     line("greedy: thinks after moves that move the ball", "thinks_after_moved")
     line("greedy: thinks before answers", "thinks_before_answers")
     line("greedy: thinks elsewhere, where it may", "thinks_elsewhere")
+    line("log p of thoughts, read as words by the base", "thoughts_as_text")
     line("nats a held-out token, without thoughts", "nats_without_thoughts")
     line("what thoughts gain on held-out text, nats a token", "gain")
     if "accuracy_by_n" in after:

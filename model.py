@@ -186,19 +186,23 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def grow(self, N: int, ids: Tensor, prior: float, generator: torch.Generator, positions: Tensor | None = None,
-             mask: Tensor | None = None, spread: float = 2.4) -> dict[str, float]:
+             mask: Tensor | None = None, spread: float = 2.4, alphabet: str = "new") -> dict[str, float]:
         """Add N thinking rows such that the mean p_think over the text ids [R, T] is `prior`.
 
         A row is mean(wte) + noise. The mean matters: GPT-2's logits share a large part that depends on the
         context and lies along it, and rows without it would have p_think near 0 here and near 1 there.
         The noise has wte's own shape and a size that spreads the thinking logits by `spread` (a standard deviation):
         rows that look alike never come to mean different things, but with more of it p_think varies more between contexts.
-        Returns what `fit_offset` returns. Raises ValueError for N < 1 or a prior outside (0, 1).
+        alphabet "text": row i is word i, read and predicted as that word is. "redrawn": a normal of the text rows' mean and
+        covariance and no more care than that (https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
+        Returns what `fit_offset` returns. Raises ValueError for N < 1, a prior outside (0, 1), or "text" with N other than V.
         """
-        if N < 1 or not 0 < prior < 1:
-            raise ValueError(f"thinking rows must be at least 1 and their prior between 0 and 1, not {N} and {prior}")
         w = self.wte.weight
         V, C = w.shape
+        if N < 1 or not 0 < prior < 1:
+            raise ValueError(f"thinking rows must be at least 1 and their prior between 0 and 1, not {N} and {prior}")
+        if alphabet == "text" and N != V:
+            raise ValueError(f"there are {V} words for thinking rows to be copies of, not {N}")
         h = self(ids, positions, mask).flatten(0, 1)  # [R * T, C]
         mean = w.float().mean(0)
         noise = torch.randn(N, C, generator=generator).to(w.device)
@@ -209,9 +213,10 @@ class GPT(nn.Module):
         # ... and it says nothing along the mean state: what all contexts share would make the same row likely everywhere,
         # and a code in which all contexts have the same thought has to be unlearnt first
         common = F.normalize(h.float().mean(0), dim=0)
-        noise -= torch.outer(noise @ common, common)
-        noise *= spread / (h.float() @ noise.T).std(1).mean() if N > 1 else 0.1 / noise.std()
-        self.think = nn.Parameter((mean + noise).to(w.dtype))
+        if alphabet == "new":
+            noise -= torch.outer(noise @ common, common)
+            noise *= spread / (h.float() @ noise.T).std(1).mean() if N > 1 else 0.1 / noise.std()
+        self.think = nn.Parameter((mean + noise).to(w.dtype) if alphabet != "text" else w.clone())
         self.config = Config(**{**asdict(self.config), "think_vocab": N})
         return self.fit_offset(ids, prior, positions, mask)
 

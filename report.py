@@ -111,6 +111,22 @@ def right_and_area(result: dict, arm: str, n: int) -> list[list[tuple[float, flo
     return [[(x["accuracy_by_n"][n - 1], x["early"][str(n)]) for x in course] for course in courses(result)[arm]]
 
 
+def updates_to(result: dict, arm: str, share: float = 0.9) -> np.ndarray:  # -> [seeds]
+    """After how many updates an evaluation first found so many answers right, a mean over n = 1 to 10; infinite: none did."""
+    return np.array([next((step for step, right in zip(s["curve"]["step"], s["curve"]["accuracy"]) if right >= share), np.inf)
+                     for s in result["arms"][arm]["seeds"]])
+
+
+def as_words(result: dict, arm: str, which: int = -1) -> np.ndarray:  # -> [seeds]
+    """Mean log p of thoughts for the base, which reads them as words, at one of the evaluations (the last)."""
+    return np.array([s["curve"]["thoughts_as_text"][which] for s in result["arms"][arm]["seeds"]])
+
+
+def named(result: dict) -> list[str]:
+    """The arms whose thoughts were read as words."""
+    return [arm for arm, found in result["arms"].items() if "thoughts_as_text" in found["seeds"][0]["curve"]]
+
+
 def verdicts(claims: list[Claim], result: dict) -> list[tuple[str, bool]]:
     return [(text, bool(holds(result))) for text, holds in claims]
 
@@ -138,7 +154,7 @@ def table(result: dict) -> str:
         slope = ", ".join(f"{np.polyfit(range(1, 31), s['thoughts_by_n'], 1)[0]:.2f}" for s in seeds)
         lines.append(f"| {arm} | {after} | {elsewhere} | {slope} |")
     rows = {"content": content_rows, "faithful": faithful_rows, "training": training_rows, "depth": depth_rows,
-            "when": lambda r: other_thoughts(r, next(iter(probed(r))))}
+            "alphabet": alphabet_rows, "when": lambda r: other_thoughts(r, next(iter(probed(r))))}
     return "\n".join(lines + rows.get(result.get("view"), lambda _: [])(result))
 
 
@@ -205,6 +221,18 @@ def training_rows(result: dict) -> list[str]:
     return lines
 
 
+def alphabet_rows(result: dict) -> list[str]:
+    """How soon it is learnt, seed by seed, and how likely thoughts are as words, at birth and at the end."""
+    lines = ["", "| arm | updates until 90 % right (mean of n = 1 to 10), by seed | log p of thoughts as words: at birth | "
+             "at the end |",
+             "|---" * 4 + "|"]
+    for arm in result["arms"]:
+        soon = ", ".join("never" if np.isinf(x) else str(int(x)) for x in updates_to(result, arm))
+        likely = [cell(as_words(result, arm, which), 1) for which in (0, -1)] if arm in named(result) else ["", ""]
+        lines.append(f"| {arm} | " + " | ".join([soon, *likely]) + " |")
+    return lines
+
+
 def draw(result: dict, path: Path, caption: str) -> None:
     """The experiment's figure, with its question above and its prediction, verdicts included, below."""
     import matplotlib
@@ -213,7 +241,8 @@ def draw(result: dict, path: Path, caption: str) -> None:
     views = {"content": [draw_others, draw_parts], "faithful": [draw_aoc, draw_following],
              "when": [draw_accuracy, draw_lengths],
              "training": [partial(draw_course, arm=arm) for arm in courses(result)],
-             "depth": [partial(draw_depth, group=g, layers=k) for g in GROUPS for k in LAYERS]}
+             "depth": [partial(draw_depth, group=g, layers=k) for g in GROUPS for k in LAYERS],
+             "alphabet": [draw_learning, draw_likelihood]}
     panels = views.get(result.get("view"), [draw_accuracy])
     rows = len(GROUPS) if result.get("view") == "depth" else 1
     wide = len(panels) // rows
@@ -360,6 +389,39 @@ def draw_course(axis, result: dict, arm: str) -> None:
             mean = [np.mean([line[step] for line in lines]) for step in shared]
             axis.plot(shared, mean, style, color=f"C{i}", lw=2, label=label)
     axis.set(title=arm, xlabel="step (thin: seeds, up to their end)", ylabel="share of answers; AOC", ylim=(-0.03, 1.03))
+    axis.legend(**BELOW)
+
+
+def along(result: dict, arm: str, key: str) -> tuple[np.ndarray, np.ndarray]:  # -> [evaluations], [seeds, evaluations]
+    """The steps of an arm's longest run, and what each seed had there (after its own end: what it ended with)."""
+    runs = [s["curve"] for s in result["arms"][arm]["seeds"]]
+    steps = np.array(max((run["step"] for run in runs), key=len))
+    return steps, np.array([np.interp(steps, run["step"], run[key]) for run in runs])
+
+
+def draw_learning(axis, result: dict) -> None:
+    """Accuracy against updates: each arm's mean, and a thin line for each seed."""
+    for i, arm in enumerate(result["arms"]):
+        steps, right = along(result, arm, "accuracy")
+        axis.plot(steps, 100 * right.T, color=f"C{i}", lw=0.5, alpha=0.4)
+        axis.plot(steps, 100 * right.mean(0), color=f"C{i}", lw=2, label=arm)
+    axis.axhline(100 / 3, color="grey", lw=0.8, ls=":")
+    axis.set(xlabel="updates (dotted: chance; thin: seeds)", ylabel="answers right, %, mean of n = 1 to 10", ylim=(0, 103))
+    axis.legend(**BELOW)
+
+
+def draw_likelihood(axis, result: dict) -> None:
+    """Accuracy against how likely thoughts are as words, for the base: means over seeds, arrows through the evaluations."""
+    for i, arm in enumerate(result["arms"]):
+        if arm not in named(result):
+            continue
+        x, y = (along(result, arm, key)[1].mean(0) for key in ("thoughts_as_text", "accuracy"))
+        axis.plot(x, 100 * y, ".", color=f"C{i}", label=arm)
+        for k in range(len(x) - 1):
+            axis.annotate("", (x[k + 1], 100 * y[k + 1]), (x[k], 100 * y[k]), arrowprops=dict(arrowstyle="->", color=f"C{i}"))
+    axis.axhline(100 / 3, color="grey", lw=0.8, ls=":")
+    axis.set(xlabel="mean log p of thoughts as words, for the base (an arrow: from evaluation to evaluation)",
+             ylabel="answers right, %, mean of n = 1 to 10", ylim=(0, 103))
     axis.legend(**BELOW)
 
 

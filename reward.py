@@ -10,15 +10,17 @@
 p_think to 0, and thinking mass would be paid or fined by accident.
 
 Left out on purpose: PPO's ratio and clip (one step per rollout, so the ratio is 1), a value network
-(siblings are a better baseline), a KL pull to the base model. Knows model.py and rollout.py.
+(siblings are a better baseline). Knows model.py and rollout.py.
 
 Letters: B contexts, G siblings, R = B * G rows, S text slots, T places, V text rows, N thinking rows, C width.
 """
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from model import GPT, unembed
-from rollout import Rollout, action_logp, states_at
+from rollout import Rollout, Rules, action_logp, layout, states_at
 
 FLOOR = 0.02  # share of the uniform in the teacher: else one token that it rules out makes every advantage an outlier
 ENTROPY_WEIGHT, ENTROPY_GAIN = 0.05, 0.7  # price of a nat at the target, and how steeply it rises below
@@ -78,6 +80,33 @@ def slot_rewards(model: GPT, ro: Rollout, teacher: GPT | None, t_states: Tensor 
         hits.append(text_logits.argmax(-1) == best)
     r, hit = torch.cat(values).view(ro.text.shape[0], -1), torch.cat(hits).view(ro.text.shape[0], -1)
     return (r if pays is None else r * pays), hit
+
+
+def logp_of_thoughts(logits: Callable[[Tensor], Tensor], h: Tensor, ids: Tensor, ro: Rollout, V: int) -> Tensor:
+    # [n, C] -> [n, V], [R, T, C], [R, T] -> [R, T - P]
+    """log-prob of ids where thoughts stand, by the states from which those were chosen; 0 where none stands."""
+    where = ro.is_think[:, ro.P:]
+    h, ids = states_at(h, ro.left[:, ro.P:])[where], ids[:, ro.P:][where].unsqueeze(-1)
+    logp = torch.cat([logits(x).log_softmax(-1).gather(-1, y) for x, y in zip(h.split(piece(V)), ids.split(piece(V)))])
+    return logp.new_zeros(where.shape).masked_scatter(where, logp)
+
+
+@torch.no_grad()
+def as_text(base: GPT, ro: Rollout, rules: Rules, offset: int = 0) -> Tensor:  # -> [R, T - P]
+    """log p_text of each thought, by a base without thinking rows that reads thought i as word i, and predicts it as that. It
+    sees what the thinker saw: the same places, the same window."""
+    V = base.config.vocab_size
+    words = ro.ids % V  # (no more thinking rows than words)
+    return logp_of_thoughts(base.text_logits, base(words, *layout(ro, rules, offset)), words, ro, V)
+
+
+@torch.no_grad()
+def drift(model: GPT, base: GPT, ro: Rollout, rules: Rules, offset: int = 0) -> Tensor:  # -> [R, T - P]
+    """log g(z) - log p_base(z) of each thought z: in the mean over z, the KL of thoughts from what the base would say there.
+    As a price in the return (arXiv 1909.08593) it has that KL's gradient, through later thoughts as well: the term that is
+    missing, the mean of grad log g, is 0. Of g alone: a base that can't think has no opinion on when to."""
+    V = model.config.vocab_size
+    return logp_of_thoughts(model.think_logits, ro.h, ro.ids - V, ro, V) - as_text(base, ro, rules, offset)
 
 
 def returns_to_go(r: Tensor, gamma: float) -> Tensor:  # [R, S] -> [R, S]

@@ -50,6 +50,9 @@ def flags_of_train() -> Parser:
     p.add_argument("--idle", type=float, help="share of moves that do nothing (0)")
     # thoughts
     p.add_argument("--think_vocab", type=int, help="N, the number of thinking rows (2048)")
+    p.add_argument("--alphabet", choices=["new", "text", "redrawn"], default="new",
+                   help="thinking rows at birth; text: copies of the text rows; redrawn: as many, of their mean and covariance")
+    p.add_argument("--pull", type=float, help="alphabet text: what a nat of KL from the base costs, which reads words (0)")
     p.add_argument("--think", choices=["free", "forced"], help="may the model choose when to think?")
     p.add_argument("--think_prior", type=float, help="mean p_think at birth")
     p.add_argument("--max_thoughts", type=int, help="K, thoughts in a row at one slot (1; next_token: swaps + 1, on text 4)")
@@ -67,8 +70,7 @@ def flags_of_train() -> Parser:
     p.add_argument("--temperature", type=float, help="of sampling; 1 is on-policy")
     p.add_argument("--micro_batch", type=int, help="rows in one gradient forward: less memory, same gradient")
     # learning
-    p.add_argument("--steps", type=int,
-                   help="updates (cups: 1500, stream at most 1600, or 12000 in harder worlds; text: 1000)")
+    p.add_argument("--steps", type=int, help="updates (cups: 1500, stream 1600 at most, harder worlds 12000; text: 1000)")
     p.add_argument("--lr", type=float, help="learning rate of GPT-2's own parameters")
     p.add_argument("--think_lr", type=float, help="learning rate of the thinking rows")
     p.add_argument("--warmup", type=int, help="steps in which the learning rates rise (15; 50 from scratch)")
@@ -80,8 +82,7 @@ def flags_of_train() -> Parser:
     p.add_argument("--text_grad", choices=["exact", "sampled"], help="teacher: gradient of text rows")
     p.add_argument("--answer_grad", choices=["on", "off"], help="given text: train p_text of the paying tokens directly")
     p.add_argument("--curriculum", choices=["on", "strict", "off"],
-                   help="cups: rounds of 1 move first (on); strict: each stage must be nearly right (stream of ids in "
-                        "harder worlds)")
+                   help="cups: rounds of 1 move first (on); strict: each stage nearly right (stream of ids in harder worlds)")
     # the run
     p.add_argument("--seed", type=int, default=0, help="of everything that is drawn: weights, text, rollouts (0)")
     p.add_argument("--eval_every", type=int, help="steps between evaluations, each with a checkpoint (one a minute besides)")
@@ -112,6 +113,7 @@ ONLY = {  # flags that mean something in one setting alone; anywhere else they a
     "answer_grad": "a given text", "curriculum": "data cups", "reread": "approach next_token",
     "layers": "model scratch", "width": "model scratch", "cups": "data cups", "swaps": "data cups", "idle": "data cups",
     "balls": "data cups", "moves": "data cups", "thinker": "approach stream with tokens or continuous thoughts on cups",
+    "pull": "alphabet text, of thoughts that no --thinker tells",
 }
 # a window, since who sees everything has no need of thoughts while they are still noise, and siblings do not differ
 ON_CUPS = dict(think="forced", window=5, lr=2e-3, think_lr=2e-3, samples=8, entropy=0.25, gamma=0.9, think_cost=0.0,
@@ -134,11 +136,11 @@ TAUGHT_VECTORS = TAUGHT | dict(steps=3000)  # they have to be hit, not only told
 # what is left to fill in after all that
 ALWAYS = dict(think_vocab=2048, max_thoughts=1, temperature=1.0, baseline="loo", beta=1.0, cups=3, balls="one", moves="mixed",
               swaps=10, idle=0.0, reread=0, text_grad="exact", answer_grad="on", curriculum="on", layers=1, width=64,
-              keep_every=0)
+              keep_every=0, pull=0.0)
 MOST = dict(gamma=1, entropy=1)
 LEAST = dict(prompts=1, samples=1, prompt_tokens=1, new_tokens=1, steps=1, micro_batch=1, eval_every=1, warmup=1, swaps=1,
              layers=1, width=8, max_thoughts=1, budget=0, window=0, reread=0, seed=0, lr=0, think_lr=0, temperature=0.01,
-             entropy=0, gamma=0, think_cost=-1e3, think_prior=0, beta=0, keep_every=0)
+             entropy=0, gamma=0, think_cost=-1e3, think_prior=0, pull=0, beta=0, keep_every=0)
 
 
 def resolve(args: argparse.Namespace) -> dict:
@@ -209,6 +211,7 @@ def refuse_what_means_nothing(a: dict, said: set[str]) -> None:
     here = {f"approach {a['approach']}", f"data {'cups' if cups else 'text'}", f"model {a['model']}",
             "a given text" if a["teacher"] is None else "own text"}
     here |= {"thoughts that stay"} if a["approach"] != "next_token" else set()
+    here |= {ONLY["pull"]} if a["alphabet"] == "text" and not a["thinker"] else set()
     here |= {ONLY["thinker"]} if a["approach"] == "stream" and a["thoughts"] in ("tokens", "continuous") and cups else set()
     for flag, setting in ONLY.items():
         if flag in said and setting not in here:
@@ -216,8 +219,10 @@ def refuse_what_means_nothing(a: dict, said: set[str]) -> None:
     for flag in sorted({"think", "think_prior", "think_cost", "max_thoughts", "budget"} & said):
         if a["thoughts"] == "none":
             raise ValueError(f"--{flag} means nothing here: --thoughts none has no thoughts")
-    if a["thoughts"] != "tokens" and {"think_vocab", "entropy"} & said:
-        raise ValueError(f"--think_vocab and --entropy belong to --thoughts tokens, not to {a['thoughts']}")
+    if a["thoughts"] != "tokens" and {"think_vocab", "entropy", "alphabet"} & said:
+        raise ValueError(f"--think_vocab, --entropy and --alphabet belong to --thoughts tokens, not to {a['thoughts']}")
+    if a["alphabet"] != "new" and a["model"] not in (*PICO, *SIZES):  # (and read again on --resume: no file that may change)
+        raise ValueError(f"--alphabet {a['alphabet']} needs the words of a trained base: --model {', '.join([*PICO, *SIZES])}")
 
 
 def fill_in_defaults(a: dict) -> None:
@@ -234,6 +239,7 @@ def fill_in_defaults(a: dict) -> None:
     if a["approach"] == "next_token" and cups:
         fill_in(a, {"max_thoughts": a["swaps"] + 1})  # one to go back with, then one for each move
     warmup = 50 if a["model"] == "scratch" else 15
+    fill_in(a, {} if a["alphabet"] == "new" else {"think_vocab": 0})  # the model's V, not known before it is loaded
     fill_in(a, ALWAYS | dict(warmup=warmup, micro_batch=a["prompts"] * a["samples"]))
 
 
@@ -299,7 +305,7 @@ def check_bounds(a: dict) -> None:
         a["swaps"] = room
     if a["width"] % 2:
         raise ValueError(f"--width must be even, for two heads, not {a['width']}")
-    if a["thoughts"] == "tokens" and not 1 <= a["think_vocab"] < 2 ** 31:
+    if a["thoughts"] == "tokens" and not (a["alphabet"] == "new") <= a["think_vocab"] < 2 ** 31:
         raise ValueError(f"--think_vocab must be at least 1, not {a['think_vocab']} (--thoughts none runs without thoughts)")
     if a["baseline"] == "loo" and a["samples"] < 2:
         raise ValueError("--samples 1 leaves no sibling to compare with: use at least 2, or --baseline batch")

@@ -11,7 +11,8 @@ on WebText, without one the shipped `pico` on the built-in game `cups`; what dep
 
 What is left out of GRPO and PPO, and why: ratio and clip (one step per rollout: the ratio is 1), the old
 log-probs' forward (same reason), a reference model's KL (a teacher is in the reward; a pull to the base made
-results no better in the papers that tried), value network (siblings are the baseline), workers.
+results no better in the papers that tried; --pull is there to see what it does to thoughts that begin as words), value network
+(siblings are the baseline), workers.
 
 The order of this file: what is there before the first step, what each of the five steps needs, the curriculum, what is kept,
 the loop `train`, the command. Flags and their defaults are in settings.py; what a run leaves for people is journal.py's.
@@ -37,7 +38,7 @@ from data import OPENING, Batch, Cups, TextFile, open_data, seeded
 from evaluate import N_MAX, luck_on_text, uniforms
 from journal import Journal, line_of_step, notice_dead, set_aside
 from model import GPT, PICO, SIZES, Config, as_checkpoint, load, save
-from reward import advantage, imitation, returns_to_go, rollout_loss, slot_rewards, teacher_states
+from reward import advantage, drift, imitation, returns_to_go, rollout_loss, slot_rewards, teacher_states
 from rollout import Rollout, Rules, load_run, rollout, states, states_at, visible_text
 from settings import parse, pick_up, resolve
 from tokenizer import Tokenizer
@@ -80,6 +81,11 @@ def setup(a: dict, saved: dict | None) -> tuple[GPT, GPT | None, Cups | TextFile
                          "new --model scratch (or was the game in data.py another one when it was made?)")
     if isinstance(data, TextFile):
         data.tokenizer.check(model.config.vocab_size)
+    if a["alphabet"] != "new":
+        V = model.config.vocab_size
+        a["think_vocab"] = a["think_vocab"] or V
+        if a["think_vocab"] != V:
+            raise ValueError(f"--alphabet {a['alphabet']} has a thinking row for each of {V} words: leave --think_vocab so")
     teacher = load_teacher(a, model)
     model = model.to(a["device"])
     rules = rules_of_run(a, data)
@@ -110,6 +116,11 @@ def load_teacher(a: dict, model: GPT) -> GPT | None:
     if teacher.text_ids != model.text_ids or teacher.config.vocab_size != model.config.vocab_size:
         raise ValueError(f"--teacher {a['teacher']} has another vocabulary than --model {a['model']}: it cannot judge its text")
     return teacher
+
+
+def load_base(a: dict) -> GPT | None:
+    """What the run started from, where thinking rows are words or were drawn from them. Raises ValueError."""
+    return None if a["alphabet"] == "new" else load(a["model"]).to(a["device"]).requires_grad_(False)
 
 
 def rules_of_run(a: dict, data: Cups | TextFile) -> Rules:
@@ -153,7 +164,7 @@ def give_rows(a: dict, model: GPT, data, rules: Rules) -> dict[str, float]:
     # logits that differ more make a base that can do without thoughts listen to them sooner; where a gate decides, they would
     # make p_think differ too much between contexts
     spread = 3.2 if rules.think == "forced" and a["model"] != "scratch" else 2.4
-    return model.grow(a["think_vocab"], ids, a["think_prior"], luck, mask=mask, spread=spread)
+    return model.grow(a["think_vocab"], ids, a["think_prior"], luck, mask=mask, spread=spread, alphabet=a["alphabet"])
 
 
 def load_thinker(a: dict, model: GPT, rules: Rules) -> tuple[GPT, int] | None:
@@ -305,10 +316,13 @@ def gather_rollout(ro: Rollout) -> Rollout:
 
 # 4. Advantage
 
-def advantages(a: dict, ro: Rollout, r: torch.Tensor) -> tuple[torch.Tensor, int, torch.Tensor]:
-    """r [R, S] -> A [R, S], divided by its spread over what was chosen; the number of choices; returns [R, S]."""
+def advantages(a: dict, ro: Rollout, r: torch.Tensor,
+               far: torch.Tensor | None = None) -> tuple[torch.Tensor, int, torch.Tensor]:
+    """r [R, S] -> A [R, S], divided by its spread over what was chosen; the number of choices; returns [R, S].
+    far [R, T - P]: each thought's drift from the base, which --pull puts a price on."""
     slot = ro.new_slot()
     cost = torch.zeros_like(r).scatter_add(1, slot, ro.is_think[:, ro.P:].to(r.dtype)) * a["think_cost"]
+    cost = cost if far is None else cost.scatter_add(1, slot, a["pull"] * far)
     returns = returns_to_go(r - cost, a["gamma"])
     adv = advantage(returns, a["samples"], a["baseline"])
     spoken = ro.is_text & ~ro.given & (a["text_grad"] == "sampled")  # own text as a choice like any other
@@ -442,13 +456,13 @@ def asked_to_stop(stop: list[int] | None, device) -> bool:
 
 
 def look_and_save(journal: Journal, a: dict, state: dict, stopping: bool, model: GPT, teacher: GPT | None, data, rules: Rules,
-                  optimizer: torch.optim.Optimizer) -> None:
+                  optimizer: torch.optim.Optimizer, base: GPT | None) -> None:
     """An evaluation every eval_every steps and at the end; a checkpoint there, where the run is to stop, and once a minute.
     Every keep_every steps one that no later one replaces. Raises OSError where one can't be written."""
     due = state["step"] % a["eval_every"] == 0 or state["step"] == state["end"]
     sound = not state["in_a_row"]  # spoilt weights, which show in the next loss, must not replace a good checkpoint
     if due:
-        journal.measure(a, state["step"], state["step"] == state["end"], model, teacher, data, rules)
+        journal.measure(a, state["step"], state["step"] == state["end"], model, teacher, data, rules, base)
         sound = math.isfinite(journal.evals[-1]["nats_without_thoughts"])
         tqdm.write(f"step {state['step']}: "
                    + ", ".join(f"{k} {v:.3f}" for k, v in journal.evals[-1].items() if isinstance(v, float) and k != "seconds"))
@@ -473,8 +487,8 @@ def whole_run(a: dict, model: GPT, rules: Rules, state: dict, optimizer: torch.o
 # The loop
 
 def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | None, data, rules: Rules,
-          thinker: tuple[GPT, int] | None = None, stop: list[int] | None = None) -> None:
-    """The algorithm. thinker: see `load_thinker`; stop: see `ask_to_stop`."""
+          thinker: tuple[GPT, int] | None = None, stop: list[int] | None = None, base: GPT | None = None) -> None:
+    """The algorithm. thinker: see `load_thinker`; stop: see `ask_to_stop`; base: see `load_base`."""
     G, thinking, dev, cups = a["samples"], a["thoughts"] == "tokens", model.device, isinstance(data, Cups)
     optimizer = make_optimizer(a, model, saved)
     state = first_state(a) | (saved["state"] if saved is not None else {})
@@ -488,15 +502,14 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         save(out / "ckpt.pt", whole_run(a, model, rules, state, optimizer))
     journal = Journal(out, state["step"]) if chief else None
     if chief and not journal.evals:
-        journal.measure(a, state["step"], True, model, teacher, data, rules)
+        journal.measure(a, state["step"], True, model, teacher, data, rules, base)
     bar, stopping = tqdm(total=state["end"], initial=state["step"], desc=a["approach"], disable=not chief), False
     while state["step"] < state["end"] and not stopping:
         step = state["step"]
         # 1. B contexts of text, each repeated for its G siblings
         stage, S, P, B = shape_of_step(a, cups, state)
         R = B * G
-        # of OpenAI's weights place 0 is special
-        offset = int(seeded(a["seed"], step, "offset").integers(OFFSETS)) if cups else 0
+        offset = int(seeded(a["seed"], step, "offset").integers(OFFSETS)) if cups else 0  # of GPT-2's places 0 is special
         with autocast:
             text, pays, n, cup = contexts(a, sampler, data, rules, B, P, S, step, stage, offset)
 
@@ -515,10 +528,11 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
             t_states = teacher_states(teacher, ro, G if a["siblings"] == "shared" else 1) if teacher is not None else None
             r, hit = slot_rewards(actor, ro, teacher, t_states, pays[mine] if pays is not None else None, a["beta"],
                                   a["text_grad"] == "sampled")
+            far = gather(drift(model, base, ro, now, offset)) if a["pull"] else None
         r, hit, everyone = gather(r), gather(hit), gather_rollout(ro)
 
         # 4. returns, siblings as baseline, advantage
-        adv, felt, returns = advantages(a, everyone, r)
+        adv, felt, returns = advantages(a, everyone, r, far)
 
         # 5. one forward with gradient, one step
         thoughts, (fade, target) = int(everyone.is_think.sum()), entropy_scale(a, step, state["end"], stage)
@@ -539,7 +553,7 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         if chief:
             journal.write("step", step, line)
             notice_dead(state, bool(thoughts and thinking and G > 1 and line["spread"] < 0.002))
-            look_and_save(journal, a, state, stopping, model, teacher, data, rules, optimizer)
+            look_and_save(journal, a, state, stopping, model, teacher, data, rules, optimizer, base)
         bar.total = state["end"]
         bar.set_postfix({k: f"{line[k]:.3g}" for k in ("reward", "spread", "entropy", "stage", "skipped")}, refresh=False)
         bar.update()
@@ -631,7 +645,7 @@ def command(args: argparse.Namespace, folder: ExitStack) -> None:
             if path and is_own(path, out):
                 raise ValueError(f"{path} is judge or thinker of this run, which would write over it: choose another --out")
         model, teacher, data, rules = setup(a, saved)
-        thinker = load_thinker(a, model, rules)
+        thinker, base = load_thinker(a, model, rules), load_base(a)
         make_optimizer(a, model, saved)  # moments of another model? text too short? better now than after an hour
         take_text(a, data, 1, a["prompt_tokens"], 0, a["new_tokens"], None)
         data.batch(1, a["prompt_tokens"] + a["new_tokens"], 0, 0, "eval")
@@ -646,7 +660,7 @@ def command(args: argparse.Namespace, folder: ExitStack) -> None:
     try:
         if saved is None and RANK == 0:
             set_aside(out)
-        return train(a, saved, out, model, teacher, data, rules, thinker, ask_to_stop())
+        return train(a, saved, out, model, teacher, data, rules, thinker, ask_to_stop(), base)
     except (OSError, FloatingPointError) as e:
         broken = str(e)
     sys.exit(f"train.py: {broken}; --resume goes on from the last checkpoint")  # by now the bar is gone, and has ended its line

@@ -208,7 +208,9 @@ def test_weights_of_the_random_policy_never_move():
 def made_up(name: str, right: float) -> dict:
     """A result of an experiment of this name, with two seeds that are right so often everywhere."""
     e, luck = EXPERIMENTS[name], {str(m): right for m in (1, 2, 3, 10)}
-    one = {"seconds": 5, **{k: [right] * 30 for k in ("accuracy_by_n", "accuracy_first_by_n", "thoughts_by_n")},
+    course = {"step": [0, 100, 200], "accuracy": [1 / 3, right, right], "thoughts_as_text": [-1.0, -4 * right, -6 * right]}
+    more = {"curve": course} if e.view == "alphabet" else {}
+    one = {"seconds": 5, **more, **{k: [right] * 30 for k in ("accuracy_by_n", "accuracy_first_by_n", "thoughts_by_n")},
            "thinks_after_moved": right, "thinks_elsewhere": right}
     looked = {"accuracy_by_n": {x: [right] * 30 for x in ("own", *report.OTHERS)}, "spliced": True, "synonyms": 1.0,
               "aoc": {x: luck for x in report.FOUR},
@@ -229,6 +231,30 @@ def test_every_prediction_is_judged(name, tmp_path):
     result = made_up(name, 0.5)
     report.draw(result, tmp_path / "x.png", "a caption")
     assert (tmp_path / "x.png").stat().st_size > 9999 and table(result).count("50 ± 0") >= len(result["arms"])
+
+
+def test_alphabet_by_hand():
+    """Updates until 90 % right, what a run that ended sooner had afterwards, and which arms are read as words."""
+    result = made_up("alphabet", 0.5)
+    curves = [{"step": [0, 100, 200], "accuracy": [0.3, 0.9, 0.8], "thoughts_as_text": [-1.0, -2.0, -4.0]},
+              {"step": [0, 100], "accuracy": [0.3, 0.7], "thoughts_as_text": [-1.0, -3.0]}]
+    result["arms"]["words"]["seeds"] = [s | {"curve": c} for s, c in zip(result["arms"]["words"]["seeds"], curves)]
+    for one in result["arms"]["new rows"]["seeds"]:
+        one["curve"] = {k: v for k, v in one["curve"].items() if k != "thoughts_as_text"}
+    assert report.updates_to(result, "words").tolist() == [100, np.inf] and "new rows" not in report.named(result)
+    steps, right = report.course(result, "words", "accuracy")
+    assert steps.tolist() == [0, 100, 200] and right.tolist() == [[0.3, 0.9, 0.8], [0.3, 0.7, 0.7]]
+    assert report.as_words(result, "words").tolist() == [-4, -3]
+    rows = table(result)
+    assert "| words | 100, never | -1.0 ± 0.0 | -3.5 ± 6.4 |" in rows and "| new rows | never, never |  |  |" in rows
+
+
+def test_course_of_a_run(tmp_path):
+    """Evaluations alone, each with what it has."""
+    lines = [{"kind": "eval", "step": 0, "accuracy": 0.3}, {"kind": "step", "step": 0},
+             {"kind": "eval", "step": 1, "accuracy": 0.5}]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert experiments.curve(tmp_path) == {"step": [0, 1], "accuracy": [0.3, 0.5]}
 
 
 def test_parts_add_up():

@@ -212,6 +212,29 @@ def test_grow_one_row():
     assert m.think.isfinite().all() and is_well_born(p, 0.2)
 
 
+def test_a_text_alphabet():
+    """Guards rows that are words: copies to the bit, which say what the words say and are read as they are; the text is as
+    likely as it was."""
+    m, ids, luck = newborn(27, planted=True)
+    before = m.text_logits(m(ids))
+    m.grow(27, ids, 0.2, luck, alphabet="text")
+    h = m(ids)
+    assert torch.equal(m.think, m.wte.weight) and m.think is not m.wte.weight and torch.equal(m.text_logits(h), before)
+    assert (m.think_logits(h) - m.think_offset - before).abs().max() < 1e-5 and torch.equal(m(ids + 27), h)
+    assert p_think_of(m, ids).mean().item() == pytest.approx(0.2, rel=0.02)
+    with pytest.raises(ValueError, match="27 words"):
+        m.grow(26, ids, 0.2, luck, alphabet="text")
+
+
+def test_a_redrawn_alphabet():
+    """Guards rows drawn anew: the text rows' mean and covariance, and none of their directions left out."""
+    m, ids, luck = newborn(27, planted=True)
+    m.grow(20_000, ids, 0.2, luck, alphabet="redrawn")
+    w = m.wte.weight
+    assert (m.think.mean(0) - w.mean(0)).abs().max() < 0.05 * w.std()
+    assert (torch.cov(m.think.T) - torch.cov(w.T)).norm() < 0.1 * torch.cov(w.T).norm()
+
+
 @pytest.mark.parametrize("N, prior", [(0, 0.1), (4, 0.0), (4, 1.0), (-1, 0.5)])
 def test_grow_refuses(N, prior):
     """Guards against a prior that no offset can reach, which would end the search at its border."""

@@ -273,6 +273,15 @@ def test_stopped_and_resumed(whole, tmp_path, number, code):
     assert same(left(out), whole["stream"])
 
 
+def test_a_pull_is_resumed(tmp_path):
+    """Guards --pull: the base is loaded again, and is what the run started from, not what it has become."""
+    words = ["--model", "pico", "--alphabet", "text", "--think_vocab", "19", "--pull", "0.1"]
+    assert run(tiny("stream", tmp_path / "whole", *words))[0] == 0
+    assert run(tiny("stream", tmp_path / "out", *words), signalled(signal.SIGINT, at=2))[0] == 130
+    assert run(["--resume", "--out", tmp_path / "out"])[0] == 0
+    assert same(left(tmp_path / "out"), left(tmp_path / "whole"))
+
+
 def test_a_second_signal_ends_at_once(tmp_path):
     """Guards impatience: with the second Ctrl-C the process is gone, in the middle of its step, and the checkpoint is the
     last one."""

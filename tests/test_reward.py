@@ -9,7 +9,7 @@ import reward
 from conftest import one_line
 from reward import (advantage, entropy_price, floored, returns_to_go, rollout_loss, sibling_spread, slot_rewards, speaking_states,
                     teacher_states)
-from rollout import Rules, rollout, visible
+from rollout import Rules, layout, rollout, visible
 
 R, P, S, V, N = 4, 3, 6, 11, 5
 AFTER = [1, 4, 6, 9]
@@ -47,6 +47,51 @@ def naive_log_q(teacher, ro, r, s):
 @pytest.fixture
 def teacher(tiny):
     return tiny(N=0, L=1, C=8, seed=5).requires_grad_(False)
+
+
+# the pull of probable text
+
+@pytest.mark.parametrize("rules", [Rules("free", 2, 5), Rules("forced", 1, 4, 3, AFTER), Rules("free", 2, 2, 3, persist=False)],
+                         ids=["free", "forced, window", "branches"])
+def test_drift_one_thought_at_a_time(tiny, uniforms, rules):
+    """Guards --pull: for each thought alone the thinker's log g(z), minus the base's log p of the word z after all that the
+    thinker saw, thoughts read as words. A base that is the thinker itself, born a moment ago, is 0 away."""
+    model, base = tiny(N=V), tiny(N=0, seed=3)
+    luck = uniforms(S + rules.budget, R) if rules.persist else uniforms(2, R * S)
+    ro = rollout(model, texts(length=P + S), P, S, rules, luck, offset=7)
+    far, wanted = reward.drift(model, base, ro, rules, 7), torch.zeros(R, ro.ids.shape[1] - P)
+    positions, mask = layout(ro, rules, 7)
+    mask = torch.ones(len(positions), len(positions)).tril().bool().view(1, 1, *[len(positions)] * 2) if mask is None else mask
+    for r in range(R):
+        for i in range(P, ro.ids.shape[1]):
+            if ro.is_think[r, i]:
+                left = int(ro.left[r, i])
+                seen = mask[r % len(mask), 0, left].nonzero().squeeze(1).tolist()
+                assert all(j <= left for j in seen) and left in seen
+                words = torch.tensor([[x - V if x >= V else x for x in ro.ids[r].tolist()]])
+                row = mask[r % len(mask)].unsqueeze(0)
+                own, its = model(ro.ids[r:r + 1], positions, row), base(words, positions, row)
+                z = int(ro.ids[r, i]) - V
+                wanted[r, i - P] = (model.think_logits(own[0, left]).softmax(-1)[z].log()
+                                    - base.text_logits(its[0, left]).softmax(-1)[z].log())
+    assert (far - wanted).abs().max() < 1e-6 and (wanted != 0).sum() > R
+    with torch.no_grad():
+        for name, p in base.named_parameters():
+            if not name.startswith("think"):
+                dict(model.named_parameters())[name].copy_(p)
+        model.think.copy_(model.wte.weight)
+    ro = rollout(model, texts(length=P + S), P, S, rules, luck, offset=7)
+    assert reward.drift(model, base, ro, rules, 7).abs().max() < 1e-9 and ro.is_think.any()
+
+
+def test_a_pull_is_the_gradient_of_the_kl(tiny):
+    """Guards the claim in `drift`: the mean over thoughts of drift times grad log g is the gradient of KL(g || base)."""
+    model, base, ids = tiny(N=V), tiny(N=0, seed=3), texts(1)
+    logg, logp = (x[0, -1].log_softmax(-1) for x in (model.think_logits(model(ids)), base.text_logits(base(ids)).detach()))
+    kl = (logg.exp() * (logg - logp)).sum()
+    sampled = (logg.exp().detach() * (logg - logp).detach() * logg).sum()
+    for a, b in zip(*(torch.autograd.grad(x, [model.think, model.wpe.weight], retain_graph=True) for x in (kl, sampled))):
+        assert (a - b).abs().max() < 1e-9 < a.abs().max()
 
 
 # what pays

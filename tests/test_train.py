@@ -61,6 +61,31 @@ def test_a_thought_costs(tiny, uniforms):
     assert (returns - wanted).abs().max() < 1e-6 and (wanted < 0).any() and felt == chosen
 
 
+def test_a_pull_is_a_cost(tiny, uniforms):
+    """Guards --pull: each thought takes its own drift, times the pull, off its own slot."""
+    a = settings("--model", "pico", "--alphabet", "text", "--pull", "0.5") | {"gamma": 0.0}
+    ro = rollout(tiny(), texts(), P, S, Rules("free", 2, 5), uniforms(S + 5, R))
+    far = torch.rand(R, ro.ids.shape[1] - P) * ro.is_think[:, P:]
+    wanted = torch.zeros(R, S)
+    for row in range(R):
+        for i in range(P, ro.ids.shape[1]):
+            wanted[row, int(ro.slot[row, i].clamp(P - 1, P + S - 2)) - P + 1] -= 0.5 * far[row, i - P]
+    assert (advantages(a, ro, torch.zeros(R, S), far)[2] - wanted).abs().max() < 1e-6 and (wanted < 0).any()
+
+
+def test_alphabets_of_a_run(tmp_path):
+    """Guards what --alphabet gives a run: as many rows as words, whatever is drawn, and a base that is what it started from,
+    after a restart as well."""
+    a = settings("--model", "pico", "--alphabet", "text", "--pull", "0.5") | {"out": ""}
+    model = train.setup(a, None)[0]
+    base = train.load_base(a)
+    assert a["think_vocab"] == len(model.think) == base.config.vocab_size == 19 and not len(base.think)
+    assert torch.equal(model.think, base.wte.weight) and torch.equal(model.wte.weight, base.wte.weight)
+    redrawn = settings("--model", "pico", "--alphabet", "redrawn") | {"out": ""}
+    rows = [train.setup(redrawn | {"seed": seed}, None)[0].think for seed in (0, 0, 1)]
+    assert torch.equal(rows[0], rows[1]) and not torch.equal(rows[0], rows[2]) and train.load_base(settings()) is None
+
+
 def test_text_weights():
     """Guards the weights of text: 1 over what pays, OTHER_TEXT over the rest, 0 for the frontier."""
     pays = torch.tensor([[True, False, False], [True, False, True]])
