@@ -158,16 +158,28 @@ def test_short_table_is_that_of_the_json():
             assert cell == f"{mean:.0f} ± {half:.0f}", (arm, n)
 
 
-def test_speeds_are_those_of_the_json():
-    """Each row of the table of speeds is what bench.py wrote, and each of its rows is there."""
+@pytest.mark.parametrize("threads, first", [(1, "what | arm | seconds"), (2, "two threads: what | arm | seconds")])
+def test_speeds_are_those_of_the_json(threads, first):
+    """Each row of the tables of speeds is what bench.py wrote, and each of its rows is there."""
     found = json.loads((ROOT / "figures" / "bench.json").read_text())
-    head, *rows = rows_of(README, "what | arm | seconds")
+    found = {name: section for name, section in found.items() if name.endswith(f"threads {threads}")}
+    head, *rows = rows_of(README, first)
     shown = {(what, arm, seconds, ratio) for what, arm, seconds, ratio, *_ in rows}
     measured = [(table["title"].split(" (MiB")[0], arm, f"{x['seconds']:.3g}", f"{x['x_ours']:.2f}")
                 for section in found.values() for table in section["tables"] for arm, x in table.get("arms", {}).items()]
     assert shown == set(measured) and len(rows) == len(measured) > 12
-    only = re.search(r"python bench.py --threads 1 --only ([a-z_ ]+)", " ".join(README.split()))[1].split()
-    assert {f"{name}, threads 1" for name in only} == found.keys() and not any(x["quick"] for x in found.values())
+    only = re.search(rf"python bench.py --threads {threads} --only ([a-z_ ]+)", " ".join(README.split()))[1].split()
+    assert {f"{name}, threads {threads}" for name in only} == found.keys() and not any(x["quick"] for x in found.values())
+
+
+def test_growth_is_that_of_the_json():
+    """Each dial's line is the one that bench.py drew through its points."""
+    tables = json.loads((ROOT / "figures" / "bench.json").read_text())["scale, threads 1"]["tables"]
+    head, *rows = rows_of(README, "growth: from, to | ")
+    cells = [[f"{t['title']}, {t['points'][0][0]:.4g} to {t['points'][-1][0]:.4g}",
+              *(f"{once:.3g} + {each:.3g} each" for once, each, _ in t["line"].values()),
+              *(f"{off:.0%}" for *_, off in t["line"].values())] for t in tables]
+    assert rows == cells
 
 
 def test_short_results_are_those_of_the_long_page():
