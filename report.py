@@ -154,7 +154,7 @@ def table(result: dict) -> str:
         slope = ", ".join(f"{np.polyfit(range(1, 31), s['thoughts_by_n'], 1)[0]:.2f}" for s in seeds)
         lines.append(f"| {arm} | {after} | {elsewhere} | {slope} |")
     rows = {"content": content_rows, "faithful": faithful_rows, "training": training_rows, "depth": depth_rows,
-            "alphabet": alphabet_rows, "when": lambda r: other_thoughts(r, next(iter(probed(r))))}
+            "alphabet": alphabet_rows}
     return "\n".join(lines + rows.get(result.get("view"), lambda _: [])(result))
 
 
@@ -278,7 +278,9 @@ def draw_accuracy(axis, result: dict) -> None:
 def draw_lengths(axis, result: dict) -> None:
     """How many thoughts a round of n moves gets where a model may choose: a thin line for each seed."""
     chosen = [arm for arm, found in result["arms"].items() if "thoughts_by_n" in found["seeds"][0]]
-    for i, arm in enumerate(chosen):
+    for i, arm in enumerate(result["arms"]):  # the colours of `draw_accuracy`
+        if arm not in chosen:
+            continue
         y = right_by_n(result, arm, "thoughts_by_n")
         axis.plot(range(1, y.shape[1] + 1), y.T, color=f"C{i}", lw=0.7, alpha=0.6)
         axis.plot([], [], color=f"C{i}", label=arm)

@@ -57,7 +57,7 @@ def flags_of_train() -> Parser:
     p.add_argument("--think_prior", type=float, help="mean p_think at birth")
     p.add_argument("--max_thoughts", type=int, help="K, thoughts in a row at one slot (1; next_token: swaps + 1, on text 4)")
     p.add_argument("--budget", type=int, help="M, thoughts in a whole rollout")
-    p.add_argument("--think_cost", type=float, help="nats that a thought costs, from the middle of the run on")
+    p.add_argument("--think_cost", type=float, help="nats that a thought costs")
     p.add_argument("--window", type=int, help="tokens back that are seen beside the last thought; 0: all")
     p.add_argument("--thinker",
                    help="a stream checkpoint that thinks for this run, under its own window: learn its thoughts without one")

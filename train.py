@@ -316,18 +316,12 @@ def gather_rollout(ro: Rollout) -> Rollout:
 
 # 4. Advantage
 
-def price_of_thought(a: dict, step: int, end: int) -> float:
-    """Nats that a thought costs in this step: it rises to --think_cost in the first half of a run. A model that has to pay at
-    once, before it can do with fewer thoughts, may give up all of them, and never comes back (RESULTS.md, 8)."""
-    return a["think_cost"] * min(1.0, 2 * step / end)
-
-
-def advantages(a: dict, ro: Rollout, r: torch.Tensor, price: float,
+def advantages(a: dict, ro: Rollout, r: torch.Tensor,
                far: torch.Tensor | None = None) -> tuple[torch.Tensor, int, torch.Tensor]:
-    """r [R, S] -> A [R, S], divided by its spread over what was chosen; the number of choices; returns [R, S]. price: of a
-    thought; far [R, T - P]: each thought's drift from the base, which --pull puts a price on."""
+    """r [R, S] -> A [R, S], divided by its spread over what was chosen; the number of choices; returns [R, S].
+    far [R, T - P]: each thought's drift from the base, which --pull puts a price on."""
     slot = ro.new_slot()
-    cost = torch.zeros_like(r).scatter_add(1, slot, ro.is_think[:, ro.P:].to(r.dtype)) * price
+    cost = torch.zeros_like(r).scatter_add(1, slot, ro.is_think[:, ro.P:].to(r.dtype)) * a["think_cost"]
     cost = cost if far is None else cost.scatter_add(1, slot, a["pull"] * far)
     returns = returns_to_go(r - cost, a["gamma"])
     adv = advantage(returns, a["samples"], a["baseline"])
@@ -538,7 +532,7 @@ def train(a: dict, saved: dict | None, out: Path, model: GPT, teacher: GPT | Non
         r, hit, everyone = gather(r), gather(hit), gather_rollout(ro)
 
         # 4. returns, siblings as baseline, advantage
-        adv, felt, returns = advantages(a, everyone, r, price_of_thought(a, step, state["end"]), far)
+        adv, felt, returns = advantages(a, everyone, r, far)
 
         # 5. one forward with gradient, one step
         thoughts, (fade, target) = int(everyone.is_think.sum()), entropy_scale(a, step, state["end"], stage)

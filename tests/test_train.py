@@ -49,8 +49,8 @@ def test_siblings_stand_side_by_side(tiny):
 def test_a_thought_costs(tiny, uniforms):
     """Guards --think_cost: each thought takes its cost off its own slot, and off nothing else."""
     ro = rollout(tiny(), texts(), P, S, Rules("free", 2, 5), uniforms(S + 5, R))
-    a = settings("--baseline", "none") | {"samples": R, "gamma": 0.0}
-    _, felt, returns = advantages(a, ro, torch.zeros(R, S), 0.5)
+    a = settings("--baseline", "none", "--think_cost", "0.5") | {"samples": R, "gamma": 0.0}
+    _, felt, returns = advantages(a, ro, torch.zeros(R, S))
     wanted, chosen = torch.zeros(R, S), 0
     for row in range(R):
         spoken = 0
@@ -62,12 +62,6 @@ def test_a_thought_costs(tiny, uniforms):
     assert (returns - wanted).abs().max() < 1e-6 and (wanted < 0).any() and felt == chosen
 
 
-def test_the_price_rises():
-    """Guards --think_cost: nothing at first, all of it from the middle of the run on."""
-    a = settings("--think_cost", "0.4")
-    assert [train.price_of_thought(a, step, 100) for step in (0, 25, 50, 99)] == pytest.approx([0, 0.2, 0.4, 0.4])
-
-
 def test_a_pull_is_a_cost(tiny, uniforms):
     """Guards --pull: each thought takes its own drift, times the pull, off its own slot."""
     a = settings("--model", "pico", "--alphabet", "text", "--pull", "0.5") | {"gamma": 0.0}
@@ -77,7 +71,7 @@ def test_a_pull_is_a_cost(tiny, uniforms):
     for row in range(R):
         for i in range(P, ro.ids.shape[1]):
             wanted[row, int(ro.slot[row, i].clamp(P - 1, P + S - 2)) - P + 1] -= 0.5 * far[row, i - P]
-    assert (advantages(a, ro, torch.zeros(R, S), 0.0, far)[2] - wanted).abs().max() < 1e-6 and (wanted < 0).any()
+    assert (advantages(a, ro, torch.zeros(R, S), far)[2] - wanted).abs().max() < 1e-6 and (wanted < 0).any()
 
 
 def test_alphabets_of_a_run(tmp_path):
@@ -176,8 +170,8 @@ def test_the_end_of_a_curriculum():
 def test_own_text_as_a_choice(tiny, uniforms):
     """Guards --text_grad sampled: own text is chosen as thoughts are, and counts where what was chosen is counted."""
     ro = rollout(tiny(), texts()[:, :P], P, S, Rules("free", 2, 5), uniforms(S + 5, R))
-    a = {"thinker": None, "thoughts": "tokens", "gamma": 0.0, "samples": R, "baseline": "none"}
-    felt = [advantages(a | {"text_grad": how}, ro, torch.zeros(R, S), 0.0)[1] for how in ("exact", "sampled")]
+    a = {"thinker": None, "thoughts": "tokens", "think_cost": 0.0, "gamma": 0.0, "samples": R, "baseline": "none"}
+    felt = [advantages(a | {"text_grad": how}, ro, torch.zeros(R, S))[1] for how in ("exact", "sampled")]
     assert felt[0] == (ro.is_think | ro.gated).sum() and felt[1] == (ro.is_think | ro.is_text)[:, P:].sum() > felt[0]
 
 
