@@ -143,8 +143,8 @@ class _Pieces(torch.autograd.Function):
 
     Gradients are formed in the forward (checkpointing would do the unembedding twice): each piece's logits are written into
     one buffer, their gradient over them, and matrix products in place take it on to h and to the two weights. The gradient
-    is formed in blocks that stay in the cache. At [1024, 52305], one thread of a Xeon: 1.95 s and 300 MiB above the inputs,
-    156 of them the gradient of wte; with new tensors for each step of each piece 2.34 and 372; by F.cross_entropy 1.85 and
+    is formed in blocks that stay in the cache. At [1024, 52305], one thread of a Xeon: 1.71 s and 261 MiB above the inputs,
+    156 of them the gradient of wte; with new tensors for each step of each piece 2.34 and 372; by F.cross_entropy 1.74 and
     637 (README: Speed)."""
 
     @staticmethod

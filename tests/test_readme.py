@@ -177,7 +177,7 @@ def test_growth_is_that_of_the_json():
     tables = json.loads((ROOT / "figures" / "bench.json").read_text())["scale, threads 1"]["tables"]
     head, *rows = rows_of(README, "growth: from, to | ")
     cells = [[f"{t['title']}, {t['points'][0][0]:.4g} to {t['points'][-1][0]:.4g}",
-              *(f"{once:.3g} + {each:.3g} each" for once, each, _ in t["line"].values()),
+              *(f"{once:.4g} + {each:.3g} each" for once, each, _ in t["line"].values()),
               *(f"{off:.0%}" for *_, off in t["line"].values())] for t in tables]
     assert rows == cells
 
