@@ -250,7 +250,8 @@ def test_columns_of_an_evaluation():
     model.grow(4, torch.from_numpy(cups.batch(2, 17, 0, 0, "birth").ids), 0.5, torch.Generator().manual_seed(0))
     result, _ = evaluate.evaluate(model, cups, Rules("free", 1, 8, 5, cups.think_after), load("pico-teacher"), 17, 12, 2, 2,
                                   base=load("pico"))
-    assert columns("column of an evaluation") == set(result)
+    forgotten, _ = evaluate.evaluate(model, cups, Rules("free", 1, 1, 5, None, False), None, 17, 12, 2, 2)
+    assert columns("column of an evaluation") == set(result) | set(forgotten)
 
 
 def test_sizes():
