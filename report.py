@@ -154,7 +154,8 @@ def table(result: dict) -> str:
         slope = ", ".join(f"{np.polyfit(range(1, 31), s['thoughts_by_n'], 1)[0]:.2f}" for s in seeds)
         lines.append(f"| {arm} | {after} | {elsewhere} | {slope} |")
     rows = {"content": content_rows, "faithful": faithful_rows, "training": training_rows, "depth": depth_rows,
-            "alphabet": alphabet_rows}
+            "alphabet": alphabet_rows,
+            "when": lambda r: other_thoughts(r, next(iter(probed(r))))}
     return "\n".join(lines + rows.get(result.get("view"), lambda _: [])(result))
 
 
