@@ -259,7 +259,7 @@ def unembed(h: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:  # [.
     learning = torch.is_grad_enabled() and (h.requires_grad or rows.requires_grad)
     if len(rows) > 2 ** 14 and plain_cpu(rows) and h.dtype == rows.dtype and not learning:
         if out is not None and is_intel():
-            return torch.mm(h, rows.T, out=out)
+            return torch.matmul(h, rows.T, out=out)
         into = h.new_empty(*h.shape[:-1], len(rows)) if out is None else out
         with contextlib.suppress(AttributeError, RuntimeError):
             for part, columns in zip(rows.detach().split(2 ** 13), into.split(2 ** 13, -1)):  # oneDNN copies each part (24 MiB)

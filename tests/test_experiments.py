@@ -242,7 +242,7 @@ def test_alphabet_by_hand():
     for one in result["arms"]["new rows"]["seeds"]:
         one["curve"] = {k: v for k, v in one["curve"].items() if k != "thoughts_as_text"}
     assert report.updates_to(result, "words").tolist() == [100, np.inf] and "new rows" not in report.named(result)
-    steps, right = report.course(result, "words", "accuracy")
+    steps, right = report.along(result, "words", "accuracy")
     assert steps.tolist() == [0, 100, 200] and right.tolist() == [[0.3, 0.9, 0.8], [0.3, 0.7, 0.7]]
     assert report.as_words(result, "words").tolist() == [-4, -3]
     rows = table(result)

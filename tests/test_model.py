@@ -414,11 +414,16 @@ def test_unembed(monkeypatch):
     calls, ops = [], torch.ops.mkldnn
     real = ops._linear_pointwise
     monkeypatch.setattr(ops, "_linear_pointwise", lambda *args: calls.append(args) or real(*args))
+    monkeypatch.setattr("model.is_intel", lambda: False)
     h, rows = torch.randn(2, 3, 64), torch.randn(2 ** 15 + 7, 64)
     assert (unembed(h, rows) - h @ rows.T).abs().max() < 1e-4 and len(calls) == 5  # parts of 2 ** 13
     wide = torch.zeros(2, 3, len(rows) + 5)
     assert torch.equal(unembed(h, rows, wide[..., :-5]), unembed(h, rows)) and not wide[..., -5:].any()
     assert torch.equal(wide[..., :-5], unembed(h, rows)) and len(calls) == 20
+    monkeypatch.setattr("model.is_intel", lambda: True)  # torch's own product writes into `out` itself
+    wide.zero_()
+    assert (unembed(h, rows, wide[..., :-5]) - h @ rows.T).abs().max() < 1e-4 and not wide[..., -5:].any()
+    assert wide[..., :-5].abs().sum() > 0 and len(calls) == 20
     assert torch.equal(unembed(h, rows[:99]), h @ rows[:99].T)
     for x in (h, rows):
         x.requires_grad_()
