@@ -44,14 +44,12 @@ def flags_of_train() -> Parser:
     p.add_argument("--data", help="cups, webtext, or a .txt or .jsonl file")
     p.add_argument("--cups", type=int, help="how many cups (3)")
     p.add_argument("--balls", choices=["one", "all"], help="cups: one ball, or one under each cup, and the question names one")
-    p.add_argument("--moves", choices=["mixed", "turns"],
-                   help="cups: swaps and turns by one (mixed), or turns of all cups by any number of places, which commute")
+    p.add_argument("--moves", choices=["mixed", "turns"], help="cups: swaps and turns by one, or turns by any number of places")
     p.add_argument("--swaps", type=int, help="the longest round that a curriculum reaches (10; next_token 3)")
     p.add_argument("--idle", type=float, help="share of moves that do nothing (0)")
     # thoughts
     p.add_argument("--think_vocab", type=int, help="N, the number of thinking rows (2048)")
-    p.add_argument("--alphabet", choices=["new", "text", "redrawn"], default="new",
-                   help="thinking rows at birth; text: copies of the text rows; redrawn: as many, of their mean and covariance")
+    p.add_argument("--alphabet", choices=["new", "text", "redrawn"], default="new", help="rows born as words, or drawn like them")
     p.add_argument("--pull", type=float, help="alphabet text: what a nat of KL from the base costs, which reads words (0)")
     p.add_argument("--think", choices=["free", "forced"], help="may the model choose when to think?")
     p.add_argument("--think_prior", type=float, help="mean p_think at birth")
@@ -59,8 +57,7 @@ def flags_of_train() -> Parser:
     p.add_argument("--budget", type=int, help="M, thoughts in a whole rollout")
     p.add_argument("--think_cost", type=float, help="nats that a thought costs")
     p.add_argument("--window", type=int, help="tokens back that are seen beside the last thought; 0: all")
-    p.add_argument("--thinker",
-                   help="a stream checkpoint that thinks for this run, under its own window: learn its thoughts without one")
+    p.add_argument("--thinker", help="a stream checkpoint that thinks, by its own window: learn its thoughts without one")
     p.add_argument("--reread", type=int, help="next_token: tokens that a branch reads on from thought to thought; 0: sees all")
     # rollouts
     p.add_argument("--prompts", type=int, help="B, contexts a step; a curriculum takes fewer of longer rounds")
