@@ -65,7 +65,7 @@ def test_intervals_and_table_by_hand():
     assert interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(4.30 / 3 ** 0.5, rel=1e-3))
     mean, half = interval([5.0])
     assert mean == 5.0 and half != half
-    seeds = [{"accuracy_by_n": [a] * 30, "seconds": 10, "thinks_after_moved": a, "thinks_elsewhere": a / 2,
+    seeds = [{"accuracy_by_n": [a] * 30, "step": 1000, "seconds": 10, "thinks_after_moved": a, "thinks_elsewhere": a / 2,
               "thoughts_by_n": [1 + a * n for n in range(30)]} for a in (0.5, 0.7)]
     row = table({"arms": {"x": {"seeds": seeds, "mflop": (1.5, 0.25)}}})
     assert row.endswith("| x | 50.0, 70.0 | 25.0, 35.0 | 0.50, 0.70 |")
@@ -210,7 +210,7 @@ def made_up(name: str, right: float) -> dict:
     e, luck = EXPERIMENTS[name], {str(m): right for m in (1, 2, 3, 10)}
     course = {"step": [0, 100, 200], "accuracy": [1 / 3, right, right], "thoughts_as_text": [-1.0, -4 * right, -6 * right]}
     more = {"curve": course} if e.view == "alphabet" else {}
-    one = {"seconds": 5, **more, **{k: [right] * 30 for k in ("accuracy_by_n", "accuracy_first_by_n", "thoughts_by_n")},
+    one = {"step": 9, "seconds": 5, **more, **{k: [right] * 30 for k in ("accuracy_by_n", "accuracy_first_by_n", "thoughts_by_n")},
            "thinks_after_moved": right, "thinks_elsewhere": right}
     looked = {"accuracy_by_n": {x: [right] * 30 for x in ("own", *report.OTHERS)}, "spliced": True, "synonyms": 1.0,
               "aoc": {x: luck for x in report.FOUR},
