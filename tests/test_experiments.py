@@ -210,8 +210,8 @@ def made_up(name: str, right: float) -> dict:
     e, luck = EXPERIMENTS[name], {str(m): right for m in (1, 2, 3, 10)}
     course = {"step": [0, 100, 200], "accuracy": [1 / 3, right, right], "thoughts_as_text": [-1.0, -4 * right, -6 * right]}
     more = {"curve": course} if e.view == "alphabet" else {}
-    one = {"step": 9, "seconds": 5, **more, **{k: [right] * 30 for k in ("accuracy_by_n", "accuracy_first_by_n", "thoughts_by_n")},
-           "thinks_after_moved": right, "thinks_elsewhere": right}
+    by_n = {k: [right] * 30 for k in ("accuracy_by_n", "accuracy_first_by_n", "thoughts_by_n")}
+    one = {"step": 9, "seconds": 5, **more, **by_n, "thinks_after_moved": right, "thinks_elsewhere": right}
     looked = {"accuracy_by_n": {x: [right] * 30 for x in ("own", *report.OTHERS)}, "spliced": True, "synonyms": 1.0,
               "aoc": {x: luck for x in report.FOUR},
               "counterfactual": {"written": [4] * 3, "follows": [4 * right] * 3, "true": [0] * 3}}
@@ -277,18 +277,24 @@ def test_unaided():
 
 
 def test_groups_of_depth_are_alike():
-    """As many states and moves in both, and the same arms: only the controls see everything. Each group is asked by layers."""
-    from data import Cups
+    """As many moves in both, and the same arms: only the controls see everything. Each group is asked by layers; only the moves
+    of one commute."""
     arms = EXPERIMENTS["depth"].arms
     for arm, spec in arms.items():
         a = settings.resolve(settings.parse(spec.flags.split()))
         cups = Cups(a["cups"], balls=a["balls"], moves=a["moves"])
-        assert len(cups.states) == 6 and len(cups.moves) == 5 and len({tuple(goes) for goes in cups.goes.tolist()}) == 5
-        assert a["think_vocab"] == (6 if "oracle" in arm else a["think_vocab"])
+        assert len(cups.moves) == 5 and len({tuple(goes) for goes in cups.goes.tolist()}) == 5
+        commute = all((x[y] == y[x]).all() for x in cups.goes for y in cups.goes)
+        assert commute == (arm[:2] == "Z6") and cups.m == (6 if commute else 3)
+        assert a["think_vocab"] == (cups.m if "oracle" in arm else a["think_vocab"])
         assert (a["window"] == 0) == (a["thoughts"] in ("none", "filler")) and arm.endswith(report.in_layers(a["layers"]))
         assert f", {a['thoughts']}, " in arm and a["thoughts"] in report.KINDS
-    assert {arm[2:] for arm in arms if arm[:2] == "S3"} == {arm[2:] for arm in arms if arm[:2] == "Z6"} and len(arms) == 20
+    assert {arm[2:] for arm in arms if arm[:2] == "S3"} == {arm[2:] for arm in arms if arm[:2] == "Z6"} and len(arms) == 18
     assert {arm[:2] for arm in arms} == set(report.GROUPS)
+    channel = EXPERIMENTS["channel"]
+    for ours, theirs in (("tokens, 1 layer", "tokens, window"), ("none, 1 layer", "none, full"),
+                         ("none, 4 layers", "none, full, 4 layers"), ("filler, 1 layer", "filler, full")):
+        assert folder(EXPERIMENTS["depth"], f"S3, {ours}", 0) == folder(channel, theirs, 0)
 
 
 def test_reach():
@@ -305,7 +311,7 @@ def test_reach():
         axis = plt.figure().add_subplot()
         report.draw_depth(axis, result, group, 2)
         assert axis.lines[-1].get_ydata()[0] == chance
-        assert [line.get_label() for line in axis.lines if line.get_label()[0] != "_"] == ["none", "filler", "continuous"]
+        assert [line.get_label() for line in axis.lines if line.get_label()[0] != "_"] == ["none", "continuous"]
 
 
 def test_labels_follow_the_flags(tmp_path, monkeypatch):
