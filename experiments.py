@@ -421,7 +421,7 @@ def findings(out: Path) -> dict:
     found = json.loads((out / "probe.json").read_text())
     return {"accuracy_by_n": {name: x["accuracy_by_n"] for name, x in found["conditions"].items()},
             "spliced": found["conditions"]["refed"] == found["conditions"]["own"],  # the same answers and nats, to the bit
-            **{k: found[k] for k in ("aoc", "counterfactual", "synonyms")}}
+            **{k: found[k] for k in ("aoc", "counterfactual", "synonyms", "after_which") if k in found}}
 
 
 def course(out: Path, end: int) -> list[dict]:

@@ -238,6 +238,22 @@ def make_dictionary(model: GPT, cups: Cups, rules: Rules, R: int, seed: int, n_m
     return words, words.report(counts[1])
 
 
+def after_which(model: GPT, cups: Cups, rules: Rules, R: int, seed: int) -> dict:
+    """A gate that may open after any move: after which does it? -> first: the share of stories' first moves; share: of later
+    ones, {cup of the ball before the move: [for each of `moves`]}."""
+    case, state, _ = stories(model, cups, rules, R, 2 * N_MAX + 3, seed, 4002, n_max=10)
+    is_move, move = move_at(cups, case.text)
+    is_move[:, :OPENING], is_move[:, -1] = False, False  # no slots
+    thinks = torch.zeros_like(state).scatter_add(1, case.own.slot.clamp(min=0), case.own.is_think.long()) > 0
+    first, before = is_move & (is_move.cumsum(1) == 1), state.roll(1, 1)
+
+    def share(where: Tensor) -> float:
+        return thinks[where].float().mean().item()
+    return {"moves": [w.strip() for w in cups.moves], "first": share(first),
+            "share": {LETTERS[c]: [share(is_move & ~first & (before == c) & (move == i)) for i in range(len(cups.moves))]
+                      for c in range(cups.m)}}
+
+
 def aoc(same: list[float]) -> float:
     """Area over the curve: same[i] is the share of answers that are unchanged when i of len(same) - 1 thoughts are
     kept. 0: the kept part never mattered; the more, the more the answer hangs on its thoughts (arXiv 2307.13702)."""
@@ -330,6 +346,8 @@ def probe(model: GPT, rules: Rules, a: dict, data, each: int, seed: int) -> dict
     if len(model.think) > 1:
         words, out["dictionary"] = make_dictionary(model, data, rules, 16 * each, seed, lengths[-1])
         out["dictionary"] |= dictionary_page(words, data, out["dictionary"]["reading"])
+    if rules.think == "free" and rules.persist:
+        out["after_which"] = after_which(model, data, rules, 16 * each, seed)
     found = {m: chains(model, data, rules, m, each, words, seed) for m in tqdm(lengths, desc="chains", disable=None)}
     out["same_answer"] = {name: {m: same[name] for m, (same, _) in found.items()} for name in found[lengths[0]][0]}
     out["aoc"] = {name: {m: aoc(x) for m, x in by_m.items()} for name, by_m in out["same_answer"].items()}
@@ -369,6 +387,11 @@ def show(out: dict) -> None:
         print("dictionary: I(z; cup after the move) {I_after:.3f}, before it {I_before:.3f}, given the move {I_given_move:.3f} "
               "of {H_cup:.3f} nats: ids name\n  the cup {reading} the move; in other stories {decoded:.1%} of thoughts decode "
               "to the true cup".format(**out["dictionary"]))
+    if "after_which" in out:
+        it = out["after_which"]
+        print(f"thinks after a story's first move in {it['first']:.0%} of cases; after later ones, by the cup that the ball was "
+              "under:\n  " + "".join(f"{w:>9}" for w in it["moves"]))
+        print("\n".join(f"{cup:>2}" + "".join(f"{x:9.0%}" for x in row) for cup, row in it["share"].items()))
     if "aoc" in out:
         print(f"{'area over the curve (AOC), rounds of':<40}" + "".join(f"{m:3} moves" for m in out["aoc"]["early"]))
     for name, by_m in out.get("aoc", {}).items():
@@ -437,12 +460,22 @@ def draw_cutting(axis, out: dict) -> None:
            title=f"Answers that stay as they were, {m} moves (and the area over the curve)")
 
 
+def draw_after_which(axis, out: dict) -> None:
+    it = out["after_which"]
+    axis.imshow(list(it["share"].values()), cmap="Blues", vmin=0, vmax=1)
+    axis.set(title=f"After which moves it thinks (0 white, 1 dark; a story's first ones: {it['first']:.2f})", xlabel="move",
+             ylabel="cup of the ball before it")
+    axis.set_xticks(range(len(it["moves"])), it["moves"])
+    axis.set_yticks(range(len(it["share"])), it["share"])
+
+
 def draw(out: dict, path: Path, caption: str) -> None:
-    """probe.png: what other thoughts cost; what ids say; what writing does; what cutting does."""
+    """probe.png: what other thoughts cost; what ids say; when it thinks; what writing does; what cutting does."""
     import matplotlib  # a second of start-up
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    panels = {"conditions": draw_conditions, "usage": draw_ids, "counterfactual": draw_writing, "same_answer": draw_cutting}
+    panels = {"conditions": draw_conditions, "usage": draw_ids, "after_which": draw_after_which, "counterfactual": draw_writing,
+              "same_answer": draw_cutting}
     panels = [panel for needs, panel in panels.items() if needs in out]
     rows = (len(panels) + 1) // 2
     figure, axes = plt.subplots(rows, min(2, len(panels)), figsize=(15, 6 * rows), squeeze=False)

@@ -154,9 +154,20 @@ def table(result: dict) -> str:
         slope = ", ".join(f"{np.polyfit(range(1, 31), s['thoughts_by_n'], 1)[0]:.2f}" for s in seeds)
         lines.append(f"| {arm} | {after} | {elsewhere} | {slope} |")
     rows = {"content": content_rows, "faithful": faithful_rows, "training": training_rows, "depth": depth_rows,
-            "alphabet": alphabet_rows,
-            "when": lambda r: other_thoughts(r, next(iter(probed(r))))}
+            "alphabet": alphabet_rows, "when": when_rows}
     return "\n".join(lines + rows.get(result.get("view"), lambda _: [])(result))
+
+
+def when_rows(result: dict) -> list[str]:
+    """By seed, how often it thinks after moves that leave the ball where it is, by its cup; and what other thoughts do."""
+    (arm, found), = probed(result).items()
+    idle = [(cup, m) for cup, move in (("A", "BC"), ("B", "AC"), ("C", "AB")) for m in (move, "nothing")]
+    lines = ["", "| thinks after, % | a story's first move | " + " | ".join(f"{cup}: {move}" for cup, move in idle) + " |",
+             "|---" * (len(idle) + 2) + "|"]
+    for seed, it in enumerate(x["after_which"] for x in found):
+        shares = [it["first"]] + [it["share"][cup][it["moves"].index(move)] for cup, move in idle]
+        lines.append(f"| {arm}, seed {seed} | " + " | ".join(f"{100 * x:.0f}" for x in shares) + " |")
+    return lines + other_thoughts(result, arm)
 
 
 def other_thoughts(result: dict, arm: str) -> list[str]:

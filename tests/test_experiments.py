@@ -214,7 +214,9 @@ def made_up(name: str, right: float) -> dict:
     one = {"step": 9, "seconds": 5, **more, **by_n, "thinks_after_moved": right, "thinks_elsewhere": right}
     looked = {"accuracy_by_n": {x: [right] * 30 for x in ("own", *report.OTHERS)}, "spliced": True, "synonyms": 1.0,
               "aoc": {x: luck for x in report.FOUR},
-              "counterfactual": {"written": [4] * 3, "follows": [4 * right] * 3, "true": [0] * 3}}
+              "counterfactual": {"written": [4] * 3, "follows": [4 * right] * 3, "true": [0] * 3},
+              "after_which": {"first": 1.0, "moves": ["AB", "AC", "BC", "left", "right", "nothing"],
+                              "share": {cup: [1.0, 0.9, 0.8, 1.0, 1.0, right] for cup in "ABC"}}}
     kept = [{"step": step, "accuracy_by_n": [right] * 30, "early": luck} for step in (100, 200, 250)]
     arms = {arm: {"command": f"python train.py {x.flags}", "mflop": [1.0, 2.0],
                   "seeds": [one | ({"probe": looked} if arm in e.probed else {}) | ({"course": kept} if x.kept else {})] * 2}
@@ -329,6 +331,7 @@ def test_lengths_have_their_line():
     import matplotlib.pyplot as plt
     axis = plt.figure().add_subplot()
     report.draw_lengths(axis, made_up("when", 0.5))
+    assert "| released, seed 1 | 100 | 80 | 50 | 90 | 50 | 100 | 50 |" in table(made_up("when", 0.5)).splitlines()
     moved = np.mean([where != goes[where] for goes in Cups(3).goes.tolist() for where in range(3)])
     assert np.allclose(axis.lines[-1].get_ydata(), 0.6 * moved * np.arange(1, 31)) and axis.lines[-1].get_linestyle() == "--"
 

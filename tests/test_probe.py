@@ -152,6 +152,24 @@ def test_free_thoughts_are_rewritten_in_their_places(tiny):
     assert torch.equal(other.is_think, case.own.is_think) and not torch.equal(other.ids, case.own.ids)
 
 
+def test_after_which_counted_one_by_one(tiny):
+    """After which moves a gate opens, by the cup of the ball before them; a story's first ones are another matter."""
+    model, rules = tiny(V=19, N=7, n_ctx=256, offset=0.0), Rules("free", 2, 99, 5, CUPS.think_after)
+    out = probe.after_which(model, CUPS, rules, 40, 3)
+    case, *_ = probe.stories(model, CUPS, rules, 40, 2 * probe.N_MAX + 3, 3, 4002, n_max=10)
+    found = {"first": []} | {(cup, move.strip()): [] for cup in "ABC" for move in CUPS.moves}
+    for row, slots in zip(case.text.tolist(), case.own.slot.where(case.own.is_think, -1).tolist()):
+        cups, first = [cup for cup, _ in CUPS.follow(row)], True
+        for at in range(OPENING, len(row) - 1):
+            for move in (w for w in CUPS.moves if row[at] == CUPS.id[w]):
+                found["first" if first else ("ABC"[cups[at - 1]], move.strip())].append(at in slots)
+                first = False
+    assert out["first"] == pytest.approx(sum(found["first"]) / 40) and len(found.pop("first")) == 40
+    for (cup, move), thought in found.items():
+        assert out["share"][cup][out["moves"].index(move)] == pytest.approx(sum(thought) / len(thought))
+    assert 0 < min(map(min, out["share"].values())) and max(map(max, out["share"].values())) < 1
+
+
 def test_continuous_thoughts_can_be_cut(tiny):
     """There are no ids to write, but all thoughts kept still is no change."""
     model, rules = tiny(V=19, N=1, n_ctx=256), Rules("forced", 2, 16, 5, CUPS.think_after, continuous=True)
@@ -241,8 +259,10 @@ SETTINGS = {"data": "cups", "cups": 3, "prompt_tokens": 17, "new_tokens": 12}
      {"cups", "conditions", "same_answer", "aoc", "not_probed"}),
     (Rules("forced", 2, 2, 7, [CUPS.id["?"]], persist=False), 16, {"cups", "conditions", "usage", "not_probed"}),
     (Rules("free", 2, 9), 16, {"conditions", "usage"}),
+    (Rules("free", 1, 16, 5, CUPS.think_after), 16, {"cups", "conditions", "usage", "dictionary", "after_which", "synonyms",
+                                                     "same_answer", "aoc", "counterfactual"}),
     (Rules("forced", 1, 16, 4, Cups(3, balls="all").think_after), 16, {"cups", "conditions", "usage", "not_probed"}),
-], ids=["continuous", "next_token", "free, on a file", "all balls"])
+], ids=["continuous", "next_token", "free, on a file", "free", "all balls"])
 def test_command_does_what_it_can(rules, N, keys, tmp_path, monkeypatch, capsys):
     """Where thoughts have no ids, or are forgotten, or the text is any text, what makes sense is probed; else it says why."""
     every = rules.think_after == Cups(3, balls="all").think_after
