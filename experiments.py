@@ -109,7 +109,7 @@ DEPTH |= {"S3, tokens, 1 layer": Arm(TOKENS, 100),  # in Z6 the curriculum is st
 
 # as many rows as pico has words. With so few each of 15 pairs of cup and move has to find one of its cup's before the reader
 # makes up its mind: a broader code in the first stages, and more contexts. At birth words think "," and "."; any other costs
-# some 10 nats of KL, and knowing the cup is worth log 3 an answer: a pull of 0.03 can be paid, one of 0.3 cannot
+# some 10 nats of KL, a round has ten at the most, and knowing the cup is worth log 3 an answer: a pull of 0.003 can be paid
 ALPHABET = f"{STREAM} --model pico --entropy 0.4 --prompts 32 --steps 1600 --eval_every 100"
 
 
@@ -293,7 +293,7 @@ EXPERIMENTS = {
           lambda r: 0.5 <= median_updates(r, "words drawn anew") / median_updates(r, "new rows") <= 2),
          ("Words take more, by half at least;",
           lambda r: median_updates(r, "words") >= 1.5 * median_updates(r, "new rows")),
-         ("the stronger the pull, the more, and with the strong one it is never learnt.",
+         ("the stronger the pull, the more, and with the strong one it is never learnt (as in a trial with seed 0).",
           lambda r: median_updates(r, "words") <= median_updates(r, "words, weak pull") < np.inf
           == median_updates(r, "words, strong pull")),
          ("Words stay likely text: at the end they are 2 nats likelier than words drawn anew, whose names mean nothing,",
@@ -306,8 +306,8 @@ EXPERIMENTS = {
         {"new rows": Arm(f"{ALPHABET} --think_vocab 19", 150),
          "words": Arm(f"{ALPHABET} --alphabet text", 150),
          "words drawn anew": Arm(f"{ALPHABET} --alphabet redrawn", 150),
-         "words, weak pull": Arm(f"{ALPHABET} --alphabet text --pull 0.03", 150),
-         "words, strong pull": Arm(f"{ALPHABET} --alphabet text --pull 0.3", 150)},
+         "words, weak pull": Arm(f"{ALPHABET} --alphabet text --pull 0.003", 150),
+         "words, strong pull": Arm(f"{ALPHABET} --alphabet text --pull 0.03", 150)},
         view="alphabet"),
 }
 
