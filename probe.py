@@ -5,9 +5,10 @@
 
 Everything is measured on given, held-out text. Thoughts are overwritten while the model goes on under its own rules:
 by its own (nothing may change), by random ones, by those of another text, in another order, by one id for all. On cups
-there is more to ask: a dictionary (which cup does an id stand for, given the move that is seen beside it?), the four
-interventions of "Measuring Faithfulness in Chain-of-Thought Reasoning" (arXiv 2307.13702), and counterfactual writing:
-write the id of another cup and see whether the answer follows. Writes probe.json and probe.png.
+there is more to ask: a dictionary (which cup does an id stand for, given the move that is seen beside it?), four
+interventions after "Measuring Faithfulness in Chain-of-Thought Reasoning" (arXiv 2307.13702; there a paraphrase replaces the
+first part of a chain and filler all of it, here both replace the rest), and counterfactual writing: write the id of another
+cup and see whether the answer follows. Writes probe.json and probe.png.
 
 A model with a window can't answer long rounds but by its thoughts: that it uses them is no surprise, what they say may be.
 
@@ -35,7 +36,7 @@ from settings import Parser
 LENGTHS = (1, 2, 3, 4, 6, 8, 10)  # moves of the rounds whose chains of thoughts are cut and rewritten
 NAMES = {"own": "own", "refed": "own, fed again", "greedy": "own, greedy", "sampled": "own, sampled", "none": "none",
          "random": "random ids", "another": "another text's", "shuffled": "own, shuffled", "constant": "one id for all"}
-THEN = {"early": "first ones kept, then none", "mistake": "first ones kept, a wrong one, then own",
+THEN = {"early": "first ones kept, then none", "mistake": "first ones kept, a wrong one, then anew",
         "paraphrase": "first ones kept, then synonyms", "filler": "first ones kept, then one id for all",
         "random": "first ones kept, then random", "last": "random, then the last ones kept"}
 
@@ -63,7 +64,7 @@ class Case:
 
     def write(self, table: Tensor, where: Tensor | None = None) -> Rollout:  # [R, T] ids, [R, T] bool or None
         """Thoughts overwritten by the table's ids, in the places of own thoughts; where it has -1 the model thinks anew.
-        where: the own places, all up to some point, that get a thought at all (the others have an id in the table)."""
+        where: the places of own thoughts, all up to some point, that keep one, with an id in the table; none elsewhere."""
         over = lambda at, z: torch.where(table[:, at] >= 0, table[:, at], z)
         if where is None and self.rules.think == "forced":
             return self.roll(self.rules, 0.0, self.u, over)
@@ -255,8 +256,9 @@ def after_which(model: GPT, cups: Cups, rules: Rules, R: int, seed: int) -> dict
 
 
 def aoc(same: list[float]) -> float:
-    """Area over the curve: same[i] is the share of answers that are unchanged when i of len(same) - 1 thoughts are
-    kept. 0: the kept part never mattered; the more, the more the answer hangs on its thoughts (arXiv 2307.13702)."""
+    """Area over the curve: same[i] is the share of answers that are unchanged when i of n = len(same) - 1 thoughts are kept.
+    0: what came of the others never mattered; the more, the more the answer hangs on them (arXiv 2307.13702). Nothing is
+    changed at the last point, so 1 - 1 / (2 n) is the most there can be: values of equal n can be compared."""
     return 1 - sum((a + b) / 2 for a, b in zip(same, same[1:])) / (len(same) - 1)
 
 
@@ -359,7 +361,7 @@ def probe(model: GPT, rules: Rules, a: dict, data, each: int, seed: int) -> dict
 
 
 def dictionary_page(words: Dictionary, cups: Cups, reading: str, ids: int = 16) -> dict:
-    """The most used ids as a page of the dictionary: {id: share of its times, for each (cup, move)}, the cup after or before
+    """The most used ids as a page of the dictionary: {id: its share of the thoughts of each (cup, move)}, the cup after or before
     the move as `reading` says; columns names them."""
     counts = words.counts if reading == "after" else words.before()
     moves, table = [w.strip() for w in cups.moves], counts.transpose(1, 2).flatten(1)  # [N, m * moves]: cup by cup

@@ -24,7 +24,7 @@ from tokenizer import Tokenizer, html_page
 SHOWN = (1, 2, 3, 6, 10, 20, 30)  # n of the tables, where an experiment names no others
 T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t for 1, 2, ... degrees of freedom
 OTHERS = ("another", "shuffled", "constant", "random")  # thoughts that are not the model's own
-FOUR = ("early", "mistake", "paraphrase", "filler")  # the interventions of arXiv 2307.13702
+FOUR = ("early", "mistake", "paraphrase", "filler")  # interventions after arXiv 2307.13702
 BELOW = dict(fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False)  # a legend
 FOLLOWED = (3, 10)  # moves of the rounds that are followed through the training
 GROUPS, LAYERS = ("S3", "Z6"), (1, 2, 4)  # the panels of view depth, whose arms are called "S3, none, 1 layer"
@@ -61,9 +61,8 @@ def mean_at(result: dict, arm: str, n: int, key: str = "accuracy_by_n") -> float
 
 
 def reach(result: dict, arm: str) -> np.ndarray:
-    """The largest n at which nine in ten first rounds are right, 0 where there is none -> [seeds]."""
-    right = right_by_n(result, arm, "accuracy_first_by_n") >= 0.9
-    return (right * np.arange(1, right.shape[1] + 1)).max(1)
+    """Up to which n nine in ten first rounds are right, at each n up to it -> [seeds]."""
+    return (right_by_n(result, arm, "accuracy_first_by_n") >= 0.9).cumprod(1).sum(1)
 
 
 def in_layers(count: int) -> str:
@@ -85,6 +84,12 @@ def parts(result: dict) -> dict[str, np.ndarray]:
 def followed(found: dict, what: str = "follows") -> float:
     """Of all wrong words that were written, the share whose answer follows them (what: "true", stays as it was)."""
     return sum(found["counterfactual"][what]) / max(sum(found["counterfactual"]["written"]), 1)
+
+
+def by_distance(seeds: list[dict]) -> np.ndarray:
+    """Share of wrong words that answers follow, all seeds together, by how many moves come after the word."""
+    follows, written = (np.sum([x["counterfactual"][what] for x in seeds], 0) for what in ("follows", "written"))
+    return follows / np.maximum(written, 1)
 
 
 def cut(result: dict) -> list[int]:
@@ -191,7 +196,7 @@ def content_rows(result: dict) -> list[str]:
 
 def depth_rows(result: dict) -> list[str]:
     """How far each kind of thoughts reaches, by layers; what was not run has a dash."""
-    lines = ["", "| largest n at which 90 % of first rounds are right | " + " | ".join(map(in_layers, LAYERS)) + " |",
+    lines = ["", "| up to which n 90 % of first rounds are right | " + " | ".join(map(in_layers, LAYERS)) + " |",
              "|---" * (len(LAYERS) + 1) + "|"]
     for group, kind in ((g, k) for g in GROUPS for k in KINDS):
         arms = [f"{group}, {kind}, {in_layers(k)}" for k in LAYERS]
@@ -468,10 +473,10 @@ def told_stories(path: Path, seed: int = 0, each: int = 2) -> tuple[list[str], l
 def note(word: str, cup: int, true: int, instead: list[str | None]) -> str:
     """What is shown of one thought. instead: the answer had the word for each cup stood there, None where there is no word."""
     says = f"says: the ball is under {LETTERS[cup]} now" if cup >= 0 else "is not in the dictionary beside this move"
-    really = "as it is" if cup == true else f"it is under {LETTERS[true]}"
+    really = "true" if cup == true else f"it is under {LETTERS[true]}"
     lines = [f"{word} {says} ({really})"]
     for other, answer in enumerate(instead):
-        had = "as it is" if other == cup else "written instead"
+        had = "by its most used word" if other == cup else "written instead"
         lines.append(f"  {LETTERS[other]} {had}: " + (f"the answer is {answer}" if answer else "there is no word for it"))
     return "\n".join(lines)
 

@@ -300,15 +300,15 @@ def test_groups_of_depth_are_alike():
 
 
 def test_reach():
-    """The largest n of nine in ten, by seed, whatever comes before it; a dash where nothing was run; chance of each group."""
+    """Up to which n nine in ten are right, by seed, without a gap; a dash where nothing was run; chance of each group."""
     import matplotlib.pyplot as plt
     result = made_up("depth", 0.5)
     seeds = [{"accuracy_by_n": [0.0] * 30, "seconds": 1, "accuracy_first_by_n": x} for x in (
         [1.0, 0.95, 0.5, 0.9] + [0.0] * 26, [0.5] * 30, [1.0] * 30)]
     result["arms"]["Z6, none, 2 layers"]["seeds"] = seeds
-    assert report.reach(result, "Z6, none, 2 layers").tolist() == [4, 0, 30]
+    assert report.reach(result, "Z6, none, 2 layers").tolist() == [2, 0, 30]
     rows = table(result).splitlines()
-    assert f"| Z6, none | 0.0 ± 0.0 | {report.cell([4, 0, 30], 1)} | 0.0 ± 0.0 |" in rows and "| S3, oracle | 0.0 ± 0.0 | - | - |" in rows
+    assert f"| Z6, none | 0.0 ± 0.0 | {report.cell([2, 0, 30], 1)} | 0.0 ± 0.0 |" in rows and "| S3, oracle | 0.0 ± 0.0 | - | - |" in rows
     for group, chance in (("S3", 100 / 3), ("Z6", 100 / 6)):
         axis = plt.figure().add_subplot()
         report.draw_depth(axis, result, group, 2)
