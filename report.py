@@ -266,7 +266,7 @@ def draw(result: dict, path: Path, caption: str) -> None:
     figure, axes = plt.subplots(rows, wide, figsize=(9 if wide == 1 else 15, 1 + 4.2 * rows), squeeze=False)
     for panel, axis in zip(panels, axes.flat):
         panel(axis, result)
-    figure.suptitle(result["question"])
+    figure.suptitle(textwrap.fill(result["question"], 75 * min(wide, 2)), y=0.97, va="bottom")
     lines = textwrap.wrap(caption, 100 * min(wide, 2)) + [result["command"]]
     below = -0.02 if wide == 1 else -0.22 / rows  # two panels have their legends below them
     figure.text(0.08, below, "\n".join(lines), fontsize=9, va="top")
