@@ -55,7 +55,7 @@ class Arm:
 @dataclass
 class Experiment:
     """claims: the prediction, sentence by sentence. probed: the arms that probe.py looks at. view: what is made of that,
-    "content", "faithful", "training", "when", "depth" or "alphabet" (see report.py). shown: n of the tables."""
+    "content", "faithful", "training", "waterfall", "when", "depth" or "alphabet" (see report.py). shown: n of the tables."""
     question: str
     claims: list[Claim]
     arms: dict[str, Arm]
@@ -227,7 +227,8 @@ EXPERIMENTS = {
          # from the other side. The next step, the window, makes "no curriculum" of the last, and then comes the recipe
          "repaired: nothing yet": Arm(f"{TOKENS} --curriculum off --window 0 --entropy 0 --baseline batch --steps 800", 110),
          "repaired: siblings": Arm(f"{TOKENS} --curriculum off --window 0 --entropy 0 --steps 800", 110),
-         "repaired: siblings, bonus": Arm(f"{TOKENS} --curriculum off --window 0 --steps 800", 110)}),
+         "repaired: siblings, bonus": Arm(f"{TOKENS} --curriculum off --window 0 --steps 800", 110)},
+        view="waterfall"),
     "when": Experiment(
         "Released from forced thinking, at a price for each thought: when does it still think?",
         [("(The second prediction. The first, under 30 % elsewhere and a slope of 0.4, at 0.05 and 0.2 nats, failed in part. This "

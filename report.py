@@ -259,7 +259,7 @@ def draw(result: dict, path: Path, caption: str) -> None:
              "when": [draw_accuracy, draw_lengths],
              "training": [partial(draw_course, arm=arm) for arm in courses(result)],
              "depth": [partial(draw_depth, group=g, layers=k) for g in GROUPS for k in LAYERS],
-             "alphabet": [draw_learning, draw_likelihood]}
+             "alphabet": [draw_learning, draw_likelihood], "waterfall": [draw_bars]}
     panels = views.get(result.get("view"), [draw_accuracy])
     rows = len(GROUPS) if result.get("view") == "depth" else 1
     wide = len(panels) // rows
@@ -290,6 +290,17 @@ def draw_accuracy(axis, result: dict) -> None:
              ylabel="answers right, %", ylim=(0, 103))
     alone = len(axis.figure.axes) == 1
     axis.legend(**dict(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)) if alone else BELOW)
+
+
+def draw_bars(axis, result: dict) -> None:
+    """What each arm has right, a mean over n = 1 to 10: a bar over seeds, a dot for each of them."""
+    right = {arm: 100 * right_by_n(result, arm)[:, :10].mean(1) for arm in result["arms"]}
+    axis.barh(list(right), [x.mean() for x in right.values()], color="C0", alpha=0.6)
+    for i, x in enumerate(right.values()):
+        axis.plot(x, [i] * len(x), "k.", ms=5)
+    axis.axvline(100 / 3, color="grey", lw=0.8, ls=":")
+    axis.set(xlabel="answers right, %, mean of n = 1 to 10 (dots: seeds; dotted: chance)", xlim=(0, 103))
+    axis.invert_yaxis()
 
 
 def draw_lengths(axis, result: dict) -> None:
