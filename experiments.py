@@ -483,6 +483,8 @@ def write_report(checkpoint: Path | None, out: Path | None) -> None:
         raise ValueError("there is nothing to report yet: python experiments.py channel makes results, --checkpoint PATH tells "
                          "stories")
     out = out or figures / "report.html"
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder: a file is wanted, as {out / 'report.html'}")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_page(out, sections, checkpoint)
     print(f"{out}: {len(sections)} experiments, " + (f"stories of {checkpoint}" if checkpoint else

@@ -62,12 +62,14 @@ class Case:
         u, S = self.u if u is None else u, self.text.shape[1] - self.P
         return rollout(self.model, self.text, self.P, S, rules, u, 0.0, heat, edit=edit)
 
-    def write(self, table: Tensor, where: Tensor | None = None) -> Rollout:  # [R, T] ids, [R, T] bool or None
+    def write(self, table: Tensor, where: Tensor | None = None, pin: bool = True) -> Rollout:  # [R, T] ids, [R, T] bool
         """Thoughts overwritten by the table's ids, in the places of own thoughts; where it has -1 the model thinks anew.
-        where: the places of own thoughts, all up to some point, that keep one, with an id in the table; none elsewhere."""
+        where: the places of own thoughts, all up to some point, that keep one, with an id in the table; none elsewhere.
+        pin: a gate opens in the old places and no others; else (for one id a row) it is its own again after that id, which may
+        call for thoughts where there were none."""
         over = lambda at, z: torch.where(table[:, at] >= 0, table[:, at], z)
-        if where is None and self.rules.think == "forced":
-            return self.roll(self.rules, 0.0, self.u, over)
+        if where is None and (self.rules.think == "forced" or not pin):
+            return self.roll(self.rules, float(self.rules.think == "free"), self.u, over)
         # left to itself a gate would open and close elsewhere now
         luck = self.pinned(self.own.is_think if where is None else where)
         return self.roll(replace(self.rules, think="free"), 1.0, luck, over)
@@ -285,7 +287,7 @@ def chains(model: GPT, cups: Cups, rules: Rules, m: int, each: int, words: Dicti
         wrong = (cup + torch.randint(1, cups.m, (len(z), 1), generator=luck).to(cup)) % cups.m
         spelt, synonym = words.words[0][move, wrong], words.synonym((z - V).clamp(min=0), move)
         at = read & (step == kept.unsqueeze(1)) & (spelt >= 0)
-        runs |= {"mistake": (torch.where(at, V + spelt, -1),),
+        runs |= {"mistake": (torch.where(at, V + spelt, -1), None, False),
                  "paraphrase": (torch.where(later & read & (synonym >= 0), V + synonym, -1),),
                  "filler": (torch.where(later, most_used(own), z),), "random": (torch.where(later, noise, z),),
                  "last": (torch.where(here & (step < m - kept.unsqueeze(1)), noise, z),)}
@@ -317,7 +319,7 @@ def what_if(case: Case, cups: Cups, words: Dictionary, state: Tensor, n: Tensor)
     table[torch.arange(len(r), device=r.device), t] = V + word[r, t, c]
     instead = torch.full_like(word, -1)
     if len(r):  # one row for each word; a gate that never opens leaves none
-        instead[r, t, c] = last_word(case.model, replace(case, text=case.text[r], u=case.u[:, r]).write(table))
+        instead[r, t, c] = last_word(case.model, replace(case, text=case.text[r], u=case.u[:, r]).write(table, pin=False))
     return stands, cup, last_word(case.model, own), instead
 
 
@@ -381,6 +383,9 @@ def show(out: dict) -> None:
     for name, x in out["conditions"].items():
         print(f"{NAMES[name]:<20}" + "".join(f"{x['accuracy_by_n'][n - 1]:8.1%}" for n in ns)
               + (f"{x['nats_paying']:15.4f}" if cups else "") + f"{x['nats']:16.4f}{x['worse']:+18.4f} +- {x['worse_95']:.4f}")
+    if cups:
+        counted = out["conditions"]["own"]["answers_by_n"]
+        print(f"{'(of so many answers)':<20}" + "".join(f"{counted[n - 1]:8}" for n in ns))
     if "usage" in out:
         print("{ids_used} ids in use, perplexity {perplexity:.1f}, in {thoughts} thoughts".format(**out["usage"]))
     if "not_probed" in out:
@@ -407,7 +412,7 @@ def show(out: dict) -> None:
               + ", ".join(f"{d}: {x / max(w, 1):.0%}" for d, (x, w) in enumerate(zip(far["follows"], far["written"]))))
     print("worse than own: + where these thoughts cost log-prob, +- half of the 95 % interval over texts" + (
         "\nfed again: own thoughts through the same machinery, which must change nothing; another text's: those of a story of the "
-        "same shape" if cups else "") + (
+        "same shape; perplexity: as many ids, equally often used, would be as varied" if cups else "") + (
         "\nAOC: 1 minus the mean share of answers that stay as they were, over how many first thoughts are kept: 0, these thoughts "
         "do not matter;\n  the more, the more of them are needed\nsynonym: another id that stands for the same cup beside the same "
         "move" if "aoc" in out else ""))
@@ -440,7 +445,7 @@ def draw_ids(axis, out: dict) -> None:
         return
     d, columns = out["dictionary"], out["dictionary"]["columns"]
     axis.imshow(list(d["share_of_situation"].values()), aspect="auto", cmap="Blues", vmin=0, vmax=1)
-    axis.set(title=f"What is thought where (0 white, 1 dark): the cup {d['reading']} the move, and the move")
+    axis.set(title=f"What is thought where (0 white, 1 dark): cup {d['reading']} the move, and move")
     axis.set_yticks(range(len(d["share_of_situation"])), [f"think{i}" for i in d["share_of_situation"]], fontsize=9)
     axis.set_xticks(range(len(columns)), columns, rotation=90, fontsize=9)
     for i in range(1, len(columns)):
@@ -483,6 +488,8 @@ def draw(out: dict, path: Path, caption: str) -> None:
     figure, axes = plt.subplots(rows, min(2, len(panels)), figsize=(15, 6 * rows), squeeze=False)
     for panel, axis in zip(panels, axes.flat):
         panel(axis, out)
+    for axis in axes.flat[len(panels):]:
+        axis.remove()
     figure.text(0.01, 0.01, caption, fontsize=10)
     figure.tight_layout(rect=(0, 0.03, 1, 1), h_pad=2)
     figure.savefig(path, dpi=100)
@@ -507,6 +514,8 @@ def main() -> None:
         if isinstance(data, Cups) and model.text_ids != data.text_ids:
             raise ValueError(f"{args.checkpoint} does not speak the language of cups: give it a text with --data")
         out_dir = args.out or (args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent)
+        if out_dir.exists() and not out_dir.is_dir():
+            raise ValueError(f"--out {out_dir} is a file: a folder is wanted")
         out_dir.mkdir(parents=True, exist_ok=True)
         (out_dir / "probe.json").touch()  # better now than after minutes
         out = probe(model, rules, a, data, args.stories, args.seed)
@@ -516,6 +525,7 @@ def main() -> None:
     except (ValueError, OSError) as e:
         p.error(str(e))
     show(out)
+    print(f"{out_dir / 'probe.json'} and {out_dir / 'probe.png'} hold all of it")
 
 
 def opened(path: Path) -> tuple[GPT, Rules, dict]:

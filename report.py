@@ -26,7 +26,7 @@ T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t for
 OTHERS = ("another", "shuffled", "constant", "random")  # thoughts that are not the model's own
 FOUR = ("early", "mistake", "paraphrase", "filler")  # interventions after arXiv 2307.13702
 BELOW = dict(fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False)  # a legend
-FOLLOWED = (3, 10)  # moves of the rounds that are followed through the training
+FOLLOWED = (1, 3, 10)  # moves of the rounds that are followed through the training
 GROUPS, LAYERS = ("S3", "Z6"), (1, 2, 4)  # the panels of view depth, whose arms are called "S3, none, 1 layer"
 KINDS = ("none", "filler", "continuous", "tokens", "oracle")
 LENGTHS_TOLD = (2, 3, 4, 6, 10)  # moves of the stories on the page
@@ -280,7 +280,7 @@ def draw_accuracy(axis, result: dict) -> None:
         y, style = 100 * right_by_n(result, arm), ("-", "--", ":")[i // 10]
         x = np.arange(1, y.shape[1] + 1)
         axis.plot(x, y.T, color=f"C{i % 10}", lw=0.5, alpha=0.4)
-        axis.plot(x, y.mean(0), color=f"C{i % 10}", ls=style, lw=2, label=arm)
+        axis.plot(x, y.mean(0), color=f"C{i % 10}", ls=style, lw=max(1.5, 4 - i), label=arm)  # of equal ones both are seen
     cups, swaps = ({said(found["command"], flag, default) for found in result["arms"].values()}
                    for flag, default in (("--cups", 3), ("--swaps", 10)))
     for m in cups:
@@ -311,7 +311,7 @@ def draw_lengths(axis, result: dict) -> None:
             continue
         y = right_by_n(result, arm, "thoughts_by_n")
         axis.plot(range(1, y.shape[1] + 1), y.T, color=f"C{i}", lw=0.7, alpha=0.6)
-        axis.plot([], [], color=f"C{i}", label=arm)
+        axis.plot([], [], color=f"C{i}", label=f"{arm} (thin: seeds, some of them alike)")
     n = np.arange(1, 31)
     axis.plot(n, n, color="grey", ls=":", label="one after each move")
     idle = said(result["arms"][chosen[0]]["command"], "--idle", 0.0)
@@ -409,7 +409,7 @@ def draw_course(axis, result: dict, arm: str) -> None:
     """Right answers and areas of one arm against the step: a thin line for each seed up to its end, and the mean of those steps
     that all seeds have kept."""
     seeds = courses(result)[arm]
-    shared = sorted(set.intersection(*({x["step"] for x in course[:-1]} for course in seeds)))
+    shared = sorted(set.intersection(*({x["step"] for x in course} for course in seeds)))
     for i, n in enumerate(FOLLOWED):
         pairs = right_and_area(result, arm, n)
         for j, (style, label) in enumerate((("-", f"right, n = {n}"), ("--", f"area over the curve, n = {n}"))):
@@ -418,7 +418,9 @@ def draw_course(axis, result: dict, arm: str) -> None:
                 axis.plot(list(line), list(line.values()), style, color=f"C{i}", lw=0.5, alpha=0.4)
             mean = [np.mean([line[step] for line in lines]) for step in shared]
             axis.plot(shared, mean, style, color=f"C{i}", lw=2, label=label)
-    axis.set(title=arm, xlabel="step (thin: seeds, up to their end)", ylabel="share of answers; AOC", ylim=(-0.03, 1.03))
+    axis.axhline(1 / 3, color="grey", lw=0.8, ls=":")
+    axis.set(title=arm, xlabel="step (thin: seeds, up to their end; dotted: chance)", ylabel="share of answers; AOC",
+             ylim=(-0.03, 1.03))
     axis.legend(**BELOW)
 
 
@@ -436,7 +438,7 @@ def draw_learning(axis, result: dict) -> None:
         axis.plot(steps, 100 * right.T, color=f"C{i}", lw=0.5, alpha=0.4)
         axis.plot(steps, 100 * right.mean(0), color=f"C{i}", lw=2, label=arm)
     axis.axhline(100 / 3, color="grey", lw=0.8, ls=":")
-    axis.set(xlabel="updates (dotted: chance; thin: seeds)", ylabel="answers right, %, mean of n = 1 to 10", ylim=(0, 103))
+    axis.set(xlabel="updates (dotted: chance; thin: seeds, which keep what they ended with)", ylabel="answers right, %, mean of n = 1 to 10", ylim=(0, 103))
     axis.legend(**BELOW)
 
 
@@ -487,7 +489,7 @@ def note(word: str, cup: int, true: int, instead: list[str | None]) -> str:
     really = "true" if cup == true else f"it is under {LETTERS[true]}"
     lines = [f"{word} {says} ({really})"]
     for other, answer in enumerate(instead):
-        had = "by its most used word" if other == cup else "written instead"
+        had = "by the id most used for it" if other == cup else "written instead"
         lines.append(f"  {LETTERS[other]} {had}: " + (f"the answer is {answer}" if answer else "there is no word for it"))
     return "\n".join(lines)
 
@@ -516,6 +518,8 @@ def section(name: str, result: dict, judged: list[tuple[str, bool]], picture: Pa
 def write_page(out: Path, sections: list[str], checkpoint: Path | None) -> None:
     """The page. checkpoint: whose stories it tells; None: none."""
     shown, notes = told_stories(checkpoint) if checkpoint else ([], [])
-    hint = "Point at a thought, tab to it or tap it: what it says, and what the answer would be had it said something else."
+    hint = ("Point at a thought, tab to it or tap it: what it says, and what the answer would be had it said something else. A ball "
+            f"is under one of some cups, and moves move it: stories of {checkpoint}. README.md explains the game, RESULTS.md the "
+            "tables below.")
     page = html_page(shown, "Thinking tokens: stories and results", True, notes, hint, "".join(sections))
     out.write_text(page, encoding="utf-8")

@@ -178,14 +178,14 @@ def test_kept_checkpoints_are_asked_once(monkeypatch, tmp_path, capsys):
         own = {"accuracy_by_n": [{"ckpt": 1.0, "ckpt_000100": 0.2, "ckpt_000200": 0.6}[path.stem]] * 30}
         (found / "probe.json").write_text(json.dumps({
             "conditions": {"own": own, "refed": own}, "synonyms": 1.0, "counterfactual": {},
-            "aoc": {"early": {"3": 0.5, "10": 0.5}}}))
+            "aoc": {"early": dict.fromkeys(("1", "3", "10"), 0.5)}}))
     monkeypatch.setattr(experiments, "call", call)
     code, said, err = run(experiments.main, ["training", "--seeds", "1"], monkeypatch, capsys)
     assert code == 0 and "2 to be probed" in said and said.count("[held]") == 2, err
     assert sorted(asked) == ["ckpt.pt"] * 2 + ["ckpt_000100.pt"] * 2 + ["ckpt_000200.pt"] * 2
     for rows in (said, table(json.loads((tmp_path / "figures/training.json").read_text()))):
-        assert rows.count("| 100 | 1 | 20 | 20 | 0.50 | 0.50 |") == rows.count("| 200 | 1 | 60 |") == 2
-        assert rows.count("| the end | 1 | 100 | 100 | 0.50 | 0.50 |") == 2
+        assert rows.count("| 100 | 1 | 20 | 20 | 20 | 0.50 | 0.50 | 0.50 |") == rows.count("| 200 | 1 | 60 |") == 2
+        assert rows.count("| the end | 1 | 100 | 100 | 100 | 0.50 | 0.50 | 0.50 |") == 2
     out = folder(experiment, "tokens, window", 0)
     (out / "probed").unlink()  # cut off before the last one
     assert run(experiments.main, ["training", "--seeds", "1"], monkeypatch, capsys)[0] == 0 and asked[6:] == ["ckpt.pt"]

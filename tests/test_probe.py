@@ -152,6 +152,25 @@ def test_free_thoughts_are_rewritten_in_their_places(tiny):
     assert torch.equal(other.is_think, case.own.is_think) and not torch.equal(other.ids, case.own.ids)
 
 
+def test_gate_is_free_again_after_a_written_word(tiny):
+    """One id a row: its own changes nothing, to the bit; up to another one all stays as it was, and later the gate may open
+    elsewhere, which a pinned one does not."""
+    model, rules = tiny(V=19, N=7, n_ctx=256, offset=1.0), Rules("free", 1, 16, 5, CUPS.think_after)
+    case, *_ = probe.stories(model, CUPS, rules, 32, 33, 0, 0, exact=15)
+    own = case.own
+    at = (own.is_think & (own.is_think.cumsum(1) == 2)).float().argmax(1, keepdim=True)  # the second thought of each row
+    one = torch.full_like(own.ids, -1)
+    same = case.write(one.scatter(1, at, own.ids.gather(1, at)), pin=False)
+    assert all(torch.equal(getattr(same, k), getattr(own, k)) for k in ("ids", "h", "is_think", "slot"))
+    wrong = one.scatter(1, at, 19 + (own.ids.gather(1, at) - 18) % 7)
+    free, pinned = (case.write(wrong, pin=pin) for pin in (False, True))
+    T = min(free.ids.shape[1], own.ids.shape[1])
+    before = torch.arange(T) < at
+    assert torch.equal(free.ids[:, :T][before], own.ids[:, :T][before])
+    assert torch.equal(free.ids.gather(1, at), wrong.gather(1, at)) and torch.equal(pinned.is_think, own.is_think)
+    assert not torch.equal(free.slot[:, :T], own.slot[:, :T])
+
+
 def test_after_which_counted_one_by_one(tiny):
     """After which moves a gate opens, by the cup of the ball before them; a story's first ones are another matter."""
     model, rules = tiny(V=19, N=7, n_ctx=256, offset=0.0), Rules("free", 2, 99, 5, CUPS.think_after)
