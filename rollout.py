@@ -69,7 +69,7 @@ def load_run(path: Path) -> tuple[GPT, Rules, dict]:
     anything else."""
     path = path / "ckpt.pt" if path.is_dir() else path
     if not path.exists():
-        raise ValueError(f"there is no {path} yet: make one with `python train.py --think_vocab 2048 --out {path.parent}`")
+        raise ValueError(f"there is no {path} yet: `python train.py --think_vocab 2048` makes out/ckpt.pt")
     saved = read_weights(path)
     if not {"rules", "args"} <= saved.keys():
         raise ValueError(f"{path} is a model, but not the checkpoint of a run of train.py, with its rules")

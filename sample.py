@@ -93,8 +93,7 @@ def main() -> None:
         if args.html and not args.html.absolute().parent.is_dir():
             raise ValueError(f"--html {args.html}: there is no folder {args.html.parent}")
         if not args.checkpoint.exists():
-            raise ValueError(f"there is no {args.checkpoint} yet: make one with `python train.py --think_vocab 2048 --out "
-                             f"{args.checkpoint.parent}`")
+            raise ValueError(f"there is no {args.checkpoint} yet: `python train.py --think_vocab 2048` makes out/ckpt.pt")
         saved = read_weights(args.checkpoint)
         model = load(args.checkpoint)
         run = saved.get("state", {})
