@@ -91,6 +91,7 @@ def main() -> None:
         draw(story(args.checkpoint, args.seed), json.loads((ROOT / "figures" / "channel.json").read_text()), args.out)
     except (ValueError, OSError) as e:
         p.error(str(e))
+    print(f"{args.out} is drawn")
 
 
 if __name__ == "__main__":
