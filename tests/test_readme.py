@@ -334,3 +334,9 @@ def test_an_evening_with_the_readme(tmp_path, monkeypatch, capsys):
         ran += 1
     assert ran > 16 and (tmp_path / "out_longer" / "ckpt.pt").exists() and (tmp_path / "picture.png").exists()
     assert (tmp_path / "out" / "old1" / "ckpt.pt").exists()  # nothing was written over
+
+
+def test_each_question_stands_in_the_table():
+    """RESULTS.md begins with a table of its questions, in their order."""
+    asked = re.findall(r"^## (\d+\. .+)$", PAGES["RESULTS.md"], re.M)
+    assert asked and asked == re.findall(r"^\| \[(\d+\. [^\]]+)\]\(#", PAGES["RESULTS.md"], re.M)
