@@ -438,7 +438,8 @@ def draw_learning(axis, result: dict) -> None:
         axis.plot(steps, 100 * right.T, color=f"C{i}", lw=0.5, alpha=0.4)
         axis.plot(steps, 100 * right.mean(0), color=f"C{i}", lw=2, label=arm)
     axis.axhline(100 / 3, color="grey", lw=0.8, ls=":")
-    axis.set(xlabel="updates (dotted: chance; thin: seeds, which keep what they ended with)", ylabel="answers right, %, mean of n = 1 to 10", ylim=(0, 103))
+    axis.set(xlabel="updates (dotted: chance; thin: seeds, which keep what they ended with)",
+             ylabel="answers right, %, mean of n = 1 to 10", ylim=(0, 103))
     axis.legend(**BELOW)
 
 
