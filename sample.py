@@ -136,7 +136,7 @@ def main() -> None:
         notes = notes_on(model, tokenizer, ro, rules) if ro.is_think.any() and not args.hide_thoughts else []
         page = html_page([shown(row, "html") for row in ro.kept()], args.prompt, not args.hide_thoughts, notes,
                          "Point at a thought to see the words whose rows it is nearest to (cosine). What it means is another "
-                         "matter: probe.py looks that up." if notes else "")
+                         "matter: python -m lab.probe looks that up." if notes else "")
         try:
             args.html.write_text(page, encoding="utf-8")
         except OSError as e:

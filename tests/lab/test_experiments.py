@@ -1,4 +1,4 @@
-"""experiments.py: runs are made once, an experiment that was cut off goes on, and its numbers are those of its runs."""
+"""lab/experiments.py: runs are made once, an experiment that was cut off goes on, and its numbers are those of its runs."""
 import json
 import re
 import sys
@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-import experiments
-import report
 import settings
+from conftest import run
 from data import Cups
-from experiments import EXPERIMENTS, Arm, Experiment, folder, mflop
-from report import interval, parts, table, verdicts
+from lab import experiments, report
+from lab.experiments import EXPERIMENTS, Arm, Experiment, folder, mflop
+from lab.report import interval, parts, table, verdicts
 from rollout import load_run
-from test_cli import run
 
 SHORT = "--approach stream --steps 2 --eval_every 2 --new_tokens 8 --prompts 2 --width 8"
 
@@ -172,8 +171,8 @@ def test_kept_checkpoints_are_asked_once(monkeypatch, tmp_path, capsys):
         (out / "done").touch()
 
     def call(command, log):
-        script, path, found = command[0], Path(command[2]), Path(command[4])
-        assert script == "probe.py" and load_run(path) and log.parent == found
+        script, path, found = command[:2], Path(command[3]), Path(command[5])
+        assert script == ["-m", "lab.probe"] and load_run(path) and log.parent == found
         asked.append(path.name)
         own = {"accuracy_by_n": [{"ckpt": 1.0, "ckpt_000100": 0.2, "ckpt_000200": 0.6}[path.stem]] * 30}
         (found / "probe.json").write_text(json.dumps({

@@ -1,8 +1,8 @@
 """What test_nothing_lost.py does a few times, in bulk: minutes, not seconds. Prints its figures; any failure ends it.
 
-    python tests/torture.py                              # everything, about 8 minutes on two cores
-    python tests/torture.py --only kills --count 50      # so many kills of each approach
-    python tests/torture.py --only files --count 100     # the longest line in MB
+    python tests/gate/torture.py                              # everything, about 8 minutes on two cores
+    python tests/gate/torture.py --only kills --count 50      # so many kills of each approach
+    python tests/gate/torture.py --only files --count 100     # the longest line in MB
 
 Linux alone (forks, /proc, resource limits). Left out on purpose: GPUs, power cuts, files changed by others while a run goes on.
 """
@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch  # noqa: E402

@@ -1,8 +1,8 @@
 """Questions that take several seeds of several arms, each answered by one command.
 
-    python experiments.py channel --seeds 5      # figures/channel.png and figures/channel.json, and a table
-    python experiments.py                        # lists them, with how long they take
-    python experiments.py report                 # figures/report.html: all results, and stories that can be asked
+    python -m lab.experiments channel --seeds 5      # figures/channel.png and figures/channel.json, and a table
+    python -m lab.experiments                        # lists them, with how long they take
+    python -m lab.experiments report                 # figures/report.html: all results, and stories that can be asked
 
 An experiment is a question, a prediction that was written down before its runs (where trials had come before, it says so), and
 arms; an arm is a line of flags for train.py. Each (arm, seed) is one run of train.py in runs/, found again by its flags:
@@ -29,13 +29,13 @@ import torch
 from tqdm import tqdm
 
 from data import OPENING
-from report import (GROUPS, LAYERS, OTHERS, SHOWN, Claim, as_words, by_distance, courses, cut, draw, in_layers, in_words, mean_area,
-                    mean_at, parts, probed, reach, right_and_area, right_by_n, section, table, unaided, updates_to, verdicts,
-                    write_page)
+from lab.report import (GROUPS, LAYERS, OTHERS, SHOWN, Claim, as_words, by_distance, courses, cut, draw, in_layers, in_words,
+                        mean_area, mean_at, parts, probed, reach, right_and_area, right_by_n, section, table, unaided,
+                        updates_to, verdicts, write_page)
 from rollout import load_run, visible
 from settings import Parser
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT  # where runs/ and figures/ are
 LOOK = ("--stories", "32")  # flags of probe.py
 LOOK_SECONDS = 15  # of one call of it, roughly
@@ -367,7 +367,7 @@ def look(experiment: Experiment, arm: str, seed: int) -> None:
     for path, found in checkpoints(folder(experiment, arm, seed)).items():
         if not (found / "probed").exists():
             found.mkdir(exist_ok=True)
-            call(["probe.py", "--checkpoint", str(path), "--out", str(found), *LOOK], found / "probe.txt")
+            call(["-m", "lab.probe", "--checkpoint", str(path), "--out", str(found), *LOOK], found / "probe.txt")
             (found / "probed").touch()
 
 
@@ -464,7 +464,7 @@ def collect(name: str, seeds: int) -> dict:
             one |= {"course": course(out, end["step"])} if spec.kept else {}
             one |= {"curve": curve(out)} if experiment.view == "alphabet" else {}
     return {"question": experiment.question, "prediction": experiment.prediction, "view": experiment.view,
-            "shown": experiment.shown, "command": f"python experiments.py {name} --seeds {seeds}", "arms": arms}
+            "shown": experiment.shown, "command": f"python -m lab.experiments {name} --seeds {seeds}", "arms": arms}
 
 
 def write_report(checkpoint: Path | None, out: Path | None) -> None:
@@ -477,11 +477,12 @@ def write_report(checkpoint: Path | None, out: Path | None) -> None:
         if (figures / f"{name}.json").exists():
             result = json.loads((figures / f"{name}.json").read_text())
             if result["arms"].keys() != experiment.arms.keys():
-                raise ValueError(f"figures/{name}.json has other arms than today's: python experiments.py {name} makes it anew")
+                raise ValueError(f"figures/{name}.json has other arms than today's: python -m lab.experiments {name} makes it "
+                                 "anew")
             sections.append(section(name, result, verdicts(experiment.claims, result), figures / f"{name}.png"))
     if not sections and checkpoint is None:
-        raise ValueError("there is nothing to report yet: python experiments.py channel makes results, --checkpoint PATH tells "
-                         "stories")
+        raise ValueError("there is nothing to report yet: python -m lab.experiments channel makes results, --checkpoint PATH "
+                         "tells stories")
     out = out or figures / "report.html"
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder: a file is wanted, as {out / 'report.html'}")
@@ -504,8 +505,8 @@ def main() -> None:
             seconds = sum(a.seconds for a in e.arms.values()) + sum(look_seconds(e.arms[arm]) for arm in e.probed)
             print(f"{name}: {e.question}\n    {len(e.arms)} arms, about {seconds / 60:.0f} minutes of one core a seed\n"
                   f"    prediction: {e.prediction}")
-        print("python experiments.py channel --seeds 5 runs the first: runs/ keeps what is done, figures/ gets the results;\n"
-              "python experiments.py report makes one page of them")
+        print("python -m lab.experiments channel --seeds 5 runs the first: runs/ keeps what is done, figures/ gets the "
+              "results;\npython -m lab.experiments report makes one page of them")
         return
     if args.seeds < 1:
         p.error(f"--seeds must be at least 1, not {args.seeds}")

@@ -1,7 +1,7 @@
 """Makes assets/pico: the two small models that stand in for GPT-2 where there is no GPU.
 
-    python pretrain.py teacher     # 4 layers, sees the whole story, must answer right at every n <= 10
-    python pretrain.py student     # 1 layer, sees 5 tokens back: knows the grammar, answers at chance
+    python -m lab.pretrain teacher     # 4 layers, sees the whole story, must answer right at every n <= 10
+    python -m lab.pretrain student     # 1 layer, sees 5 tokens back: knows the grammar, answers at chance
 
 Both are plain language models of `cups` text; neither has ever seen a thinking token. The student is kept
 short-sighted because a base that already answers learns to ignore its thoughts. In its text an answered question

@@ -10,23 +10,23 @@ import pytest
 import torch
 
 import evaluate
-import picture
 import reward
+from conftest import run
 from data import Cups
-from experiments import EXPERIMENTS
 from journal import line_of_step
+from lab import picture
+from lab.experiments import EXPERIMENTS
+from lab.report import interval, table
 from model import GPT, PICO, SIZES, Config, as_checkpoint, load, save
 from mutate import MUTANTS
-from report import interval, table
 from rollout import Rules
 from settings import parse, resolve
-from test_cli import run
 from train import first_state
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "RESULTS.md", "EXERCISES.md")}
 README, EVERYTHING = PAGES["README.md"], "\n".join(PAGES.values())
-SCRIPTS = sorted(p.name for p in ROOT.glob("*.py"))
+SCRIPTS = sorted(p.relative_to(ROOT).as_posix() for p in (*ROOT.glob("*.py"), *ROOT.glob("lab/[!_]*.py")))
 SOURCE = {name: (ROOT / name).read_text(encoding="utf-8") for name in SCRIPTS}
 BLANKS = r"\b(SEED|N)\b"  # what a reader fills in
 
@@ -38,11 +38,13 @@ def fenced(text: str) -> tuple[list[tuple[str, str]], str]:
 
 
 def commands(text: str, script: str) -> list[str]:
-    """Arguments of each `python SCRIPT ...` of a page: in code of a paragraph, which may go on in the next line, or of a block."""
+    """Arguments of each `python SCRIPT ...` of a page (`python -m lab.NAME ...` of those in lab): in code of a paragraph, which
+    may go on in the next line, or of a block."""
+    called = f"python -m {script.removesuffix('.py').replace('/', '.')}" if "/" in script else f"python {script}"
     blocks, prose = fenced(text)
     lines = [line for language, block in blocks if language in ("bash", "") for line in block.splitlines()]
     lines += [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
-    found = [line.split(f"python {script}", 1)[1].split("#")[0].split("&&")[0] for line in lines if f"python {script}" in line]
+    found = [line.split(called, 1)[1].split("#")[0].split("&&")[0] for line in lines if called in line]
     return [re.sub(BLANKS, "3", line).strip() for line in found]
 
 
@@ -58,7 +60,7 @@ def table_commands(text: str) -> list[str]:
 def diffs(text: str) -> list[tuple[str, str, str]]:
     """(file, the line as it is, the lines that it becomes) of each block that says what to change: it comes after "In `file.py`"."""
     found = []
-    for before, block in re.findall(r"In `([a-z]+\.py)`(?:(?!```).)*?```diff\n(.*?)^```", text, re.M | re.S):
+    for before, block in re.findall(r"In `([a-z/]+\.py)`(?:(?!```).)*?```diff\n(.*?)^```", text, re.M | re.S):
         minus = [line[1:] for line in block.splitlines() if line.startswith("-")]
         plus = [line[1:] for line in block.splitlines() if line.startswith("+")]
         assert len(minus) == 1 and plus and len(minus) + len(plus) == len(block.splitlines()), block
@@ -105,7 +107,7 @@ def test_there_are_commands():
     assert any("gpt2-xl" in line for line in TRAIN)
 
 
-@pytest.mark.parametrize("script", ["sample.py", "probe.py", "experiments.py", "picture.py", "pretrain.py"])
+@pytest.mark.parametrize("script", ["sample.py", "lab/probe.py", "lab/experiments.py", "lab/picture.py", "lab/pretrain.py"])
 def test_other_commands_have_their_flags(script):
     """Flags of the other scripts' commands are flags of that script."""
     known = set(re.findall(r'add_argument\("(--[a-z_]+)"', SOURCE[script]))
@@ -114,7 +116,8 @@ def test_other_commands_have_their_flags(script):
     for line in lines:
         words = shlex.split(line)
         assert {w for w in words if w.startswith("--")} <= known, line
-        if script == "experiments.py" and words and words[0] not in ("siblings", "report"):  # (the exercise's own; no experiment)
+        if script == "lab/experiments.py" and words and words[0] not in ("siblings", "report"):
+            # (the exercise's own; no experiment)
             assert words[0] in EXPERIMENTS, line
 
 
@@ -160,7 +163,7 @@ def test_short_table_is_that_of_the_json():
 
 @pytest.mark.parametrize("threads, first", [(1, "what | arm | seconds"), (2, "two threads: what | arm | seconds")])
 def test_speeds_are_those_of_the_json(threads, first):
-    """Each row of the tables of speeds is what bench.py wrote, and each of its rows is there."""
+    """Each row of the tables of speeds is what lab/bench.py wrote, and each of its rows is there."""
     found = json.loads((ROOT / "figures" / "bench.json").read_text())
     found = {name: section for name, section in found.items() if name.endswith(f"threads {threads}")}
     head, *rows = rows_of(README, first)
@@ -168,12 +171,12 @@ def test_speeds_are_those_of_the_json(threads, first):
     measured = [(table["title"].split(" (MiB")[0], arm, f"{x['seconds']:.3g}", f"{x['x_ours']:.2f}")
                 for section in found.values() for table in section["tables"] for arm, x in table.get("arms", {}).items()]
     assert shown == set(measured) and len(rows) == len(measured) > 12
-    only = re.search(rf"python bench.py --threads {threads} --only ([a-z_ ]+)", " ".join(README.split()))[1].split()
+    only = re.search(rf"python -m lab\.bench --threads {threads} --only ([a-z_ ]+)", " ".join(README.split()))[1].split()
     assert {f"{name}, threads {threads}" for name in only} == found.keys() and not any(x["quick"] for x in found.values())
 
 
 def test_growth_is_that_of_the_json():
-    """Each dial's line is the one that bench.py drew through its points."""
+    """Each dial's line is the one that lab/bench.py drew through its points."""
     tables = json.loads((ROOT / "figures" / "bench.json").read_text())["scale, threads 1"]["tables"]
     head, *rows = rows_of(README, "growth: from, to | ")
     cells = [[f"{t['title']}, {t['points'][0][0]:.4g} to {t['points'][-1][0]:.4g}",
@@ -283,7 +286,7 @@ def test_reckoning_for_a_gpu():
 
 
 def test_picture(tmp_path):
-    """picture.py draws any run on cups, and says of another model that it can't."""
+    """lab/picture.py draws any run on cups, and says of another model that it can't."""
     cups, model = Cups(3), load("pico")
     model.grow(4, torch.from_numpy(cups.batch(2, 17, 0, 0, "birth").ids), 0.5, torch.Generator().manual_seed(0))
     run = {"rules": vars(Rules("forced", 1, 8, 5, cups.think_after)), "args": {"data": "cups", "balls": "one", "cups": 3, "idle": 0.0}}
@@ -311,9 +314,9 @@ def test_an_evening_with_the_readme(tmp_path, monkeypatch, capsys):
     """The README's commands run, one after the other in one folder, each on what the ones before it have left there: with two
     steps, few rows and small evaluations. Left out is what needs a download or is an experiment of hours."""
     import journal
-    import probe
     import sample
     import train
+    from lab import probe
     monkeypatch.chdir(tmp_path)
     real = evaluate.evaluate
     monkeypatch.setattr(journal, "evaluate", lambda *a, **kind: real(*a[:6], 1, rows=4))
@@ -327,8 +330,8 @@ def test_an_evening_with_the_readme(tmp_path, monkeypatch, capsys):
         assert code == 0 and "what was learnt" in out, (line, err)
         ran += 1
     for script, line in [(sample, x) for x in commands(README, "sample.py")] + [
-            (probe, f"{x} --stories 2") for x in commands(README, "probe.py")] + [
-            (picture, f"{x} --out picture.png") for x in commands(README, "picture.py")]:
+            (probe, f"{x} --stories 2") for x in commands(README, "lab/probe.py")] + [
+            (picture, f"{x} --out picture.png") for x in commands(README, "lab/picture.py")]:
         code, out, err = run(script.main, shlex.split(line), monkeypatch, capsys)
         assert code == 0, (line, err)
         ran += 1

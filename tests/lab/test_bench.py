@@ -1,4 +1,4 @@
-"""bench.py: every section runs at a tiny shape, and what it says about ratios, peers and bad input is true."""
+"""lab/bench.py: every section runs at a tiny shape, and what it says about ratios, peers and bad input is true."""
 import importlib.util
 import json
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-import bench
+from lab import bench
 
 
 @pytest.fixture

@@ -10,31 +10,17 @@ import pytest
 import torch
 
 import journal
-import picture
-import pretrain
-import probe
-import report
 import sample
 import train
+from conftest import run
 from data import Cups
 from evaluate import evaluate as real
+from lab import picture, pretrain, probe, report
 from model import GPT, Config, as_checkpoint, read_weights, save
 from rollout import load_run
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 SHORT = ["--approach", "stream", "--steps", "2", "--eval_every", "2", "--prompts", "2", "--samples", "2", "--think_vocab", "16"]
-
-
-def run(main, argv, monkeypatch, capsys):
-    """-> exit code (0 if main returned), stdout, stderr; in this process, which saves two seconds of imports each."""
-    monkeypatch.setattr(sys, "argv", ["prog", *map(str, argv)])
-    code = 0
-    try:
-        main()
-    except SystemExit as e:
-        code = e.code
-    out = capsys.readouterr()
-    return code, out.out, out.err
 
 
 def files(tmp):
@@ -305,7 +291,7 @@ def test_padded_rows_are_refused(tmp_path, monkeypatch, capsys):
 
 
 def test_the_shipped_model_is_not_overwritten(monkeypatch, capsys):
-    """Guards assets/pico: pretrain.py with other settings wants to know where its model belongs."""
+    """Guards assets/pico: lab/pretrain.py with other settings wants to know where its model belongs."""
     code, _, err = run(pretrain.main, ["student", "--steps", "10"], monkeypatch, capsys)
     assert code == 2 and "--out" in err
 

@@ -10,7 +10,7 @@ import torch
 
 from model import load
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 SHORT = ["--steps", "20", "--eval_every", "20", "--prompts", "4", "--samples", "2", "--think_vocab", "16", "--new_tokens", "12"]
 
 

@@ -1,4 +1,4 @@
-"""probe.py: what it counts, on thoughts whose meaning is known because they were made by hand."""
+"""lab/probe.py: what it counts, on thoughts whose meaning is known because they were made by hand."""
 import json
 import math
 from types import SimpleNamespace
@@ -7,14 +7,14 @@ import pytest
 import torch
 
 import journal
-import probe
 import train
+from conftest import run
 from data import OPENING, Cups
 from evaluate import evaluate, luck_on_text, story_set
+from lab import probe
+from lab.probe import Case, Dictionary, anothers, aoc, chains, conditions, make_dictionary, shuffled, usage
 from model import GPT, Config, as_checkpoint
-from probe import Case, Dictionary, anothers, aoc, chains, conditions, make_dictionary, shuffled, usage
 from rollout import Rules
-from test_cli import run
 from tokenizer import Tokenizer
 
 CUPS = Cups(3)
@@ -251,7 +251,7 @@ def test_information_of_hand_made_counts():
 
 
 def command(tmp, argv, monkeypatch, capsys) -> tuple[dict, str]:
-    """probe.py as a command -> probe.json, and what it printed."""
+    """lab/probe.py as a command -> probe.json, and what it printed."""
     monkeypatch.setattr(probe, "LENGTHS", (2, 3))
     argv = ["--checkpoint", tmp / "ckpt.pt", "--stories", "2", "--out", tmp / "probe", *argv]
     code, said, err = run(probe.main, argv, monkeypatch, capsys)

@@ -1,6 +1,6 @@
 """What came out of an experiment: tables, figures, which predictions held, and one page with all of it.
 
-    python experiments.py report        # figures/report.html: results, and stories whose thoughts answer to the mouse
+    python -m lab.experiments report        # figures/report.html: results, and stories whose thoughts answer to the mouse
 
 A result is what figures/NAME.json holds (experiments.collect). Everything here is a function of it, so a table, a verdict or a
 page can be made again without a run. The stories alone need a checkpoint: what a thought says is looked up in probe.py's
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from data import LETTERS, Cups
-from probe import NAMES, THEN, make_dictionary, opened, stories, what_if
+from lab.probe import NAMES, THEN, make_dictionary, opened, stories, what_if
 from tokenizer import Tokenizer, html_page
 
 SHOWN = (1, 2, 3, 6, 10, 20, 30)  # n of the tables, where an experiment names no others

@@ -1,7 +1,7 @@
 """The picture at the top of the README: one rollout in colours, beside how many answers are right after n moves.
 
-    python picture.py                                 # from out/ckpt.pt and figures/channel.json to figures/first.png
-    python picture.py --checkpoint my/ckpt.pt --out my/picture.png
+    python -m lab.picture                                 # from out/ckpt.pt and figures/channel.json to figures/first.png
+    python -m lab.picture --checkpoint my/ckpt.pt --out my/picture.png
 
 Under each thought, in grey, stands the cup that the ball is under by then: what a reader would have to remember there.
 
@@ -19,7 +19,7 @@ from rollout import load_run, rollout
 from settings import Parser
 from tokenizer import CSS, Tokenizer
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 50  # characters of a line of the story
 PROMPT, S = "The ball is under cup B. Moves:", 37
 SHOWN = {"tokens, window": "own thoughts", "none, full, 4 layers": "no thoughts, four layers, full attention",

@@ -1,7 +1,7 @@
 """Are the thoughts used, and what do they say?
 
-    python probe.py --checkpoint out/ckpt.pt                # on the data that it was trained on
-    python probe.py --checkpoint out/ckpt.pt --data notes.txt
+    python -m lab.probe --checkpoint out/ckpt.pt                # on the data that it was trained on
+    python -m lab.probe --checkpoint out/ckpt.pt --data notes.txt
 
 Everything is measured on given, held-out text. Thoughts are overwritten while the model goes on under its own rules:
 by its own (nothing may change), by random ones, by those of another text, in another order, by one id for all. On cups

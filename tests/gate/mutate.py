@@ -1,7 +1,7 @@
 """Do the tests test anything? Plants one mistake at a time in a copy of the repository, and expects its tests to fail.
 
-    python tests/mutate.py            # all of them: 5 to 30 seconds each
-    python tests/mutate.py 3 7        # the third and the seventh
+    python tests/gate/mutate.py            # all of them: 5 to 30 seconds each
+    python tests/gate/mutate.py 3 7        # the third and the seventh
 
 It needs all of tests/requirements.txt: where transformers is missing, the tests against it are skipped and catch nothing.
 
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 MUTANTS = [  # what is wrong, file, string, what it becomes, tests that must notice
     ("a return with the wrong sign", "reward.py", "running = r[:, i] + gamma * running", "running = r[:, i] - gamma * running",
      "test_reward.py"),
@@ -49,10 +49,12 @@ MUTANTS = [  # what is wrong, file, string, what it becomes, tests that must not
      "(step[:, None] >= step)", "test_branches.py"),
     ("the exact GELU", "model.py", 'approximate="tanh"', 'approximate="none"', "test_model.py"),
     ("thinking rows without mean(wte)", "model.py", "nn.Parameter((mean + noise)", "nn.Parameter((noise)", "test_model.py"),
-    ("a pickle may run code", "model.py", "weights_only=True)", "weights_only=False)", "test_model.py test_nothing_lost.py"),
-    ("the checksum is not compared", "model.py", "digest(f, size) != end", "digest(f, size) == b\"\"", "test_nothing_lost.py"),
+    ("a pickle may run code", "model.py", "weights_only=True)", "weights_only=False)",
+     "test_model.py gate/test_nothing_lost.py"),
+    ("the checksum is not compared", "model.py", "digest(f, size) != end", "digest(f, size) == b\"\"",
+     "gate/test_nothing_lost.py"),
     ("a new run leaves the old one's checkpoint beside its own log", "train.py", "    if saved is None and chief:  # before the log",
-     "    if False:  # before the log", "test_nothing_lost.py"),
+     "    if False:  # before the log", "gate/test_nothing_lost.py"),
     ("training sees the held-out text", "data.py", "self.train, self.eval = self.train[:cut],",
      "self.train, self.eval = self.train,", "test_data.py"),
     ("luck that forgets its purpose", "data.py", "[seed, step, PURPOSES.index(purpose)]", "[seed, step]", "test_data.py"),
@@ -63,10 +65,10 @@ MUTANTS = [  # what is wrong, file, string, what it becomes, tests that must not
     ("gradients of earlier steps are kept", "train.py", "        optimizer.zero_grad(set_to_none=True)\n", "", "test_train.py"),
     ("the frontier trains the reader", "train.py", "weight.masked_fill(frontier, 0)", "weight", "test_train.py"),
     ("a step with a NaN is taken", "train.py", "if math.isfinite(loss) and math.isfinite(norm):", "if True:",
-     "test_nothing_lost.py"),
-    ("an evaluation is lost on resume", "journal.py", '"eval": step + 1}', '"eval": step}', "test_nothing_lost.py"),
+     "gate/test_nothing_lost.py"),
+    ("an evaluation is lost on resume", "journal.py", '"eval": step + 1}', '"eval": step}', "gate/test_nothing_lost.py"),
     ("the curriculum starts anew on resume", "train.py", 'first_state(a) | (saved["state"] if saved is not None else {})',
-     'first_state(a) | ({"step": saved["state"]["step"]} if saved is not None else {})', "test_nothing_lost.py"),
+     'first_state(a) | ({"step": saved["state"]["step"]} if saved is not None else {})', "gate/test_nothing_lost.py"),
 ]
 
 

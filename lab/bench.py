@@ -1,7 +1,7 @@
 """How fast it is, beside what people would use instead, and how far from what the machine could do.
 
-    python bench.py                                 # one table, bench.json, figures/bench_scale.png
-    python bench.py --only rollout loss --threads 1 # some sections; bench.json keeps what it has of the others
+    python -m lab.bench                                 # one table, bench.json, figures/bench_scale.png
+    python -m lab.bench --only rollout loss --threads 1 # some sections; bench.json keeps what it has of the others
 
 Arms that are compared run in turn (A B A B), since a shared machine drifts by a quarter within minutes. Shown are medians;
 `x ours` is the median of the ratios pair by pair: over 1, ours is faster. `limit` is the share of the roofline: what the same
@@ -42,7 +42,7 @@ from reward import _Pieces
 from rollout import Rules, draw, rollout, states
 from settings import Parser, parse, resolve
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 DIALS = dict(prompts=(1, 2, 4, 8), new_tokens=(16, 32, 64, 128), max_thoughts=(1, 2, 4, 8), think_vocab=(256, 2048, 16384))
