@@ -1,228 +1,436 @@
-"""Where text comes from: the built-in game `cups`, a .txt or .jsonl file, or WebText.
+"""Where text comes from: the game `cups`, a .txt or .jsonl file, or WebText.
 
-A batch is a function of its shape and of (seed, step, purpose), and of nothing that was drawn before, so a resumed run sees
-what an uninterrupted one would have seen, and an evaluation sees the same stories every time.
+All of them are a `Source`, and the loop knows no more than that. What a source gives is a `Text`:
+rows of ids, which tokens pay, and where thoughts may stand. Text is a function of (seed, step,
+purpose) alone, so a resumed run sees what an uninterrupted one would have seen.
 
 The game. `The ball is under cup B. Moves: AB, left, BC. Where? B. Moves: right, AC. Where? A. ...`
-A move swaps two cups (` AB`) or turns them all (` left`: the ball goes from B to A). Every question is
-answered, and the answer anchors the story anew, so the cup of the ball is the only hidden state. With `idle`, some
-moves are ` nothing`: is a thought needed after those? With balls "all" there is one under each cup, every round begins with
-them in order, and a question names one: `The balls are under the cups. Moves: AB, left, BC. Blue? C. Moves: ...` The hidden
-state is one of m! orders then, and moves do not commute: the word problem of the group S_m. With moves "turns" all cups turn by
-one to m - 1 places (` two`: the ball goes from B to D, from the last cup on to A again), and nothing else: a sum modulo m, the
-group Z_m, whose moves commute.
+A move swaps two cups or turns them all: ` left` takes the ball from B to A. Each answer also says
+where the ball is, so its cup is the only hidden state. Variants, as in --data "cups m=5 idle=0.4":
 
-Left out on purpose: shuffled epochs (windows are drawn at random), padding (windows have equal length).
-Knows tokenizer.py and download.py. Letters: B contexts, S text tokens, m cups, n moves since the last anchor.
+    m=5          five cups
+    balls=all    a ball under each cup. A round begins with all in order, and the question names
+                 one. The state is one of m! orders: the word problem of the group S_m.
+    moves=turns  all cups turn by 1 to m - 1 places, and nothing else: the group Z_m, a sum
+    idle=0.4     the share of moves that are ` nothing`. Is a thought needed after those?
+    swaps=12     the longest round of the curriculum
+
+Left out on purpose: shuffled epochs, since windows are drawn at random; padding, since all rows
+are equally long. Knows tokenizer.py and download.py.
+
+Letters: B contexts, G siblings, R = B G rows, P prompt tokens, S new text tokens, L = P + S,
+V text rows, m cups, n moves since the last answer.
 """
 import codecs
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import combinations, permutations
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from download import download
 from tokenizer import END_OF_TEXT, Tokenizer
 
 CACHE = Path(__file__).resolve().parent / "cache"
-WEBTEXT = "https://openaipublic.blob.core.windows.net/gpt-2/output-dataset/v1/webtext.{}.jsonl"
-PIECE = 1 << 22  # characters that are encoded at once: the ids of a line of 100 MB would be a list of 3 GB
-LETTERS = "ABCDEF"  # of the cups
-OPENING = 9  # tokens of a story of cups before its first move: The ball is under cup B. Moves:
+WEBTEXT = ("https://openaipublic.blob.core.windows.net/gpt-2/output-dataset/v1/"
+           "webtext.{}.jsonl")
+PIECE = 1 << 22  # characters encoded at once: the ids of a line of 100 MB are a list of 3 GB
 PURPOSES = ("train", "eval", "rollout", "eval_rollout", "pretrain", "offset", "birth", "own_text")
+
+LETTERS = "ABCDEF"  # of the cups
+OPENING = 9  # tokens of a story before its first move: The ball is under cup B. Moves:
+OFFSETS = 65  # a story begins at any position below: no position may mean a place in a round
+N_MAX = 30  # the longest round that the evaluation asks for
+TRIED = 3  # stories that `teacher` writes for each one that is kept, under a curriculum
 
 
 def seeded(seed: int, step: int, purpose: str) -> np.random.Generator:
-    """The one source of randomness for (seed, step, purpose): streams of two purposes never overlap."""
+    """The one source of random numbers. Streams of two purposes never overlap."""
     return np.random.default_rng([seed, step, PURPOSES.index(purpose)])
 
 
 @dataclass
-class Batch:
-    """ids [B, S] int64. For cups also, each [B, S]: pays (is this token an answer?), state (cup of the ball, of
-    all balls the number of their order, after this token; -1 before it is told), n (moves since the last anchor, after
-    this token; at an answer: before it)."""
+class Text:
+    """R rows of text for one step. Rows of one context stand next to each other."""
+    ids: Tensor  # [R, L], or [R, P] where the model writes its own continuation
+    P: int  # prompt tokens: thoughts begin after them
+    pays: Tensor  # [R, S]: what each new token's own r weighs; 0: it is not rewarded
+    level: Tensor  # [R, S]: of the question that a token answers; 0 for all other tokens
+    open: Tensor | None = None  # [R, L]: may a thought stand after this token? None: by its id
+    offset: int = 0  # position of the first token
+    siblings: int = 1  # how many neighbours share their text
+    stage: int = 0  # of the curriculum; 0 without one
+
+    @property
+    def S(self) -> int:
+        return self.pays.shape[1]
+
+    @property
+    def given(self) -> bool:
+        """Is all of the text there, so that only thoughts are left to sample?"""
+        return self.ids.shape[1] == self.P + self.S
+
+    def each(self, change) -> "Text":
+        """The same with `change` applied to all that has rows."""
+        rows = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors = {k: change(x) for k, x in rows.items() if isinstance(x, Tensor)}
+        return replace(self, **tensors)
+
+    def repeat(self, G: int) -> "Text":
+        """Each row G times, side by side."""
+        return replace(self.each(lambda x: x.repeat_interleave(G, 0)), siblings=G)
+
+
+def plain(ids: Tensor, P: int, S: int, **more) -> Text:
+    """Text without questions: every new token pays the same."""
+    R = len(ids)
+    return Text(ids, P, torch.ones(R, S), torch.zeros(R, S, dtype=torch.long), **more)
+
+
+class Source:
+    """Where text comes from. A source of your own needs `take`, and overrides what it knows."""
+    text_ids: list[int] | None = None  # the GPT-2 ids of its language, row by row; None: all
+    stages = 0  # of a curriculum; 0: it has none
+    patience = 0  # steps in a stage before a run begins again with new weights; 0: any number
+    levels = 0  # that `questions` asks for; 0: there are no questions
+    of = "level"  # what a level is called
+
+    def take(self, rows: int, L: int, rng: np.random.Generator, prompt: int = 0,
+             held_out: bool = False) -> Tensor:  # -> [rows, L] ids
+        """Rows of L tokens. prompt: how many of them must end where a rollout may begin."""
+        raise NotImplementedError
+
+    def text(self, settings, step: int, stage: int) -> Text:
+        """B contexts for a step: text that is all given, or prompts where the model writes."""
+        P, S = settings.prompt_tokens, settings.new_tokens
+        L = P if settings.approach == "teacher" else P + S  # for a teacher the model writes
+        rng = seeded(settings.seed, step, "train")
+        return plain(self.take(settings.prompts, L, rng, P), P, S)
+
+    def grade(self, ids: Tensor, prompts: Text) -> Text:
+        """What the model wrote after these prompts, [R, L]: what pays in it, which rows stay."""
+        return plain(ids, prompts.P, prompts.S, offset=prompts.offset)
+
+    def think_after(self, approach: str, think: str) -> list[int] | None:
+        """The text ids after which a thought may stand; None: all."""
+        return None
+
+    def slots(self, S: int) -> int:
+        """The most slots that can hold thoughts in S tokens of its own kind."""
+        return S
+
+    def longest(self, settings, budget: int) -> int:
+        """Places of the longest row of training and evaluation, with that many thoughts."""
+        return settings.prompt_tokens + settings.new_tokens + budget
+
+    def questions(self, each: int, seed: int) -> Text:  # [levels * each, ...]
+        """Held-out questions, in blocks of `each` for every level from 1 on."""
+        raise NotImplementedError
+
+    def answers(self, row: list[int]) -> list[tuple[int, int, bool]]:
+        """(place, level, is it right?) of each answer in a text that the model wrote."""
+        return []
+
+    def changes(self, ids: Tensor) -> Tensor | None:  # [R, L] -> [R, L] bool
+        """After which tokens is there something new to remember? None: not known."""
+        return None
+
+
+class Story(NamedTuple):
+    """Stories of the game, all [B, L]."""
     ids: np.ndarray
-    pays: np.ndarray | None = None
-    state: np.ndarray | None = None
-    n: np.ndarray | None = None
+    pays: np.ndarray  # is this token an answer that counts?
+    state: np.ndarray  # after it: the ball's cup, or the number of all balls' order; -1: unknown
+    n: np.ndarray  # moves since the last answer; at an answer, those before it
 
 
-def mixed(m: int) -> dict[str, list[int]]:
-    """word -> where each cup's content goes: all swaps of two, and of three cups or more a turn by one to either side."""
+def swaps_and_turns(m: int) -> dict[str, list[int]]:
+    """word -> where each cup's content goes: swaps of two, and of three or more a turn by one."""
     moves = {}
-    for a, b in combinations(range(m), 2):
+    for a, b in combinations(range(m), 2):  # " AB": what is in A goes to B, and back
         goes = list(range(m))
         goes[a], goes[b] = b, a
         moves[f" {LETTERS[a]}{LETTERS[b]}"] = goes
-    if m > 2:
+    if m > 2:  # of two cups a turn is the swap
         moves[" left"] = [(i - 1) % m for i in range(m)]
         moves[" right"] = [(i + 1) % m for i in range(m)]
     return moves
 
 
 def turns(m: int) -> dict[str, list[int]]:
-    """The same of the ring of cups that is turned by so many places, and not all the way round."""
+    """The same for a ring that turns by 1 to m - 1 places."""
     words = (" one", " two", " three", " four", " five")[:m - 1]
     return {word: [(i + k) % m for i in range(m)] for k, word in enumerate(words, 1)}
 
 
-class Cups:
-    """m cups; a round ends after each move with probability `hazard`, or has 1..n_max moves, equally likely. idle: the
-    share of moves that do nothing. balls: "one", or "all" for one under each cup. moves: "mixed" (swaps, and turns by one to
-    either side) or "turns" (by any number of places). Raises ValueError for a game that there is not."""
+class Cups(Source):
+    """The game. Raises ValueError for one that can't be played."""
+    HAZARD = 1 / 3  # a round of any number ends after each move with this probability
+    levels = N_MAX
+    of = "n"
 
-    def __init__(self, m: int = 3, hazard: float = 1 / 3, idle: float = 0.0, balls: str = "one", moves: str = "mixed"):
-        most = 6 if moves == "turns" else 5  # six that turn are Z6: as many states and moves as all balls of three cups, S3
+    def __init__(self, m: int = 3, balls: str = "one", moves: str = "mixed", idle: float = 0.0,
+                 swaps: int = 10):
+        most = 6 if moves == "turns" else 5  # Z6 has as many states and moves as S3
         if not 2 <= m <= most:
-            raise ValueError(f"cups can be played with 2 to {most} cups, not {m}" + " (6: --moves turns)" * (m == 6))
+            raise ValueError(f"cups can be played with 2 to {most} cups, not {m}"
+                             + (" (6: moves=turns)" if m == 6 else ""))
+        if balls not in ("one", "all") or moves not in ("mixed", "turns") or swaps < 1:
+            raise ValueError("cups has balls=one or all, moves=mixed or turns, swaps from 1 on")
         if moves == "turns" and balls == "all":
-            raise ValueError("--moves turns keeps all balls in their order, so one says it all: --balls one")
+            raise ValueError("moves=turns keeps all balls in their order, so one says it all")
         if not 0 <= idle < 1:
-            raise ValueError(f"the share of idle moves lies from 0 to below 1, not {idle}")
-        self.m, self.hazard, self.idle, self.all = m, hazard, idle, balls == "all"
-        letters = LETTERS[:m]
-        self.moves = turns(m) if moves == "turns" else mixed(m)
+            raise ValueError(f"the share of idle moves lies from 0 to below 1, not at {idle}")
+        self.m, self.idle, self.all, self.stages = m, idle, balls == "all", swaps
+        # (a stage of a harder world may take 2,000 steps and still end well)
+        self.patience = 350 if m <= 3 and not self.all else 0
+        self.moves = turns(m) if moves == "turns" else swaps_and_turns(m)
         if idle:
-            self.moves[" nothing"] = list(range(m))  # the last of them
-        cups = [f" {c}" for c in letters]
+            self.moves[" nothing"] = list(range(m))  # the last one
+        self._name_words([f" {c}" for c in LETTERS[:m]])
+        self.goes = np.array(list(self.moves.values()))  # [moves, m]: cup -> cup
+        # where each ball is -> the number of that state
+        orders = permutations(range(m)) if self.all else [(b,) for b in range(m)]
+        self.states = {where: i for i, where in enumerate(orders)}
+
+    def _name_words(self, cups: list[str]) -> None:
+        """The rows of the language: row i is word i."""
         opening, asked = ["The", " ball", " is", " under", " cup"], [" Where"]
         if self.all:
             opening = ["The", " balls", " are", " under", " the", " cups"]
-            asked = [" Red", " Blue", " Green", " White", " Black"][:m]
+            asked = [" Red", " Blue", " Green", " White", " Black"][:self.m]
+        # this order is the language: checkpoints have their rows in it
         words = [*opening, ".", " Moves", ":", ",", *asked, "?", *cups, *self.moves]
         gpt2 = Tokenizer()
-        pieces = [gpt2.encode(w) for w in words]
-        assert all(len(p) == 1 for p in pieces), "every word of the game is one GPT-2 token"
-        self.text_ids = [p[0] for p in pieces]
-        self.id = {w: i for i, w in enumerate(words)}
+        ids = [gpt2.encode(w) for w in words]
+        assert all(len(i) == 1 for i in ids), "every word of the game is one GPT-2 token"
+        self.text_ids = [i[0] for i in ids]  # row -> GPT-2's id
+        self.id = {w: i for i, w in enumerate(words)}  # word -> row
         self.cup_ids = np.array([self.id[c] for c in cups])
         self.move_ids = np.array([self.id[w] for w in self.moves])
-        self.goes = np.array(list(self.moves.values()))  # [moves, m]
-        self.prefix, self.asked = [self.id[w] for w in opening], [self.id[w] for w in asked]  # ball b is asked for by asked[b]
-        # where each ball is; the number of that state is what `Batch.state` holds
-        self.states = {w: i for i, w in enumerate(permutations(range(m)) if self.all else [(b,) for b in range(m)])}
-        # A thought helps after each move: forced thinking means these slots.
-        self.think_after = self.move_ids.tolist()
+        self.prefix = [self.id[w] for w in opening]
+        self.asked = [self.id[w] for w in asked]  # ball b is asked for by asked[b]
 
-    def start(self) -> tuple[int, ...]:
-        """All balls in order, as every round begins."""
-        return tuple(range(self.m))
+    # What happens in a round; in the stories for pretraining, other things (lab/pretrain.py)
 
-    def _length(self, rng: np.random.Generator, n_max: int | None, peak: float) -> int:
-        """Moves of one round: geometric (the language), or n_max with probability `peak`, else uniform in 1..n_max."""
-        if n_max is None:
-            return int(rng.geometric(self.hazard))
-        return n_max if peak > 0 and rng.random() < peak else int(rng.integers(1, n_max + 1))
+    def round_length(self, rng: np.random.Generator, n_max: int | None) -> int:
+        """Moves of one round: any number, or 1 to n_max."""
+        return int(rng.geometric(self.HAZARD) if n_max is None else rng.integers(1, n_max + 1))
 
-    def story(self, rng: np.random.Generator, S: int, n_max: int | None = None, exact: int | None = None,
-              prompt: int = 0, lies: float = 0.0, peak: float = 0.0,
-              again: float = 0.0) -> tuple[list[int], list[int], list[int], list[bool]]:
-        """S tokens of one story: ids, state, n, pays, each of length S.
+    def answer(self, rng: np.random.Generator, cup: int) -> tuple[int, bool]:
+        """The cup that is named, and whether this answer pays."""
+        return cup, True
 
-        prompt: so many tokens, at the start, are whole rounds of the plain language, the last one the ":" of a new
-        round (9, or 9 + a sum of 2n + 6). exact: the first round after them has just that many moves. lies: the share
-        of answers that name any cup, pay nothing, and (of one ball) anchor the story all the same. peak: see _length. again:
-        how often an answered question is asked once more.
-        """
-        where = self.start() if self.all else (int(rng.integers(self.m)),)
-        told = [] if self.all else [self.cup_ids[where[0]]]
-        ids, state, n = [*self.prefix, *told, self.id["."]], [-1] * 5 + [self.states[where]] * 2, [0] * 7
-        pays = [False] * 7
+    def asks_again(self, rng: np.random.Generator) -> bool:
+        """Is an answered question asked once more?"""
+        return False
 
-        def say(word: int, moves: int, answer: bool = False) -> None:
-            ids.append(word), state.append(self.states[where]), n.append(moves), pays.append(answer)
+    def tell(self, rng: np.random.Generator, L: int, n_max: int | None = None,
+             exact: int | None = None, prompt: int = 0) -> Story:
+        """L tokens of one story. Rounds have 1 to n_max moves, None: any number. prompt: that many
+        tokens, at the start, are rounds of any number. exact: moves of the first round after."""
+        # the cup of each ball; numbers are drawn in a fixed order, which makes stories repeat
+        where = tuple(range(self.m)) if self.all else (int(rng.integers(self.m)),)
+        rows: list[tuple] = []  # (id, pays, state, n) of each token
 
-        while True:
-            where = self.start() if self.all else where
+        def say(word: int, moves: int, pays: bool = False, state: int | None = None) -> None:
+            rows.append((word, pays, self.states[where] if state is None else state, moves))
+
+        opening = [*self.prefix, *([] if self.all else [self.cup_ids[where[0]]]), self.id["."]]
+        for i, word in enumerate(opening):
+            say(word, 0, state=-1 if i < 5 else None)  # the sixth word says where the balls are
+        while True:  # a round: Moves: AB, left. Where? C.
+            where = tuple(range(self.m)) if self.all else where
             say(self.id[" Moves"], 0), say(self.id[":"], 0)
-            if len(ids) >= S:
-                break
-            left = prompt - len(ids)
-            if left > 0:
-                k = self._length(rng, None, 0)
-                k = k if left >= 2 * k + 6 + 8 else (left - 6) // 2  # no further round would fit: fill exactly
+            if len(rows) >= L:
+                return Story(*map(np.array, zip(*rows[:L])))
+            room = prompt - len(rows)  # until new text begins
+            if room > 0:
+                n = self.round_length(rng, None)
+                # where no further round would fit, fill the prompt exactly
+                n = n if room >= 2 * n + 6 + 8 else (room - 6) // 2
             else:
-                k, exact = exact or self._length(rng, n_max, peak), None
-            for i in range(1, k + 1):
-                # `idle` is asked first: without idle moves a story's numbers are drawn as ever
-                nothing = self.idle > 0 and rng.random() < self.idle
-                move = len(self.move_ids) - 1 if nothing else int(rng.integers(len(self.move_ids) - (self.idle > 0)))
+                n, exact = exact or self.round_length(rng, n_max), None
+            for i in range(1, n + 1):
+                move = self.draw_move(rng)
                 where = tuple(self.goes[move, list(where)].tolist())
-                say(self.move_ids[move], i), say(self.id["," if i < k else "."], i)
+                say(self.move_ids[move], i), say(self.id["," if i < n else "."], i)
             ball = int(rng.integers(self.m)) if self.all else 0
-            say(self.asked[ball], k), say(self.id["?"], k)
-            lie = lies > 0 and rng.random() < lies
-            answer = int(rng.integers(self.m)) if lie else where[ball]
-            where = where if self.all else (answer,)
-            say(self.cup_ids[answer], k, not lie), say(self.id["."], 0)
-            while again > 0 and rng.random() < again:
-                say(self.asked[ball], 0), say(self.id["?"], 0), say(self.cup_ids[answer], 0, True), say(self.id["."], 0)
-        return ids[:S], state[:S], n[:S], pays[:S]
+            say(self.asked[ball], n), say(self.id["?"], n)
+            cup, pays = self.answer(rng, where[ball])
+            where = where if self.all else (cup,)  # right or wrong, the answer is what counts
+            say(self.cup_ids[cup], n, pays), say(self.id["."], 0)
+            while self.asks_again(rng):
+                say(self.asked[ball], 0), say(self.id["?"], 0)
+                say(self.cup_ids[cup], 0, True), say(self.id["."], 0)
 
-    def batch(self, B: int, S: int, seed: int, step: int, purpose: str, n_max: int | None = None,
-              exact: int | None = None, prompt: int = 0, lies: float = 0.0, peak: float = 0.0, again: float = 0.0) -> Batch:
-        """B stories of S tokens each. Raises ValueError for a prompt length that no story has."""
+    def draw_move(self, rng: np.random.Generator) -> int:
+        """Which of the moves comes next."""
+        if self.idle and rng.random() < self.idle:
+            return len(self.move_ids) - 1
+        return int(rng.integers(len(self.move_ids) - bool(self.idle)))
+
+    def stories(self, B: int, L: int, rng: np.random.Generator, n_max: int | None = None,
+                exact: int | None = None, prompt: int = 0) -> Story:
+        """B stories of L tokens. Raises ValueError for a prompt length that no story has."""
         if prompt and (prompt < OPENING or prompt % 2 == 0 or OPENING < prompt < OPENING + 8):
-            raise ValueError(f"a prompt of cups ends with 'Moves:': 9, 17, 19, 21, ... tokens, not {prompt}")
-        rng = seeded(seed, step, purpose)
-        ids, state, n, pays = zip(*(self.story(rng, S, n_max, exact, prompt, lies, peak, again) for _ in range(B)))
-        return Batch(np.array(ids), np.array(pays), np.array(state), np.array(n))
+            raise ValueError("a prompt of cups ends with 'Moves:': 9, 17, 19, 21, ... tokens, "
+                             f"not {prompt}")
+        told = [self.tell(rng, L, n_max, exact, prompt) for _ in range(B)]
+        return Story(*(np.stack(x) for x in zip(*told)))
 
-    def follow(self, ids: list[int]) -> list[tuple[int | None, int]]:
-        """Any text, by the rule: (the state's number, of one ball its cup, or None before it is told; moves since then) after
-        each token."""
-        return [(None if where is None else self.states[where], n) for where, n in self._follow(ids)]
+    # The interface of a source
 
-    def _follow(self, ids: list[int]) -> list[tuple[tuple[int, ...] | None, int]]:
+    def take(self, rows, L, rng, prompt=0, held_out=False):
+        return torch.from_numpy(self.stories(rows, L, rng, prompt=prompt).ids)
+
+    def text(self, settings, step: int, stage: int) -> Text:
+        """A stage has rounds of at most `stage` moves."""
+        s, S = settings, settings.new_tokens
+        S = min(S, 2 * stage + 6) if stage else S  # just long enough for one of them
+        # the first two stages, and half of the steps later, start at a story's very beginning
+        P = OPENING if step % 2 == 0 or (stage or 3) < 3 else s.prompt_tokens
+        B = self._contexts(s, S, stage)
+        offset = int(seeded(s.seed, step, "offset").integers(OFFSETS))
+        rng = seeded(s.seed, step, "train")
+        if s.approach == "teacher":  # prompts; `grade` chooses among what is written
+            B = TRIED * B if stage and s.reward == "kl" else B
+            return plain(self.take(B, P, rng, P), P, S, offset=offset, stage=stage)
+        story = self.stories(B, P + S, rng, stage or None, prompt=P)
+        return replace(as_text(story, P), offset=offset, stage=stage)
+
+    def _contexts(self, s, S: int, stage: int) -> int:
+        """How many contexts a step takes."""
+        B = s.prompts
+        if stage:
+            # longer rounds hold more thoughts to learn from, so they take fewer contexts, but
+            # never fewer than 64 rows. Given text costs nothing to write: 128 rows while the
+            # curriculum climbs, since with 64 one of five seeds got stuck
+            least = 128 if s.approach != "teacher" and stage != self.stages else 64
+            # --prompts is meant for the shortest rounds, with 8 new tokens
+            B = max(min(max(1, least // s.samples), B), B * 8 // S)
+        return -(-B // s.processes) * s.processes  # each process has whole contexts
+
+    def grade(self, ids: Tensor, prompts: Text) -> Text:
+        """Answers pay, up to rounds of `stage` moves."""
+        P, most, text = prompts.P, prompts.stage or 99, ids.tolist()
+        n = np.zeros(ids.shape, int)  # moves before each answer
+        for row, moves in zip(text, n):
+            for place, k, _ in self.answers(row):
+                moves[place] = k
+        # a third of the texts is kept: those with the longest first round that still pays
+        first = np.array([next((k for k in row[P:] if k), 99) for row in n])  # 99: never asked
+        best = np.argsort(np.where(first <= most, -first, first), kind="stable")
+        best = best[:len(ids) // TRIED if prompts.stage else len(ids)]
+        level = torch.from_numpy(n[best, P:])
+        pays = ((level > 0) & (level <= most)).float()
+        return replace(prompts, ids=ids[torch.from_numpy(best)], pays=pays, level=level)
+
+    def think_after(self, approach, think):
+        """After moves, and for thoughts that are forgotten again before the answer."""
+        if approach != "next_token":
+            return self.move_ids.tolist()
+        # what is thought after a move would not be there at the question
+        return [self.id["?"]] if think == "forced" else None
+
+    def slots(self, S):
+        return (S + 1) // 2  # at most every other token is a move
+
+    def longest(self, settings, budget):
+        longest = settings.prompt_tokens + settings.new_tokens + budget + OFFSETS - 1
+        thoughts = settings.max_thoughts if settings.thoughts != "none" else 0
+        if settings.approach != "next_token":  # and the longest stories of the evaluation
+            longest = max(longest, OPENING + 2 * N_MAX + 3 + (N_MAX + 2) * thoughts)
+        return longest
+
+    def questions(self, each, seed):
+        # one block for each n: its first round has n moves, those after it 1 to 10
+        L = OPENING + 2 * N_MAX + 3
+        rounds = [self.stories(each, L, seeded(seed, n, "eval"), 10, n)
+                  for n in range(1, N_MAX + 1)]
+        return as_text(Story(*(np.concatenate(x) for x in zip(*rounds))), OPENING)
+
+    def answers(self, row):
+        """A question that is followed by no cup, or names no ball, is answered wrongly."""
+        before, found = [(None, 0), *self.follow(row)], []  # what was known before each token
+        ball_of = {word: b for b, word in enumerate(self.asked)}
+        for place in range(1, len(row)):
+            where, n = before[place]
+            if row[place - 1] == self.id["?"] and where is not None:
+                ball = ball_of.get(row[place - 2]) if self.all else 0
+                right = ball is not None and bool(row[place] == self.cup_ids[where[ball]])
+                found.append((place, n, right))
+        return found
+
+    def changes(self, ids):
+        state = torch.tensor([[-1 if where is None else self.states[where]
+                               for where, _ in self.follow(row)] for row in ids.tolist()])
+        state = state.to(ids.device)
+        return self.is_move(ids) & (state != state.roll(1, 1))
+
+    def is_move(self, ids: Tensor) -> Tensor:  # any shape -> bool
+        return torch.isin(ids, torch.as_tensor(self.move_ids, device=ids.device))
+
+    def follow(self, row: list[int]) -> list[tuple[tuple[int, ...] | None, int]]:
+        """Any text by the rule: (where each ball is, None before it is known; moves since then)
+        after each token."""
         cup = {int(c): i for i, c in enumerate(self.cup_ids)}
         move = {int(c): i for i, c in enumerate(self.move_ids)}
         where, n, out = None, 0, []
-        for before, i in zip([-1] + ids, ids):
-            if self.all and i in (self.prefix[-1], self.id[" Moves"]):
-                where, n = self.start(), 0
+        for before, i in zip([-1, *row], row):
+            if self.all and i in (self.prefix[-1], self.id[" Moves"]):  # all in order
+                where, n = tuple(range(self.m)), 0
             elif not self.all and i in cup and before in (self.id["?"], self.id[" cup"]):
+                # an answer, right or wrong, says where the ball is from now on
                 where, n = (cup[i],), 0
             elif i in move and where is not None:
                 where, n = tuple(self.goes[move[i], list(where)].tolist()), n + 1
             out.append((where, n))
         return out
 
-    def check(self, ids: list[int]) -> list[tuple[int, int, bool]]:
-        """(place of the answer, n, is it right?) for each question of any text. Of one ball the answer anchors anew, right or
-        wrong. A question that is followed by no cup, or names no ball, counts as answered wrongly."""
-        ids = [int(i) for i in ids]
-        told, answers = [(None, 0)] + self._follow(ids), []  # what was known before each token
-        ball_of = {word: b for b, word in enumerate(self.asked)}
-        for place in range(1, len(ids)):
-            where, n = told[place]
-            if ids[place - 1] == self.id["?"] and where is not None:
-                ball = ball_of.get(ids[place - 2]) if self.all else 0
-                answers.append((place, n, ball is not None and bool(ids[place] == self.cup_ids[where[ball]])))
-        return answers
+
+def as_text(story: Story, P: int) -> Text:
+    """Stories as a step takes them."""
+    pays, n = (torch.from_numpy(x[:, P:]) for x in (story.pays, story.n))
+    return Text(torch.from_numpy(story.ids), P, pays.float(), n * pays)
 
 
-class TextFile:
-    """A .txt file, or a .jsonl file with a field `text`, as random windows; the last 5 % are held out."""
+class TextFile(Source):
+    """A .txt file, or a .jsonl file with a field `text`, as random windows. The last 5 % are held
+    out, or all of another file is. Raises ValueError."""
 
     def __init__(self, path: str | Path, tokenizer: Tokenizer, held_out: str | Path | None = None):
         check_path(path)
-        self.train = self._ids(Path(path), tokenizer)
+        self.name, self.tokenizer, self.text_ids = str(path), tokenizer, tokenizer.text_ids
+        # ids [n] on disk, of which only what is used is read
+        self.train = self._ids(Path(path))
         if held_out is None:
-            cut = len(self.train) - max(len(self.train) // 20, min(256, len(self.train) // 2))
+            n = len(self.train)  # at least a window of held-out text, if there are two
+            cut = n - max(n // 20, min(256, n // 2))
             self.train, self.eval = self.train[:cut], self.train[cut:]
         else:
-            self.eval = self._ids(Path(held_out), tokenizer)
-        self.name, self.tokenizer = str(path), tokenizer
+            self.eval = self._ids(Path(held_out))
 
-    def _ids(self, path: Path, tokenizer: Tokenizer) -> np.ndarray:
-        """The file as uint16 ids on disk, made once per content: 1 GB of text needs a few MB of memory."""
-        digest = hashlib.sha256(repr(tokenizer.text_ids).encode())
+    def take(self, rows, L, rng, prompt=0, held_out=False):
+        ids = self.eval if held_out else self.train
+        if len(ids) < L:
+            part = "held-out" if held_out else "training"
+            raise ValueError(f"{self.name} is too short: its {part} part has {len(ids)} tokens, "
+                             f"and a window needs {L}: some thousand words are long enough")
+        starts = rng.integers(0, len(ids) - L + 1, rows)  # of windows, anywhere
+        return torch.from_numpy(np.stack([ids[s:s + L] for s in starts]).astype(np.int64))
+
+    def _ids(self, path: Path) -> np.ndarray:  # -> uint16
+        """The file as ids on disk: 1 GB of text needs a few MB of memory."""
+        # made once per content and language, so the name of the cache is their hash
+        digest = hashlib.sha256(repr(self.text_ids).encode())
         with open(path, "rb") as f:
             while block := f.read(1 << 22):
                 digest.update(block)
@@ -232,46 +440,42 @@ class TextFile:
             part = cached.with_suffix(f".{os.getpid()}.part")
             try:
                 with open(path, "rb") as f, open(part, "wb") as out:
-                    bar = tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=f"reading {path.name}", disable=None)
-                    for text, size in _documents(f, path.suffix):
-                        if tokenizer.text_ids is not None:  # the game knows no line breaks: a line is a story
-                            text = "".join(text.splitlines())
-                        for i in range(0, len(text), PIECE):
-                            np.array(tokenizer.encode(text[i:i + PIECE]), np.uint16).tofile(out)
-                        if tokenizer.text_ids is None and path.suffix == ".jsonl":
-                            np.array([END_OF_TEXT], np.uint16).tofile(out)
-                        bar.update(size)
-                    bar.close()
-                part.rename(cached)
+                    self._encode(f, path, out)
+                part.rename(cached)  # whole or not at all
             finally:
                 part.unlink(missing_ok=True)
         if cached.stat().st_size == 0:
             raise ValueError(f"{path} is empty: there is no text in it")
         return np.memmap(cached, np.uint16, "r")
 
-    def batch(self, B: int, S: int, seed: int, step: int, purpose: str) -> Batch:
-        """B random windows of S tokens. Raises ValueError where the text is too short."""
-        ids = self.eval if purpose == "eval" else self.train
-        if len(ids) < S:
-            part = "held-out" if purpose == "eval" else "training"
-            raise ValueError(f"{self.name} is too short: its {part} part has {len(ids)} tokens, and a window needs {S}: a text "
-                             "of some thousand words is long enough")
-        starts = seeded(seed, step, purpose).integers(0, len(ids) - S + 1, B)
-        return Batch(np.stack([ids[s:s + S] for s in starts]).astype(np.int64))
+    def _encode(self, f, path: Path, out) -> None:
+        small, jsonl = self.text_ids is not None, path.suffix == ".jsonl"
+        with tqdm(total=path.stat().st_size, unit="B", unit_scale=True,
+                  desc=f"reading {path.name}", disable=None) as bar:
+            for text, size in documents(f, path.suffix):
+                if small:  # a small language knows no line breaks: a line is a story
+                    text = "".join(text.splitlines())
+                for i in range(0, len(text), PIECE):
+                    np.array(self.tokenizer.encode(text[i:i + PIECE]), np.uint16).tofile(out)
+                if jsonl and not small:  # a document ends here
+                    np.array([END_OF_TEXT], np.uint16).tofile(out)
+                bar.update(size)
 
 
 def check_path(path: str | Path) -> None:
-    """Raises ValueError for what is no text file; cheap, so that it can come before any download."""
-    if Path(path).suffix not in (".txt", ".jsonl") or not Path(path).is_file():
-        raise ValueError(f"{path} is no readable .txt or .jsonl file")
+    """Raises ValueError for what is no text file, before anything is downloaded for it."""
+    if not Path(path).is_file():
+        raise ValueError(f"there is no file {path}")
+    if Path(path).suffix not in (".txt", ".jsonl"):
+        raise ValueError(f"{path} is no .txt or .jsonl file")
 
 
-def _documents(f, suffix: str):
-    """(text, bytes read) pairs. Text: blocks cut at a line's end. jsonl: one document a line; broken lines are
-    skipped and counted in one closing line."""
-    broken = 0
+def documents(f, suffix: str):
+    """(text, bytes read) pairs: blocks cut at a line's end; jsonl: one document per line."""
+    broken = 0  # lines, which are skipped and counted in one closing line
     if suffix == ".txt":
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a long line may be cut within a character
+        # a block may end within a character, which an incremental decoder keeps for the next
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
         while block := f.read(1 << 20) + f.readline(1 << 20):
             yield decoder.decode(block), len(block)
         yield decoder.decode(b"", True), 0
@@ -289,13 +493,39 @@ def _documents(f, suffix: str):
         print(f"{f.name}: skipped {broken} broken line(s), which are no JSON with a field `text`")
 
 
-def open_data(name: str, text_ids: list[int] | None, m: int = 3, idle: float = 0.0, balls: str = "one",
-              moves: str = "mixed") -> Cups | TextFile:
-    """`cups`, `webtext` or a path. Raises ValueError (one line) where the data can't be had or don't fit."""
-    if name == "cups":
-        return Cups(m, idle=idle, balls=balls, moves=moves)
+CUPS = dict(m=int, balls=str, moves=str, idle=float, swaps=int)  # what a spec may set
+
+
+def read_spec(data: str) -> dict | None:
+    """`cups m=5 idle=0.4` -> {"m": 5, "idle": 0.4}; None: these data are no game. Raises
+    ValueError for what no game of cups has."""
+    game, *pairs = data.split() or [""]  # a path may be "", which is no game either
+    if game != "cups":
+        return None
+    spec = {}
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        try:
+            spec[key] = CUPS[key](value)
+        except (KeyError, ValueError) as e:
+            raise ValueError(f"--data cups takes {', '.join(f'{k}=' for k in CUPS)} and not "
+                             f"{pair!r}, as in --data \"cups m=5 idle=0.4\"") from e
+    return spec
+
+
+def write_spec(spec: dict) -> str:
+    return " ".join(["cups", *(f"{k}={v}" for k, v in spec.items())])
+
+
+def open_source(data: str, text_ids: list[int] | None = None) -> Source:
+    """`cups ...`, `webtext` or a path. text_ids: of the model that reads it. Raises ValueError,
+    one line, where the text can't be had."""
+    spec = read_spec(data)
+    if spec is not None:
+        return Cups(**spec)
     tokenizer = Tokenizer(text_ids)
-    if name == "webtext":
-        paths = [download(WEBTEXT.format(part), CACHE / f"webtext.{part}.jsonl") for part in ("train", "valid")]
-        return TextFile(paths[0], tokenizer, held_out=paths[1])
-    return TextFile(name, tokenizer)
+    if data == "webtext":
+        train, valid = (download(WEBTEXT.format(part), CACHE / f"webtext.{part}.jsonl")
+                        for part in ("train", "valid"))
+        return TextFile(train, tokenizer, held_out=valid)
+    return TextFile(data, tokenizer)

@@ -1,180 +1,216 @@
 """The same questions for every approach and every control, on held-out data.
 
-- given stories: thoughts greedy, the answer is the argmax over text rows; right by n = moves since the anchor;
-- the same with the thoughts of another story of the same shape: what is left is what the recipe alone teaches;
-- own free stories, checked by the rule, with counts (a story that stops asking gives no wrong answers, but few);
-- on given text, what own thoughts add to the log-prob of the data (`gain`), and, where thinking rows are words, how likely the
-  base finds them as such;
-- reverse KL to the teacher on own text, where there is a teacher; p_think; and, on any data, nats a token on
-  held-out text without thoughts: did RL hurt the language?
+- given questions: greedy thoughts, and the answer is the likeliest text token; right by level;
+- the same with the thoughts of another text of the same shape: what the recipe alone teaches;
+- own text, its answers checked, and its reverse KL to the teacher where there is one;
+- held-out text: what own thoughts add to its log-prob (`gain`), and its nats without thoughts,
+  which say whether learning hurt the language.
 
-Left out on purpose: anything that learns. Knows data.py, model.py, rollout.py and reward.py.
+Left out on purpose: anything that learns. Knows data.py, model.py, rollout.py, next_token.py,
+reward.py.
+
+Letters: R rows, P prompt tokens, S new text tokens, T places, V text rows.
 """
+import math
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data import OPENING, Cups, TextFile, seeded
+from data import Source, Text, plain, seeded
 from model import GPT, gate_logit
-from reward import as_text, slot_rewards, teacher_states
-from rollout import Rollout, Rules, rollout, visible_text
-
-N_MAX = 30  # the longest round that is asked for; training sees --swaps at the most
-
-
-def uniforms(seed: int, step: int, purpose: str, steps: int, R: int, device) -> Tensor:  # -> [steps, R, 2]
-    """The luck of one rollout, drawn on the CPU so that every device has the same."""
-    return torch.from_numpy(seeded(seed, step, purpose).random((steps, R, 2), dtype="float32")).to(device)
+from next_token import roll
+from reward import score
+from rollout import GREEDY, Dials, Luck, Rollout, Rules, visible_text
 
 
-def luck_on_text(seed: int, step: int, purpose: str, rules: Rules, R: int, S: int, device) -> Tensor:
-    """The luck of a rollout over given text: a row's, or each branch's own."""
-    if rules.persist:
-        return uniforms(seed, step, purpose, rules.draws(S), R, device)
-    return uniforms(seed, step, purpose, rules.max_thoughts, R * S, device)
-
-
-def by_n(n: Tensor, right: Tensor, n_max: int = N_MAX) -> tuple[list[float], list[int]]:
-    """Flat n and right (both of the answers alone) -> share right and count for n = 1..n_max."""
-    counts = torch.bincount(n.clamp(max=n_max + 1), minlength=n_max + 2)[1:n_max + 1]
-    hits = torch.bincount(n.clamp(max=n_max + 1), weights=right.float(), minlength=n_max + 2)[1:n_max + 1]
+def by_level(level: Tensor, right: Tensor, levels: int) -> tuple[list[float], list[int]]:
+    """Flat, of answers alone -> share right, and how many there were, for levels 1..levels."""
+    level = level.clamp(max=levels + 1)
+    counts = torch.bincount(level, minlength=levels + 2)[1:levels + 1]
+    hits = torch.bincount(level, weights=right.float(), minlength=levels + 2)[1:levels + 1]
     return (hits / counts.clamp(min=1)).tolist(), counts.tolist()
 
 
-def story_set(cups: Cups, rules: Rules, each: int, seed: int, device) -> tuple[Tensor, Tensor, Tensor, Rules, Tensor]:
-    """`each` stories whose first round has n moves, one block for every n = 1..30: ids, n and pays, each [30 * each, 72]
-    (see data.Batch), the rules with room for all their thoughts, and luck for a rollout over them."""
-    S, rules = 2 * N_MAX + 3, rules.with_room(2 * N_MAX + 3)
-    story = [cups.batch(each, OPENING + S, seed, n, "eval", n_max=10, exact=n) for n in range(1, N_MAX + 1)]
-    ids, n, pays = (torch.cat([torch.from_numpy(getattr(b, k)) for b in story]).to(device) for k in ("ids", "n", "pays"))
-    return ids, n, pays, rules, luck_on_text(seed, 0, "eval_rollout", rules, len(ids), S, device)
+def to_device(text: Text, model: GPT) -> Text:
+    return text.each(lambda x: x.to(model.device))
+
+
+def room(rules: Rules, text: Text, model: GPT) -> Rules:
+    """The rules with a budget for every open slot of this text."""
+    slots = rules.slots_in(text, model.config.vocab_size)
+    return rules.room_for(slots) if rules.think != "never" else rules
 
 
 @torch.no_grad()
-def given_stories(model: GPT, cups: Cups, rules: Rules, each: int, seed: int = 0) -> dict:
-    """accuracy_by_n and accuracy_shuffled_by_n (index 0 is n = 1, up to 30) over `each` stories whose first round
-    has n moves; the rounds after it count for their own n. accuracy_first_by_n: first rounds alone, `each` for every n, which
-    is kinder to full attention (late in a story there is much before the anchor to look past, and training's stories are
-    short)."""
-    ids, n, pays, rules, u = story_set(cups, rules, each, seed, model.device)
-    P, S = OPENING, ids.shape[1] - OPENING
-    ro = rollout(model, ids, P, S, rules, u, temperature=0.0)
-    out = {}
-    asked = pays[:, P:]
-    pairs = [("accuracy_by_n", ro, asked), ("accuracy_first_by_n", ro, asked & (asked.cumsum(1) == 1))]
-    if ro.is_think.any() and model.config.think_vocab > 1:  # one row alone says nothing that could be shuffled
-        # thoughts of the neighbour with the same n, wherever it had one at this place, all along the story
-        other = torch.where(ro.is_think, ro.ids, -1).view(N_MAX, each, -1).roll(1, 1).flatten(0, 1)
-        swap = rollout(model, ids, P, S, rules, u, temperature=0.0,
-                       edit=lambda t, z: torch.where(other[:, t] >= 0, other[:, t], z))
-        # a branch is as good as its last thought: one whose place the neighbour left empty was not shuffled
-        heard = rules.persist | (other.gather(1, ro.left.gather(1, ro.place[:, P:])) >= 0)
-        pairs.append(("accuracy_shuffled_by_n", swap, asked & heard))
-    for name, r, counts in pairs:
-        _, hit = slot_rewards(model, r, None, None, None)
-        out[name], answers = by_n(n[:, P:][counts], hit[counts])
-        out.setdefault("answers_by_n", answers)
+def given_questions(model: GPT, source: Source, rules: Rules, text: Text) -> dict:
+    """Right by level, of all answers; of the first one in each row; of all with another row's
+    thoughts. text: `Source.questions`, in blocks of one level each."""
+    text, of, levels = to_device(text, model), source.of, source.levels
+    # as many thoughts as these texts have slots, whatever the budget of training
+    rules, luck = room(rules, text, model), Luck(0, 0, "eval_rollout")
+    ro = roll(model, text, rules, luck, GREEDY)
+    asked, out = text.pays > 0, {}  # [R, S]
+    first = asked & (asked.cumsum(1) == 1)
+    arms = [(f"accuracy_by_{of}", ro, asked), (f"accuracy_first_by_{of}", ro, first)]
+    if ro.is_think.any() and len(model.think) > 1:  # one row alone holds nothing to shuffle
+        # thoughts of the neighbour in the block, wherever it had one at this place
+        thoughts = torch.where(ro.is_think, ro.ids, -1)
+        other = thoughts.view(levels, -1, thoughts.shape[1]).roll(1, 1).flatten(0, 1)
+        swap = roll(model, text, rules, luck, GREEDY,
+                    edit=lambda t, z: torch.where(other[:, t] >= 0, other[:, t], z))
+        # a branch is as good as its last thought: where the neighbour left that place empty, it
+        # was not shuffled
+        last = other.gather(1, ro.chosen_at.gather(1, ro.place[:, ro.P:]))
+        arms.append((f"accuracy_shuffled_by_{of}", swap, asked & (rules.persist | (last >= 0))))
+    for name, it, counted in arms:
+        hit = score(model, it, text.pays).hit
+        out[name], answers = by_level(text.level[counted], hit[counted], levels)
+        out.setdefault(f"answers_by_{of}", answers)
     if rules.think == "free":
-        out |= when_it_thinks(model, cups, rules, ro, pays) if rules.persist else what_it_thinks_about(ro, asked)
+        may = rules.open_slots(text, model.config.vocab_size)
+        out |= (when_it_thinks(source, may, ro, first) if rules.persist else
+                what_it_thinks_about(ro, asked))
     return out
 
 
-def when_it_thinks(model: GPT, cups: Cups, rules: Rules, ro: Rollout, pays: Tensor) -> dict:
-    """Of the slots that may hold thoughts, the share that does after moves that move the ball, and elsewhere; and thoughts in
-    the first round, by its n. ro: rollouts over `story_set`."""
-    follow = [cups.follow(row) for row in ro.text.tolist()]
-    ball = torch.tensor([[-1 if b is None else b for b, _ in row] for row in follow], device=ro.ids.device)  # [R, L]
-    move = torch.isin(ro.text, torch.as_tensor(cups.move_ids, device=ro.ids.device))
-    moved = move & (ball != ball.roll(1, 1))
-    thoughts = torch.zeros_like(ball).scatter_add(1, ro.slot.clamp(min=0), ro.is_think.long())  # in each slot
-    may = rules.table(model)[ro.text]
-    may[:, :OPENING - 1], may[:, -1] = False, False  # none in the prompt, none after the end
-    first = pays.long().argmax(1, keepdim=True)  # the first answer's place
-    in_round = (thoughts * (torch.arange(ball.shape[1], device=ball.device) < first)).sum(1).float()
-    share = {name: (thoughts[where] > 0).float().mean().item() if where.any() else 0.0
-             for name, where in (("thinks_after_moved", may & moved), ("thinks_elsewhere", may & ~moved))}
-    return share | {"thoughts_by_n": in_round.view(N_MAX, -1).mean(1).tolist()}
+def when_it_thinks(source: Source, may: Tensor, ro: Rollout, first: Tensor) -> dict:
+    """Of the slots that may hold thoughts, after tokens [R, L], the share that does: where what has
+    to be remembered changes, and elsewhere. Thoughts before the first answer [R, S], by level."""
+    moved, P = source.changes(ro.text), ro.P
+    if moved is None:
+        return {}
+    thoughts = torch.zeros_like(ro.text).scatter_add(1, ro.after.clamp(min=0), ro.is_think.long())
+    may = may.clone()
+    may[:, :P - 1], may[:, -1] = False, False  # none in the prompt, none after the end
+    answer = P + first.long().argmax(1, keepdim=True)
+    before = torch.arange(ro.text.shape[1], device=ro.ids.device) < answer
+    in_round = (thoughts * before).sum(1).float()
+    out = {name: share(thoughts > 0, where) for name, where in
+           (("thinks_after_moved", may & moved), ("thinks_elsewhere", may & ~moved))}
+    return out | {f"thoughts_by_{source.of}": in_round.view(source.levels, -1).mean(1).tolist()}
+
+
+def share(what: Tensor, where: Tensor) -> float:
+    return what[where].float().mean().item() if where.any() else 0.0
 
 
 def what_it_thinks_about(ro: Rollout, asked: Tensor) -> dict:
-    """Branches: of the tokens that are predicted, the share that is thought about: of answers, asked [R, S], and of all others."""
-    thoughts = torch.zeros_like(ro.text).scatter_add(1, ro.slot.clamp(min=0), ro.is_think.long())[:, ro.P - 1:-1]
-    return {name: (thoughts[where] > 0).float().mean().item()
-            for name, where in (("thinks_before_answers", asked), ("thinks_elsewhere", ~asked))}
+    """Branches: of the tokens that are predicted, the share that is thought about: of answers,
+    asked [R, S], and of all others."""
+    thoughts = torch.zeros_like(ro.text).scatter_add(1, ro.after.clamp(min=0), ro.is_think.long())
+    thinks = thoughts[:, ro.P - 1:-1] > 0
+    return {"thinks_before_answers": share(thinks, asked),
+            "thinks_elsewhere": share(thinks, ~asked)}
 
 
+@torch.no_grad()
 def plain_nats(model: GPT, ids: Tensor, window: int) -> tuple[float, float]:
-    """Held-out ids [R, T] without thoughts -> nats a text token, and mean p_think over their slots."""
-    nats, p = [], []
-    with torch.no_grad():
-        for row in ids.split(8):
-            h = model(row[:, :-1], mask=visible_text(row[:, :-1], window))
-            logits = model.logits(h).float()
-            V = model.config.vocab_size
-            nats.append(F.cross_entropy(logits[..., :V].flatten(0, 1), row[:, 1:].flatten(), reduction="none"))
-            p.append(torch.sigmoid(gate_logit(logits, V)).flatten() if model.config.think_vocab else torch.zeros(1))
-    return torch.cat(nats).mean().item(), torch.cat(p).mean().item()
+    """Held-out ids [R, T] without thoughts -> nats per text token, and mean p_think."""
+    nats, p, V = [], [], model.config.vocab_size
+    for row in ids.split(8):  # at GPT-2's size the logits of 8 rows are enough for memory
+        h = model(row[:, :-1], mask=visible_text(row[:, :-1], window))
+        logits = model.logits(h).float()
+        nats.append(F.cross_entropy(logits[..., :V].flatten(0, 1), row[:, 1:].flatten(),
+                                    reduction="none"))
+        if model.config.think_vocab:
+            p.append(torch.sigmoid(gate_logit(logits, V)).flatten())
+    return torch.cat(nats).mean().item(), torch.cat(p).mean().item() if p else 0.0
 
 
 @torch.no_grad()
-def gain(model: GPT, ids: Tensor, P: int, rules: Rules, seed: int = 0) -> tuple[float, float]:
-    """Held-out ids [R, L] -> nats a token that own sampled thoughts add to log p_text of the data, over the same model
-    without them, and the half width of its 95 % interval over rows."""
-    R, S = len(ids), ids.shape[1] - P
-    r = [slot_rewards(model, rollout(model, ids, P, S, rule, luck_on_text(seed, 2, "eval_rollout", rule, R, S, ids.device)),
-                      None, None, None)[0].mean(1) for rule in (rules, replace(rules, think="never", budget=0))]
-    return (r[0] - r[1]).mean().item(), 1.96 * (r[0] - r[1]).std().item() / R ** 0.5
+def gain(model: GPT, text: Text, rules: Rules) -> tuple[float, float]:
+    """What own sampled thoughts add to log p_text of held-out text, in nats per token, and half
+    of its 95 % interval over rows."""
+    without = replace(rules, think="never", budget=0)
+    r = [score(model, roll(model, text, its, Luck(0, 2, "eval_rollout")), text.pays).r.mean(1)
+         for its in (rules, without)]
+    more = r[0] - r[1]  # [R]: with thoughts, minus without
+    return more.mean().item(), 1.96 * more.std().item() / len(more) ** 0.5
 
 
 @torch.no_grad()
-def free_text(model: GPT, data: Cups | TextFile, rules: Rules, teacher: GPT | None, rows: int, P: int, S: int,
-              seed: int = 0) -> tuple[dict, Rollout]:
-    """Own text at temperature 1 with greedy thoughts (where thinking is free: sampled ones, since a gate below one half
-    would never open): reverse_kl (nats a text token), thoughts a text token, and on cups own answers by their own n."""
-    kind = {"prompt": P} if isinstance(data, Cups) else {}
-    prompts = torch.from_numpy(data.batch(rows, P, seed, 1000, "eval", **kind).ids).to(model.device)
-    u = uniforms(seed, 1, "eval_rollout", rules.draws(S), rows, model.device)
-    ro = rollout(model, prompts, P, S, rules, u, think_temperature=0.0 if rules.think == "forced" else 1.0)
-    out = {"thoughts_per_token": ro.is_think.sum().item() / (rows * S)}
+def free_text(model: GPT, source: Source, rules: Rules, prompts: Text,
+              teacher: GPT | None) -> tuple[dict, Rollout]:
+    """Own text at temperature 1, thoughts greedy, and sampled where thinking is free: a gate below
+    one half would never open. Reverse KL, thoughts per text token, right answers by level."""
+    dials = Dials(1.0, 0.0 if rules.think == "forced" else 1.0)
+    ro = roll(model, prompts, rules, Luck(0, 1, "eval_rollout"), dials)
+    out = {"thoughts_per_token": ro.is_think.sum().item() / prompts.pays.numel()}
     if teacher is not None:
-        r, _ = slot_rewards(model, ro, teacher, teacher_states(teacher, ro), None)
-        out["reverse_kl"] = -r.mean().item()
-    if isinstance(data, Cups):
-        # neither the prompt's, nor those to a question that is asked twice without a move in between (n = 0)
-        answers = [a for row in ro.text.tolist() for a in data.check(row) if a[0] >= P and a[1] > 0]
-        n, right = (torch.tensor([a[i] for a in answers], dtype=torch.long) for i in (1, 2))
-        out["free_accuracy_by_n"], out["free_answers_by_n"] = by_n(n, right)
-        out["free_accuracy"], out["free_answers"] = right.float().mean().item() if len(n) else 0.0, len(n)
+        out["reverse_kl"] = -score(model, ro, prompts.pays, teacher).r.mean().item()
+    if source.levels:
+        # neither the prompt's answers, nor those to a question that is asked twice
+        answers = [a for row in ro.text.tolist() for a in source.answers(row)
+                   if a[0] >= prompts.P and a[1] > 0]
+        level, right = (torch.tensor([a[i] for a in answers], dtype=torch.long) for i in (1, 2))
+        shares, counts = by_level(level, right, source.levels)
+        out |= {f"free_accuracy_by_{source.of}": shares, f"free_answers_by_{source.of}": counts,
+                "free_accuracy": right.float().mean().item() if answers else 0.0,
+                "free_answers": len(answers)}
     return out, ro
 
 
-@torch.no_grad()
-def thoughts_as_text(model: GPT, base: GPT, ids: Tensor, P: int, rules: Rules, seed: int = 0) -> float:
-    """Held-out ids [R, L] -> mean log p of greedy thoughts (free ones: sampled, as in `free_text`) for the base, which reads
-    them as words."""
-    R, S = len(ids), ids.shape[1] - P
-    ro = rollout(model, ids, P, S, rules, luck_on_text(seed, 3, "eval_rollout", rules, R, S, ids.device),
-                 think_temperature=0.0 if rules.think == "forced" else 1.0)
-    return as_text(base, ro, rules).sum().item() / max(ro.is_think.sum().item(), 1)
-
-
-def evaluate(model: GPT, data: Cups | TextFile, rules: Rules, teacher: GPT | None, P: int, S: int, each: int = 32,
-             rows: int = 128, base: GPT | None = None) -> tuple[dict, Rollout]:
-    """Everything above in one dictionary, ready for an `eval` line of metrics.jsonl, and the free rollouts."""
-    # without a cache for own text of branches, 8 rows of 64 tokens would take GPT-2 minutes: a look at it is enough there
-    few = not rules.persist and not isinstance(data, Cups)
-    free, ro = free_text(model, data, rules, teacher, min(rows, 2) if few else rows, P, min(S, 8) if few else S)
-    ids = torch.from_numpy(data.batch(rows, P + S, 0, 2000, "eval").ids).to(model.device)
+def evaluate(model: GPT, source: Source, rules: Rules, settings, teacher: GPT | None = None,
+             each: int = 32) -> tuple[dict, Rollout]:
+    """All of the above, ready for an `eval` line of metrics.jsonl, and the free rollouts.
+    each: how many questions of every level."""
+    P, S = settings.prompt_tokens, settings.new_tokens
+    rows = 128 if source.levels else settings.prompts * settings.samples  # a step's worth of text
+    few = not rules.persist and not source.levels
+    # without a cache for own text of branches, 8 rows of 64 tokens would take GPT-2 minutes
+    some, short = (min(rows, 2), min(S, 8)) if few else (rows, S)
+    # own text, after held-out prompts
+    prompts = plain(held_out(source, some, P, 1000, P), P, short)
+    free, ro = free_text(model, source, rules, to_device(prompts, model), teacher)
+    # given text, without thoughts and with them
+    ids = held_out(source, rows, P + S, 2000).to(model.device)
     nats, p_think = plain_nats(model, ids, rules.window)
     out = {"p_think": p_think, "nats_without_thoughts": nats, **free}
     if rules.think != "never":
-        kind = {"prompt": P} if isinstance(data, Cups) else {}  # no round that began before there could be thoughts
-        ids = torch.from_numpy(data.batch(rows, P + S, 0, 3000, "eval", **kind).ids).to(model.device)
-        out["gain"], out["gain_95"] = gain(model, ids, P, rules)
-        out |= {"thoughts_as_text": thoughts_as_text(model, base, ids, P, rules)} if base is not None else {}
-    if isinstance(data, Cups):
-        out |= given_stories(model, data, rules, each)
-        out["accuracy"] = sum(out["accuracy_by_n"][:10]) / 10
+        text = plain(held_out(source, rows, P + S, 3000, P), P, S)
+        out["gain"], out["gain_95"] = gain(model, to_device(text, model), rules)
+    if source.levels:
+        out |= given_questions(model, source, rules, source.questions(each, 0))
+        first = out[f"accuracy_by_{source.of}"][:10]
+        out["accuracy"] = sum(first) / len(first)
     return out, ro
+
+
+def held_out(source: Source, rows: int, L: int, step: int, prompt: int = 0) -> Tensor:
+    """The same rows at each evaluation. step: which of them."""
+    return source.take(rows, L, seeded(0, step, "eval"), prompt, held_out=True)
+
+
+REPORT = {  # columns of an evaluation, in words
+    "reverse_kl": "reverse KL to the teacher, nats per text token",
+    "p_think": "p_think on held-out text",
+    "thoughts_per_token": "thoughts per text token in own text",
+    "thinks_after_moved": "greedy: thinks after moves that move the ball",
+    "thinks_before_answers": "greedy: thinks before answers",
+    "thinks_elsewhere": "greedy: thinks elsewhere, where it may",
+    "thoughts_as_text": "log p of thoughts, read as words by the base",
+    "nats_without_thoughts": "nats per held-out token, without thoughts",
+    "gain": "what thoughts add on held-out text, nats per token"}
+
+
+def print_report(before: dict, after: dict, forced: bool, of: str) -> None:
+    """What was learned, before -> after. forced: p_think was never asked for."""
+    print("what was learned, before -> after:")
+    for key, words in REPORT.items():
+        if key in after and not (forced and key == "p_think"):
+            print(f"  {words:<50} {before.get(key, math.nan):.3f} -> {after[key]:.3f}")
+    own, shuffled = after.get(f"accuracy_by_{of}"), after.get(f"accuracy_shuffled_by_{of}")
+    for n in (1, 2, 3, 6, 10, 20, 30) if own else ():
+        if n > len(own):
+            break
+        first = before[f"accuracy_by_{of}"][n - 1]
+        points = 100 * (own[n - 1] - shuffled[n - 1]) if shuffled else 0
+        more = f"   own minus another text's thoughts {points:+.0f} points" if shuffled else ""
+        print(f"  given texts, {of} = {n:<2}: answers right"
+              f"{'':<{16 - len(of)}} {first:6.1%} -> {own[n - 1]:6.1%}{more}")
+    if own:
+        print(f"  own texts: answers right {'':<25} {before['free_accuracy']:6.1%} -> "
+              f"{after['free_accuracy']:6.1%}   "
+              f"({before['free_answers']} -> {after['free_answers']} answers)")

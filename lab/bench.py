@@ -1,15 +1,22 @@
-"""How fast it is, beside what people would use instead, and how far from what the machine could do.
+"""How fast it is, next to what people would use instead, and next to what the machine could do.
 
-    python -m lab.bench                                 # one table, bench.json, figures/bench_scale.png
-    python -m lab.bench --only rollout loss --threads 1 # some sections; bench.json keeps what it has of the others
+    python -m lab.bench                                  # all: bench.json and a picture
+    python -m lab.bench --only rollout loss --threads 1  # some; bench.json keeps the others
 
-Arms that are compared run in turn (A B A B), since a shared machine drifts by a quarter within minutes. Shown are medians;
-`x ours` is the median of the ratios pair by pair: over 1, ours is faster. `limit` is the share of the roofline: what the same
-matrix products would take at the best rate seen in this run, or one pass over the weights where that is longer (attention
-and sampling left out). Weights are random, as speed does not depend on them. On a GPU the same sections run there, and
+Arms that are compared run in turn (A B A B), since a shared machine drifts by a quarter within
+minutes. Shown are medians. `x ours` is the median of the ratios pair by pair: over 1, ours is
+faster. `limit` is the share of the roofline, the shortest possible time: what the same matrix
+products would take at the best rate seen in this run, or one pass over the weights where that is
+longer. Attention and sampling are left out of it.
+
+Weights are random, as speed does not depend on them. On a GPU the same sections run there, and
 `compile` has bfloat16 and CUDA graphs. The peers: pip install -r tests/requirements-bench.txt
 
-Left out on purpose: int8 (another policy than the one that is trained), several GPUs, servers. Knows train.py and all below it.
+Left out on purpose: int8, which is another policy than the one that is trained; several GPUs;
+servers. Knows train.py and all below it, and lab/export.py.
+
+Letters: B contexts, G siblings, P prompt tokens, S new text tokens, V text rows, N thinking rows,
+C width, n states.
 """
 import contextlib
 import copy
@@ -28,35 +35,71 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 from unittest.mock import patch
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from tqdm import tqdm
 
+import reward
 import train
-from data import Batch
-from model import GPT, TRANSPOSED, Config, unembed
-from reward import _Pieces
-from rollout import Rules, draw, rollout, states
-from settings import Parser, parse, resolve
+from data import Source, plain
+from fast import in_pieces, unembed
+from lab.export import their_config, their_weights
+from model import GPT, Config
+from next_token import roll, states
+from rollout import GREEDY, Rules, draw, rollout
+from run import Run
+from settings import Parser, parser, resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
-DIALS = dict(prompts=(1, 2, 4, 8), new_tokens=(16, 32, 64, 128), max_thoughts=(1, 2, 4, 8), think_vocab=(256, 2048, 16384))
-FULL = dict(config=Config(think_vocab=2048), small=Config(6, 6, 384, think_vocab=2048), batches=(1, 16, 64), P=64, S=64,
-            rounds=3, tokens=1024, updates=3, branches=(2, 64, 8), cups=40, dials=DIALS, thoughts=(8, 32))
-QUICK = dict(config=Config(2, 2, 32, 128, 400, 50), small=Config(1, 2, 32, 128, 400, 50), batches=(2,), P=8, S=8, rounds=1,
-             tokens=64, updates=2, branches=(2, 6, 2), cups=3, dials=dict(prompts=(1, 2)), thoughts=(2,))
 
+
+class Size(NamedTuple):
+    """How large everything is. config: the model; small: that of `scale`, whose dials are turned
+    one at a time. batches: rows of a rollout. rounds: how often each arm runs. tokens: states of
+    `loss`. updates: steps of a run. branches: texts, tokens of each, thoughts per branch. cups:
+    steps of the game. thoughts: per row, of `continuous`. peak, stream: `roofline`'s."""
+    config: Config
+    small: Config
+    batches: tuple
+    P: int
+    S: int
+    rounds: int
+    tokens: int
+    updates: int
+    branches: tuple
+    cups: int
+    dials: dict
+    thoughts: tuple
+    peak: float = 0.0
+    stream: float = 0.0
+
+
+DIALS = dict(prompts=(1, 2, 4, 8), new_tokens=(16, 32, 64, 128), max_thoughts=(1, 2, 4, 8),
+             think_vocab=(256, 2048, 16384))
+FULL = Size(config=Config(think_vocab=2048), small=Config(6, 6, 384, think_vocab=2048),
+            batches=(1, 16, 64), P=64, S=64, rounds=3, tokens=1024, updates=3, branches=(2, 64, 8),
+            cups=40, dials=DIALS, thoughts=(8, 32))
+QUICK = Size(config=Config(2, 2, 32, 128, 400, 50), small=Config(1, 2, 32, 128, 400, 50),
+             batches=(2,), P=8, S=8, rounds=1, tokens=64, updates=2, branches=(2, 6, 2), cups=3,
+             dials=dict(prompts=(1, 2)), thoughts=(2,))
+
+
+# The clock, and what else is measured
 
 def now() -> float:
-    """Seconds; of one thread on a CPU its CPU seconds, so that others who take turns on the same core do not count."""
+    """Seconds. With one thread on a CPU these are its CPU seconds, so that others who take turns
+    on the same core do not count."""
     if GPU:
         torch.cuda.synchronize()
-    return time.process_time() if torch.get_num_threads() == 1 and not GPU else time.perf_counter()
+    alone = torch.get_num_threads() == 1 and not GPU
+    return time.process_time() if alone else time.perf_counter()
 
 
 def seconds(task: Callable) -> float:
@@ -72,7 +115,8 @@ def wall(task: Callable) -> float:
     return time.perf_counter() - start
 
 
-def interleave(arms: dict[str, Callable], rounds: int, warm: bool = True, clock: Callable = seconds) -> dict[str, list[float]]:
+def interleave(arms: dict[str, Callable], rounds: int, warm: bool = True,
+               clock: Callable = seconds) -> dict[str, list[float]]:
     """Seconds of each arm, in turn: A B A B, after one warm-up."""
     runs = [{name: clock(task) for name, task in arms.items()}
             for _ in tqdm(range(rounds + warm), desc=next(iter(arms)), leave=False)]
@@ -86,59 +130,70 @@ def fresh(task: Callable, *args):
 
 
 def memory(key: str) -> float:
-    """MiB of this process: VmRSS, now, or VmHWM, at the most so far (ru_maxrss would be the parent's, where that is larger).
-    On a GPU what torch has of it. nan where neither can be asked."""
+    """MiB of this process: VmRSS, now, or VmHWM, the highest so far. On a GPU what torch has of
+    it. nan where neither can be asked."""
     if GPU:
-        return {"VmRSS": torch.cuda.memory_allocated, "VmHWM": torch.cuda.max_memory_allocated}[key]() / 2 ** 20
+        ask = {"VmRSS": torch.cuda.memory_allocated, "VmHWM": torch.cuda.max_memory_allocated}
+        return ask[key]() / 2 ** 20
+    # (ru_maxrss would be the parent's, where that is larger)
     status = Path("/proc/self/status")
-    found = [line.split()[1] for line in status.read_text().splitlines() if line.startswith(key)] if status.exists() else []
+    lines = status.read_text().splitlines() if status.exists() else []
+    found = [line.split()[1] for line in lines if line.startswith(key)]
     return int(found[0]) / 1024 if found else float("nan")
 
 
 def have(package: str) -> bool:
     there = importlib.util.find_spec(package) is not None
     if not there:
-        print(f"  ({package} is not installed, its arm is skipped: pip install -r tests/requirements-bench.txt)")
+        print(f"  ({package} is not installed, its arm is skipped: pip install -r "
+              "tests/requirements-bench.txt)")
     return there
 
 
-def show(title: str, times: dict[str, list[float]], limit: float = 0.0, peaks: dict[str, float] | None = None) -> dict:
+def show(title: str, times: dict[str, list[float]], limit: float = 0.0,
+         peaks: dict[str, float] | None = None) -> dict:
     """Print one comparison with ours, the first arm; what is returned goes to bench.json."""
     print(f"  {title:<66} {'seconds':>9} {'x ours':>7} {'limit':>6} {'MiB':>6}")
     ours, table = next(iter(times.values())), {}
     for arm, spent in times.items():
-        row = {"seconds": median(spent), "all": spent, "x_ours": median(b / a for a, b in zip(ours, spent))}
-        table[arm] = row = row | {"limit": limit / row["seconds"], "peak_mib": peaks[arm] if peaks else 0.0}
-        share, peak = f"{row['limit']:.0%}" if limit else "", f"{row['peak_mib']:.0f}" if peaks else ""
-        print(f"    {arm:<64} {row['seconds']:9.4f} {row['x_ours']:7.2f} {share:>6} {peak:>6}")
+        middle, ratio = median(spent), median(b / a for a, b in zip(ours, spent))
+        table[arm] = row = {"seconds": middle, "all": spent, "x_ours": ratio,
+                            "limit": limit / middle, "peak_mib": peaks[arm] if peaks else 0.0}
+        share = f"{row['limit']:.0%}" if limit else ""
+        peak = f"{row['peak_mib']:.0f}" if peaks else ""
+        print(f"    {arm:<64} {middle:9.4f} {ratio:7.2f} {share:>6} {peak:>6}")
     return {"title": title, "arms": table}
 
 
 def roofline(config: Config) -> tuple[float, float]:
-    """-> FLOP/s of the best large product, bytes/s of a pass over the unembedding: the best of ten."""
+    """-> FLOP/s of the best large product, bytes/s of a pass over the unembedding: the best of
+    ten."""
     a, b, x = (torch.randn(1024, n, device=DEVICE).T for n in (1024, 1024, config.n_embd))
     rows = torch.randn(config.vocab_size, config.n_embd, device=DEVICE)
-    rates = [(2 * 1024 ** 3 / seconds(lambda: a @ b), 2 * rows.numel() * 1024 / seconds(lambda: unembed(x.T, rows)),
+    rates = [(2 * 1024 ** 3 / seconds(lambda: a @ b),
+              2 * rows.numel() * 1024 / seconds(lambda: unembed(x.T, rows)),
               4 * rows.numel() / seconds(rows.sum)) for _ in range(10)]
     gemm, wide, stream = (max(rate) for rate in zip(*rates))
     return max(gemm, wide), stream
 
 
-def least(model: GPT, steps: list[tuple[int, int]], size: dict) -> float:
-    """Seconds that forwards take at the least. steps: for each, its rows, and how many of them get text logits."""
+def least(model: GPT, steps: list[tuple[int, int]], size: Size) -> float:
+    """The fewest seconds that forwards can take. steps: for each, its rows, and how many of them
+    get text logits."""
     body, vocab = (sum(p.numel() for p in m.parameters()) for m in (model.h, model.wte))
-    return sum(max(2 * (rows * body + heads * vocab) / size["peak"], 4 * (body + (heads > 0) * vocab) / size["stream"])
-               for rows, heads in steps)
+    return sum(max(2 * (rows * body + heads * vocab) / size.peak,
+                   4 * (body + (heads > 0) * vocab) / size.stream) for rows, heads in steps)
 
+
+# Sampling: sections `rollout` and `sampler`
 
 def hugging_face(model: GPT):
     """The same weights in transformers' class, text rows alone."""
     from transformers import GPT2Config, GPT2LMHeadModel
-    c = model.config
-    shape = dict(vocab_size=c.vocab_size, n_positions=c.n_ctx, n_embd=c.n_embd, n_layer=c.n_layer, n_head=c.n_head)
-    peer = GPT2LMHeadModel(GPT2Config(**shape, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, bos_token_id=0, eos_token_id=None))
-    peer.transformer.load_state_dict({k: v.T if k.endswith(TRANSPOSED) else v for k, v in model.state_dict().items()
-                                      if not k.startswith("think")})
+    config = GPT2Config(**their_config(model), resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
+                        bos_token_id=0, eos_token_id=None)  # it never ends by itself
+    peer = GPT2LMHeadModel(config)
+    peer.load_state_dict(their_weights(model))
     return peer.eval().to(DEVICE)
 
 
@@ -152,55 +207,71 @@ def ctranslate(peer, V: int):
     spec.validate()
     with tempfile.TemporaryDirectory() as folder:
         spec.save(folder)
-        return ctranslate2.Generator(folder, device=DEVICE, compute_type="float32", intra_threads=torch.get_num_threads())
+        return ctranslate2.Generator(folder, device=DEVICE, compute_type="float32",
+                                     intra_threads=torch.get_num_threads())
 
 
-def rollouts(size: dict) -> list[dict]:
+def numbers(u: Tensor) -> Callable:
+    """These random numbers instead of `Luck`'s: to draw them is no part of what is measured."""
+    return lambda draws, *_: u[:draws]
+
+
+def rollouts(size: Size) -> list[dict]:
     """P + S tokens: ours with text alone, what others generate, and ours with free thoughts."""
-    model, tables, (P, S) = GPT(size["config"]).to(DEVICE), [], (size["P"], size["S"])
+    model, tables, (P, S) = GPT(size.config).to(DEVICE), [], (size.P, size.S)
     V, hf = model.config.vocab_size, hugging_face(model) if have("transformers") else None
     ct = ctranslate(hf, V) if hf is not None and have("ctranslate2") else None
-    for B in size["batches"]:
-        text, u = torch.randint(V, (B, P), device=DEVICE), torch.rand(2 * S, B, 2, device=DEVICE)
-        words = [[str(i) for i in row] for row in text.tolist()]
-        arms = {"ours, text alone": lambda: rollout(model, text, P, S, Rules("never"), u)}
+    free = Rules("free", max_thoughts=1, budget=S // 2)
+    for B in size.batches:
+        ids, luck = torch.randint(V, (B, P), device=DEVICE), numbers(torch.rand(2 * S, B, 2))
+        text, words = plain(ids, P, S), [[str(i) for i in row] for row in ids.tolist()]
+        arms = {"ours, text alone": lambda: rollout(model, text, Rules("never"), luck)}
         if hf is not None:
             arms["Hugging Face generate, dynamic cache"] = lambda: hf.generate(
-                text, attention_mask=torch.ones_like(text), max_new_tokens=S, do_sample=True, top_k=0, pad_token_id=0)
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=S, do_sample=True,
+                top_k=0, pad_token_id=0)
         if ct is not None:
             arms["CTranslate2, float32"] = lambda: ct.generate_batch(
-                words, max_length=S, min_length=S, sampling_topk=0, include_prompt_in_result=False)
-        rules = Rules("free", max_thoughts=1, budget=S // 2)
-        arms[f"ours, free thoughts, {S // 2} more places"] = lambda: rollout(model, text, P, S, rules, u)
+                words, max_length=S, min_length=S, sampling_topk=0,
+                include_prompt_in_result=False)
+        arms[f"ours, free thoughts, {S // 2} more places"] = lambda: rollout(model, text, free,
+                                                                             luck)
         limit = least(model, [(B * P, B)] + [(B, B)] * (S - 1), size)
-        tables.append(show(f"B = {B}, {P} + {S} tokens", interleave(arms, size["rounds"]), limit))
+        tables.append(show(f"B = {B}, {P} + {S} tokens", interleave(arms, size.rounds), limit))
     return tables
 
 
-def sampler(size: dict) -> list[dict]:
-    """One id a row, from a softmax."""
-    logits = torch.randn(16, size["config"].vocab_size + size["config"].think_vocab, device=DEVICE)
-    u = torch.rand(16, device=DEVICE)
+def sampler(size: Size) -> list[dict]:
+    """One id per row, from a softmax."""
+    rows = size.config.vocab_size + size.config.think_vocab
+    logits, u = torch.randn(16, rows, device=DEVICE), torch.rand(16, device=DEVICE)
     arms = {"ours: two-level inverse CDF": lambda: draw(logits, u, 1.0),
             "torch.multinomial": lambda: torch.multinomial(logits.softmax(-1), 1),
-            "Gumbel, by exponential_": lambda: (logits.softmax(-1) / torch.empty_like(logits).exponential_()).argmax(-1)}
-    return [show(f"a draw from {list(logits.shape)}", interleave(arms, 10 * size["rounds"]))]
+            "Gumbel, by exponential_": lambda: (
+                logits.softmax(-1) / torch.empty_like(logits).exponential_()).argmax(-1)}
+    return [show(f"a draw from {list(logits.shape)}", interleave(arms, 10 * size.rounds))]
 
+
+# The loss
 
 def loss_arm(arm: str, config: Config, n: int, threads: int) -> tuple[float, float]:
     """-> seconds forward + backward, MiB at the peak above states and weights."""
     torch.set_num_threads(threads)
-    N = config.think_vocab if arm == "ours" else 0  # the peer has all rows in one matrix, which suits it best
+    # the peer has all rows in one matrix, which suits it best
+    N = config.think_vocab if arm == "ours" else 0
     V, C = config.vocab_size + config.think_vocab - N, config.n_embd
-    h, wte, think = (torch.empty(rows, C, device=DEVICE).normal_(std=0.02).requires_grad_() for rows in (n, V, N))
-    offset, y = torch.zeros((), device=DEVICE, requires_grad=True), torch.randint(V, (n,), device=DEVICE)
+    h, wte, think = (torch.empty(rows, C, device=DEVICE).normal_(std=0.02).requires_grad_()
+                     for rows in (n, V, N))
+    bias = torch.zeros((), device=DEVICE, requires_grad=True)
+    y = torch.randint(V, (n,), device=DEVICE)
 
     def entropy(logits, V, y):
         return F.cross_entropy(logits, y, reduction="sum"), 0
 
     def task() -> None:
-        h.grad = wte.grad = think.grad = offset.grad = None
-        total = _Pieces.apply(h, wte, think, offset, entropy, [y])[0] if arm == "ours" else entropy(h @ wte.T, V, y)[0]
+        h.grad = wte.grad = think.grad = bias.grad = None
+        total, _ = (in_pieces(entropy, h, wte, think, bias, [y]) if arm == "ours" else
+                    entropy(h @ wte.T, V, y))
         total.backward()
 
     before = memory("VmRSS")
@@ -209,105 +280,137 @@ def loss_arm(arm: str, config: Config, n: int, threads: int) -> tuple[float, flo
 
 
 def in_turn(title: str, arms: dict[str, tuple], rounds: int, limit: float = 0.0) -> dict:
-    """Arms (task, *arguments) that return seconds and peak MiB, each time in a new process: A B A B."""
-    runs = [{name: fresh(*task) for name, task in arms.items()} for _ in tqdm(range(rounds), desc=title, leave=False)]
+    """Arms (task, *arguments) that return seconds and peak MiB, each time in a new process:
+    A B A B."""
+    runs = [{name: fresh(*task) for name, task in arms.items()}
+            for _ in tqdm(range(rounds), desc=title, leave=False)]
     times, peaks = ({name: [run[name][i] for run in runs] for name in arms} for i in (0, 1))
     return show(title, times, limit, {name: median(x) for name, x in peaks.items()})
 
 
-def loss(size: dict) -> list[dict]:
+def loss(size: Size) -> list[dict]:
     """Unembedding and log-probs over all rows, forward + backward."""
-    config, n = size["config"], size["tokens"]
+    config, n, threads = size.config, size.tokens, torch.get_num_threads()
     rows = config.vocab_size + config.think_vocab
     arms = {"ours: in pieces, gradients formed in the forward": "ours", "F.cross_entropy": "plain"}
     return [in_turn(f"log-probs [{n}, {rows}] and their gradient (MiB above inputs)",
-                    {name: (loss_arm, arm, config, n, torch.get_num_threads()) for name, arm in arms.items()}, size["rounds"],
-                    3 * 2 * n * rows * config.n_embd / size["peak"])]
+                    {name: (loss_arm, arm, config, n, threads) for name, arm in arms.items()},
+                    size.rounds, 3 * 2 * n * rows * config.n_embd / size.peak)]
 
 
-class Noise:
-    """Random ids, where train.py expects data."""
+# An update: sections `update`, `continuous`, `cups` and `scale`
+
+class Noise(Source):
+    """Random ids, where train.py expects text."""
+
     def __init__(self, V: int):
-        self.V = V
+        self.text_ids = list(range(V))
 
-    def batch(self, B: int, S: int, *key) -> Batch:
-        return Batch(np.random.default_rng(0).integers(self.V, size=(B, S)))
+    def take(self, rows, L, rng, prompt=0, held_out=False):
+        return torch.from_numpy(rng.integers(len(self.text_ids), size=(rows, L)))
+
+
+# names in bench.json -> a function of the loop, and the module in which the loop finds it
+PARTS = {"contexts": (train, "take_text"), "rollout": (train, "roll"),
+         "teacher_states": (reward, "teacher_states"), "slot_rewards": (train, "score"),
+         "advantages": (train, "advantages"), "gradient_pass": (train, "backward")}
 
 
 class Clock:
-    """Stands in for train.py's journal, and around the parts of its loop."""
-    PARTS = ("contexts", "rollout", "teacher_states", "slot_rewards", "advantages", "gradient_pass")
-    evals, out, saved = [{"nats_without_thoughts": 0.0}], Path("."), float("inf")
+    """Around the parts of train.py's loop, and instead of `Run.steps`, which would log and save."""
 
     def __init__(self):
-        self.steps, self.parts, self.inside = [], dict.fromkeys(self.PARTS, 0.0), False
+        self.stamps, self.parts, self.inside = [], dict.fromkeys(PARTS, 0.0), []
 
-    def write(self, *line) -> None:
-        if not self.steps:  # the first step is a warm-up, in its parts as well
-            self.parts = dict.fromkeys(self.PARTS, 0.0)
-        self.steps.append(now())
-
-    def measure(self, *args) -> None:
-        pass
-
-    def close(self, *args) -> None:
-        pass
+    def steps(self, run: Run):
+        while run.progress.step < run.progress.end:
+            yield run.progress.step
+            if not self.stamps:  # the first step is a warm-up, in its parts as well
+                self.parts = dict.fromkeys(PARTS, 0.0)
+            self.stamps.append(now())
 
     def around(self, name: str) -> Callable:
-        task = getattr(train, name)
+        """This part, with its time added up. A part within a part belongs to the outer one: where
+        the model writes its own text, `contexts` has a rollout inside. The teacher alone is taken
+        out of the score."""
+        task = getattr(*PARTS[name])
 
         def timed(*args, **kwargs):
-            if self.inside:  # where a student writes its own text, `contexts` has a rollout inside
+            if self.inside and name != "teacher_states":
                 return task(*args, **kwargs)
-            self.inside, start = True, now()
+            self.inside.append(name)
+            start = now()
             out = task(*args, **kwargs)
-            self.inside, self.parts[name] = False, self.parts[name] + now() - start
+            spent = now() - start
+            self.inside.pop()
+            self.parts[name] += spent
+            if self.inside:
+                self.parts[self.inside[-1]] -= spent
             return out
         return timed
 
 
-def train_loop(a: dict, saved: dict | None, *parts) -> tuple[list[float], dict[str, float]]:
-    """train.py's own loop without evaluations and files -> seconds of each step but the first, share of each part."""
+def train_loop(run: Run) -> tuple[list[float], dict[str, float]]:
+    """train.py's own loop without evaluations and files -> seconds of each step except the first,
+    share of each part."""
     clock = Clock()
-    timed = {name: clock.around(name) for name in Clock.PARTS}
-    with patch.multiple(train, Journal=lambda *args: clock, save=lambda *args: None, **timed), \
-            contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        train.train(a, saved, Path("."), *parts)
-    whole = clock.steps[-1] - clock.steps[0]
+    run.steps = lambda: clock.steps(run)
+    with contextlib.ExitStack() as stack:
+        for name, (module, function) in PARTS.items():
+            stack.enter_context(patch.object(module, function, clock.around(name)))
+        train.train(run)
+    whole = clock.stamps[-1] - clock.stamps[0]
     shares = {name: spent / whole for name, spent in clock.parts.items()}
-    return np.diff(clock.steps).tolist(), shares | {"the rest (the optimizer)": 1 - sum(shares.values())}
+    rest = {"the rest (the optimizer)": 1 - sum(shares.values())}
+    return np.diff(clock.stamps).tolist(), shares | rest
 
 
-def update_arm(flags: list, config: Config, threads: int) -> tuple[float, float, float]:
-    """An update of train.py with these flags on noise -> seconds, MiB of the whole process at the peak, and seconds of its
-    gradient pass alone."""
+def new_run(flags: list, source: Source | None = None) -> Run:
+    """train.py's run with these flags."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return train.setup(resolve(vars(parser().parse_args([str(x) for x in flags]))), source)
+
+
+class Spent(NamedTuple):
+    """Of an update: seconds, MiB of the whole process at its peak, seconds of its gradient pass."""
+    seconds: float
+    peak: float
+    gradient: float
+
+
+def update_arm(flags: list, config: Config, threads: int) -> Spent:
+    """An update of train.py with these flags on noise."""
     torch.set_num_threads(threads)
-    base = replace(config, think_vocab=0)
-    with patch.multiple(train, load=lambda name: GPT(base), open_data=lambda *args: Noise(base.vocab_size)), \
-            contextlib.redirect_stdout(io.StringIO()):
-        a = resolve(parse(["--data", "webtext", "--model", "gpt2", *map(str, flags)]))
-        parts = train.setup(a, None)
-    times, shares = train_loop(a, None, *parts)
-    return median(times), memory("VmHWM"), median(times) * shares["gradient_pass"]
+    base, noise = replace(config, think_vocab=0), Noise(config.vocab_size)
+    with patch.object(train, "load", lambda name: GPT(base, noise.text_ids)):
+        run = new_run(["--data", "webtext", "--model", "gpt2", *flags], noise)
+    times, shares = train_loop(run)
+    middle = median(times)
+    return Spent(middle, memory("VmHWM"), middle * shares["gradient_pass"])
 
 
-def trl_arm(config: Config, B: int, G: int, P: int, S: int, steps: int, threads: int) -> tuple[float, float]:
-    """The same with TRL: leave-one-out over G samples, no KL term, a teacher's mean log-prob as reward."""
+def trl_arm(config: Config, B: int, G: int, P: int, S: int, steps: int,
+            threads: int) -> tuple[float, float]:
+    """The same with TRL: leave-one-out over G samples, no KL term, a teacher's mean log-prob as
+    reward."""
     from datasets import Dataset
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, TrainerCallback
     from trl import RLOOConfig, RLOOTrainer
     torch.set_num_threads(threads)
-    V, stamps, (student, teacher) = config.vocab_size, [], (hugging_face(GPT(config)) for _ in range(2))
-    words = Tokenizer(models.WordLevel({str(i): i for i in range(V)}, unk_token="0"))  # ids written out
+    V, stamps = config.vocab_size, []
+    student, teacher = (hugging_face(GPT(config)) for _ in range(2))
+    # ids written out
+    words = Tokenizer(models.WordLevel({str(i): i for i in range(V)}, unk_token="0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="0", pad_token="0")
 
     @torch.no_grad()
     def reward(prompts, completion_ids, **_) -> list[float]:
-        ids = torch.tensor([[int(w) for w in p.split()] + c for p, c in zip(prompts, completion_ids)], device=DEVICE)
-        logits = teacher(ids[:, :-1], logits_to_keep=S).logits  # [B * G, S, V]
-        return (-F.cross_entropy(logits.transpose(1, 2), ids[:, P:], reduction="none")).mean(1).tolist()
+        ids = torch.tensor([[int(w) for w in p.split()] + c
+                            for p, c in zip(prompts, completion_ids)], device=DEVICE)
+        logits = teacher(ids[:, :-1], logits_to_keep=S).logits.transpose(1, 2)  # [B * G, V, S]
+        return (-F.cross_entropy(logits, ids[:, P:], reduction="none")).mean(1).tolist()
 
     class Stamps(TrainerCallback):
         def on_step_begin(self, *args, **kwargs):
@@ -316,133 +419,168 @@ def trl_arm(config: Config, B: int, G: int, P: int, S: int, steps: int, threads:
         def on_step_end(self, *args, **kwargs):
             stamps[-1] += now()
 
-    prompts = Dataset.from_dict({"prompt": [" ".join(map(str, row)) for row in torch.randint(1, V, (B * steps, P)).tolist()]})
+    rows = torch.randint(1, V, (B * steps, P)).tolist()
+    prompts = Dataset.from_dict({"prompt": [" ".join(map(str, row)) for row in rows]})
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        settings = RLOOConfig(folder, per_device_train_batch_size=B * G, num_generations=G, max_completion_length=S, beta=0.0,
-                              max_steps=steps, report_to="none", save_strategy="no", use_cpu=not GPU, bf16=False,
-                              gradient_checkpointing=False, disable_tqdm=True, generation_kwargs={"min_new_tokens": S})
-        RLOOTrainer(student, reward, settings, train_dataset=prompts, processing_class=words, callbacks=[Stamps()]).train()
+        settings = RLOOConfig(
+            folder, per_device_train_batch_size=B * G, num_generations=G, max_completion_length=S,
+            beta=0.0, max_steps=steps, report_to="none", save_strategy="no", use_cpu=not GPU,
+            bf16=False, gradient_checkpointing=False, disable_tqdm=True,
+            generation_kwargs={"min_new_tokens": S})
+        RLOOTrainer(student, reward, settings, train_dataset=prompts, processing_class=words,
+                    callbacks=[Stamps()]).train()
     return median(stamps[1:]), memory("VmHWM")
 
 
-def updates(size: dict) -> list[dict]:
+def updates(size: Size) -> list[dict]:
     """One step on 2 prompts x 4 samples, with a teacher."""
-    config, P, S, steps, threads = size["config"], size["P"], size["S"], size["updates"], torch.get_num_threads()
-    flags = ["--prompts", 2, "--samples", 4, "--prompt_tokens", P, "--new_tokens", S, "--steps", steps]
-    same = ["--thoughts", "none", "--siblings", "free", "--text_grad", "sampled", "--beta", 0, "--gamma", 1]
-    thoughts = ["--think_vocab", config.think_vocab]
-    arms = {"ours, as TRL's: text alone, sampled log-prob": (update_arm, flags + same, config, threads)}
-    arms |= {"TRL's RLOOTrainer": (trl_arm, config, 2, 4, P, S, steps, threads)} if have("trl") else {}
-    arms |= {"ours, the default: free thoughts, exact KL": (update_arm, flags + thoughts, config, threads)}
-    return [in_turn(f"an update, 2 x 4 samples, {P} + {S} tokens (MiB of the process)", arms, max(1, size["rounds"] - 1))]
+    config, P, S, threads = size.config, size.P, size.S, torch.get_num_threads()
+    flags = ["--prompts", 2, "--samples", 4, "--prompt_tokens", P, "--new_tokens", S, "--steps",
+             size.updates]
+    same = [*flags, "--thoughts", "none", "--reward", "sampled", "--gamma", 1]
+    thoughts = [*flags, "--think_vocab", config.think_vocab]
+    arms = {"ours, as TRL's: text alone, sampled log-prob": (update_arm, same, config, threads)}
+    if have("trl"):
+        arms["TRL's RLOOTrainer"] = trl_arm, config, 2, 4, P, S, size.updates, threads
+    arms["ours, the default: free thoughts, exact KL"] = update_arm, thoughts, config, threads
+    return [in_turn(f"an update, 2 x 4 samples, {P} + {S} tokens (MiB of the process)", arms,
+                    max(1, size.rounds - 1))]
 
 
-def next_token(size: dict) -> list[dict]:
-    """s branches of k thoughts for a text of s tokens: packed in one row, and one by one."""
-    (B, s, k), rounds = size["branches"], max(1, size["rounds"] - 1)
-    model, rules = GPT(size["config"]).to(DEVICE), Rules("free", k, k, persist=False)
-    text, u = torch.randint(model.config.vocab_size, (B, s + 1), device=DEVICE), torch.rand(k, B, s, 2, device=DEVICE)
-    ours, theirs, done = "ours: packed", "a loop over prefixes, each with its cache", {}
-
-    def sample() -> None:
-        done[ours] = [rollout(model, text, 1, s, rules, u.flatten(1, 2))]
-
-    def sample_loop() -> None:
-        done[theirs] = [rollout(model, text[:, :i + 1], i, 1, rules, u[:, :, i - 1]) for i in range(1, s + 1)]
-
-    def gradient(name: str) -> None:
-        model.zero_grad()
-        for ro in done[name]:
-            (states(model, ro, rules) * torch.linspace(-1, 1, model.config.n_embd, device=DEVICE)).sum().backward()
-
-    title = f"next_token, {B} texts x {s} branches x {k} thoughts: "
-    limit = least(model, [(B * (s + 1), B * s)] + [(B * s, B * s)] * (k - 1) + [(B * s, 0)], size)
-    tables = [show(title + "rollouts", interleave({ours: sample, theirs: sample_loop}, rounds, False), limit)]
-    arms = {name: functools.partial(gradient, name) for name in done}
-    limit = 3 * least(model, [(B * (s + 1 + s * k), 0)], size)
-    return tables + [show(title + "gradient", interleave(arms, rounds, False), limit)]
-
-
-def continuous(size: dict) -> list[dict]:
-    """k thoughts, one after each of the first k tokens: as ids, sampled and then read in one forward with gradient; and as
-    vectors, where the gradient passes through k thoughts one after the other."""
-    tables, P, S = [], size["P"], size["S"]
-    for k in size["thoughts"]:
-        flags = ["--approach", "stream", "--think", "forced", "--prompts", 2, "--samples", 4, "--prompt_tokens", P,
-                 "--new_tokens", S, "--budget", k, "--steps", size["updates"]]
-        kinds = {"ids": ["--think_vocab", size["config"].think_vocab], "vectors": ["--thoughts", "continuous"]}
-        runs = {kind: fresh(update_arm, flags + more, size["config"], torch.get_num_threads()) for kind, more in kinds.items()}
-        title = f"8 texts of {P} + {S} tokens, {k} thoughts each"
-        tables.append(show(f"an update, {title} (MiB of the process)", {kind: [run[0]] for kind, run in runs.items()},
-                           peaks={kind: run[1] for kind, run in runs.items()}))
-        tables.append(show("its gradient pass alone", {kind: [run[2]] for kind, run in runs.items()}))
+def continuous(size: Size) -> list[dict]:
+    """k thoughts, one after each of the first k tokens: as ids, sampled and then read in one
+    forward with gradient; and as vectors, where the gradient passes through k thoughts one after
+    the other."""
+    tables, P, S, threads = [], size.P, size.S, torch.get_num_threads()
+    kinds = {"ids": ["--think_vocab", size.config.think_vocab],
+             "vectors": ["--thoughts", "continuous"]}
+    for k in size.thoughts:
+        flags = ["--approach", "stream", "--think", "forced", "--prompts", 2, "--samples", 4,
+                 "--prompt_tokens", P, "--new_tokens", S, "--budget", k, "--steps", size.updates]
+        runs = {kind: fresh(update_arm, flags + more, size.config, threads)
+                for kind, more in kinds.items()}
+        title = f"an update, 8 texts of {P} + {S} tokens, {k} thoughts each (MiB of the process)"
+        tables += [show(title, {kind: [run.seconds] for kind, run in runs.items()},
+                        peaks={kind: run.peak for kind, run in runs.items()}),
+                   show("its gradient pass alone",
+                        {kind: [run.gradient] for kind, run in runs.items()})]
     return tables
 
 
-def cups(size: dict) -> list[dict]:
-    """What a machine without a GPU runs: updates in the first stage and in the last, and where the time goes."""
+def cups(size: Size) -> list[dict]:
+    """What a machine without a GPU runs: updates in the first stage and in the last, and where the
+    time goes."""
     tables = []
     for approach, stage in (("teacher", 1), ("teacher", 10), ("stream", 1), ("stream", 10)):
-        with contextlib.redirect_stdout(io.StringIO()):
-            a = resolve(parse(["--approach", approach])) | {"out": ".", "steps": size["cups"]}
-            model, *others = train.setup(a, None)
-        state = {"step": 0, "stage": stage, "accuracy": -1e9, "in_stage": 0, "dead": 0}  # so it never leaves this stage
-        saved = {"optimizer": train.make_optimizer(a, model).state_dict(), "state": state}
-        times, shares = train_loop(a, saved, model, *others)
-        tables.append(show(f"cups, rounds of {stage}: {1 / median(times):.1f} updates a second", {approach: times}))
-        print("      " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.005))
-        tables[-1]["shares"] = shares
+        run = new_run(["--data", "cups", "--approach", approach, "--steps", size.cups])
+        run.progress.stage, run.progress.accuracy = stage, -1e9  # so it never leaves this stage
+        times, shares = train_loop(run)
+        title = f"cups, rounds of {stage}: {1 / median(times):.1f} updates a second"
+        tables.append(show(title, {approach: times}) | {"shares": shares})
+        print("      " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()
+                                   if share >= 0.005))
     return tables
 
 
-def scale(size: dict) -> list[dict]:
+def scale(size: Size) -> list[dict]:
     """Time and memory of an update, one dial turned at a time: figures/bench_scale.png."""
+    base = {"prompts": 2, "new_tokens": size.S // 2, "max_thoughts": 1,
+            "think_vocab": size.small.think_vocab}
+    points = [(name, x, base | {name: x}, size.small)
+              for name, values in size.dials.items() for x in values]
+    points += [("parameters", sum(p.numel() for p in GPT(c).parameters()), base, c)
+               for c in (size.small, size.config)]
+    found = {}
+    for name, x, dials, config in tqdm(points, desc="scale", leave=False):
+        flags = [word for dial, value in dials.items() for word in (f"--{dial}", value)]
+        flags += ["--prompt_tokens", size.S // 2, "--steps", 3, "--budget",
+                  dials["new_tokens"] * dials["max_thoughts"] // 2]
+        spent = fresh(update_arm, flags, config, torch.get_num_threads())
+        found.setdefault(name, []).append((x, spent.seconds, spent.peak))
+    tables = []
+    for name, points in found.items():
+        x, *measured = zip(*points)
+        lines = {unit: straight(x, y) for unit, y in zip(("s", "MiB"), measured)}
+        print(f"  {name:<13}" + "   ".join(f"{x:.4g}: {spent:.2f} s, {peak:.0f} MiB"
+                                           for x, spent, peak in points))
+        print(" " * 15 + ", ".join(f"{once:.4g} + {each:.3g} {unit} each (at most {off:.0%} off)"
+                                   for unit, (once, each, off) in lines.items()))
+        tables.append({"title": name, "points": points, "line": lines})
+    draw_growth(found)
+    return tables
+
+
+def draw_growth(found: dict[str, list[tuple]]) -> None:
+    """dial -> points (its value, seconds, MiB), one panel each."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    base = {"prompts": 2, "new_tokens": size["S"] // 2, "max_thoughts": 1, "think_vocab": size["small"].think_vocab}
-    points = [(name, x, base | {name: x}, size["small"]) for name, values in size["dials"].items() for x in values]
-    points += [("parameters", sum(p.numel() for p in GPT(c).parameters()), base, c) for c in (size["small"], size["config"])]
-    found, lines = {}, {}
-    for name, x, dials, config in tqdm(points, desc="scale", leave=False):
-        flags = [word for dial in dials.items() for word in (f"--{dial[0]}", dial[1])]
-        flags += ["--prompt_tokens", size["S"] // 2, "--budget", dials["new_tokens"] * dials["max_thoughts"] // 2, "--steps", 3]
-        found.setdefault(name, []).append((x, *fresh(update_arm, flags, config, torch.get_num_threads())[:2]))
     figure, axes = plt.subplots(1, len(found), figsize=(3.4 * len(found), 3.2))
-    for axis, (name, line) in zip(axes, found.items()):
-        print(f"  {name:<13}" + "   ".join(f"{x:.4g}: {spent:.2f} s, {peak:.0f} MiB" for x, spent, peak in line))
-        x, spent, peak = zip(*line)
-        lines[name] = {unit: straight(x, y) for unit, y in (("s", spent), ("MiB", peak))}
-        print(" " * 15 + ", ".join(f"{once:.4g} + {each:.3g} {unit} each (at most {off:.0%} off)"
-                                   for unit, (once, each, off) in lines[name].items()))
+    for axis, (name, points) in zip(axes, found.items()):
+        x, spent, peak = zip(*points)
         axis.plot(x, spent, "o-")
-        axis.set(title=name, xscale="log", ylim=(0, None), xticks=x, xticklabels=[f"{v:.3g}" for v in x])
+        axis.set(title=name, xscale="log", ylim=(0, None), xticks=x,
+                 xticklabels=[f"{v:.3g}" for v in x])
         axis.minorticks_off()
         axis.twinx().plot(x, peak, "s:", color="tab:orange")
     axes[0].set_ylabel("seconds an update\n(dotted, right: MiB at the peak)")
     figure.tight_layout()
     Path("figures").mkdir(exist_ok=True)
     figure.savefig("figures/bench_scale.png", dpi=110)
-    return [{"title": name, "points": line, "line": lines[name]} for name, line in found.items()]
+    plt.close(figure)
 
 
 def straight(x, y) -> tuple[float, float, float]:
-    """The line that points lie on, if they do: what there is at 0, what each unit adds, and how far off the worst of them is, as
-    a share of itself."""
+    """The line that points lie on, if they do: what there is at 0, what each unit adds, and how far
+    off the worst of them is, as a share of itself."""
     each, once = np.polyfit(x, y, 1)
-    return float(once), float(each), float(max(abs(once + each * np.array(x) - y) / np.array(y)))
+    off = max(abs(once + each * np.array(x) - y) / np.array(y))
+    return float(once), float(each), float(off)
+
+
+# Branches, torch.compile, and the first seconds
+
+def next_token(size: Size) -> list[dict]:
+    """S branches of K thoughts for a text of S tokens: packed in one row, and one by one."""
+    (B, S, K), rounds = size.branches, max(1, size.rounds - 1)
+    model, rules = GPT(size.config).to(DEVICE), Rules("free", K, K, persist=False)
+    ids = torch.randint(model.config.vocab_size, (B, S + 1), device=DEVICE)
+    u = torch.rand(K, B, S, 2)
+    ours, theirs, done = "ours: packed", "a loop over prefixes, each with its cache", {}
+
+    def sample() -> None:
+        done[ours] = [roll(model, plain(ids, 1, S), rules, numbers(u.flatten(1, 2)))]
+
+    def sample_loop() -> None:
+        done[theirs] = [roll(model, plain(ids[:, :i + 1], i, 1), rules, numbers(u[:, :, i - 1]))
+                        for i in range(1, S + 1)]
+
+    def gradient(name: str) -> None:
+        model.zero_grad()
+        weight = torch.linspace(-1, 1, model.config.n_embd, device=DEVICE)
+        for ro in done[name]:
+            (states(model, ro, rules) * weight).sum().backward()
+
+    title = f"next_token, {B} texts x {S} branches x {K} thoughts: "
+    steps = [(B * (S + 1), B * S)] + [(B * S, B * S)] * (K - 1) + [(B * S, 0)]
+    spent = interleave({ours: sample, theirs: sample_loop}, rounds, False)
+    tables = [show(title + "rollouts", spent, least(model, steps, size))]
+    arms = {name: functools.partial(gradient, name) for name in done}
+    limit = 3 * least(model, [(B * (S + 1 + S * K), 0)], size)
+    return [*tables, show(title + "gradient", interleave(arms, rounds, False), limit)]
 
 
 def compiled_twin(model: GPT):
-    """On a CPU as train.py has it. On a GPU as CUDA graphs, which replay on fixed addresses: caches are kept from rollout to
-    rollout (what is left in them is masked), and states are copied out before the next replay overwrites them."""
+    """On a CPU as train.py has it. On a GPU as CUDA graphs, which replay on fixed addresses: caches
+    are kept from rollout to rollout, and states are copied out before the next replay overwrites
+    them."""
     if not GPU:
         return torch.compile(model)
     twin, step = copy.copy(model), torch.compile(model, mode="reduce-overhead")
 
     @functools.cache
-    def kept(R: int, T: int) -> list[torch.Tensor]:
-        cache = model.new_cache(R, T)
+    def kept(R: int, T: int) -> list[Tensor]:
+        cache = model.new_cache(R, T)  # (what an earlier rollout left in it is masked)
         for layer in cache:
             torch._dynamo.mark_static_address(layer)
         return cache
@@ -451,81 +589,105 @@ def compiled_twin(model: GPT):
     return twin
 
 
-def compiled(size: dict) -> list[dict]:
-    """The rollout with torch.compile: what it saves, what the first one costs, and does it go on compiling?"""
-    B, P, S = size["batches"][-1], size["P"], size["S"]
-    model = GPT(size["config"]).to(DEVICE)
-    text, u, ids = torch.randint(model.config.vocab_size, (B, P), device=DEVICE), torch.rand(S, B, 2, device=DEVICE), {}
-    fast, graphs = compiled_twin(model), lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
+def compiled(size: Size) -> list[dict]:
+    """The rollout with torch.compile: what it saves, what the first one costs, and does it go on
+    compiling?"""
+    B, P, S = size.batches[-1], size.P, size.S
+    model, said = GPT(size.config).to(DEVICE), {}
+    ids = torch.randint(model.config.vocab_size, (B, P), device=DEVICE)
+    text, luck = plain(ids, P, S), numbers(torch.rand(S, B, 2))
+    fast, counters = compiled_twin(model), torch._dynamo.utils.counters
 
     def run(name: str, sampler) -> None:
         with torch.autocast(DEVICE, torch.bfloat16, enabled=GPU):
-            ids[name] = rollout(sampler, text, P, S, Rules("never"), u, temperature=0.0).ids
+            said[name] = rollout(sampler, text, Rules("never"), luck, GREEDY).ids
 
-    torch._dynamo.utils.counters.clear()
+    counters.clear()
     try:
         first = wall(lambda: run("compiled", fast))
     except Exception as e:  # whatever torch meets where there is no C++ compiler
         print(f"  torch.compile does not run here: {str(e).splitlines()[0]}")
         return []
-    early, arms = graphs(), {"ours, eager": lambda: run("eager", model), "ours, torch.compile": lambda: run("compiled", fast)}
+    early = counters["stats"]["unique_graphs"]
+    arms = {"ours, eager": lambda: run("eager", model),
+            "ours, torch.compile": lambda: run("compiled", fast)}
     if GPU and have("transformers"):
         hf = hugging_face(model).bfloat16()
         arms["Hugging Face generate, static cache"] = lambda: hf.generate(
-            text, attention_mask=torch.ones_like(text), max_new_tokens=S, do_sample=False, pad_token_id=0,
-            cache_implementation="static")
-    table = show(f"rollout, B = {B}, {P} + {S}{', bfloat16' if GPU else ''}", interleave(arms, size["rounds"]))
-    same = (ids["eager"] == ids["compiled"]).float().mean().item()
-    print(f"    the first takes {first:.1f} s; {early} graphs after it, {graphs()} at the end; greedy ids {same:.1%} equal")
-    return [table | {"first": first, "graphs": [early, graphs()], "same_ids": same}]
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=S, do_sample=False,
+            pad_token_id=0, cache_implementation="static")
+    table = show(f"rollout, B = {B}, {P} + {S}{', bfloat16' if GPU else ''}",
+                 interleave(arms, size.rounds))
+    late = counters["stats"]["unique_graphs"]
+    same = (said["eager"] == said["compiled"]).float().mean().item()
+    print(f"    the first takes {first:.1f} s; {early} graphs after it, {late} at the end; greedy "
+          f"ids {same:.1%} equal")
+    return [table | {"first": first, "graphs": [early, late], "same_ids": same}]
 
 
-def start(size: dict) -> list[dict]:
+def start(size: Size) -> list[dict]:
     """How long until something happens."""
     def command(*words: str) -> Callable:
-        return lambda: subprocess.run([sys.executable, *words], cwd=ROOT, check=True, capture_output=True)
+        return lambda: subprocess.run([sys.executable, *words], cwd=ROOT, check=True,
+                                      capture_output=True)
 
     def first_step() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            log, words = Path(folder) / "metrics.jsonl", [sys.executable, "train.py", "--think_vocab", "2048", "--out", folder]
-            with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-                while process.poll() is None and not (log.exists() and '"kind": "step"' in log.read_text()):
+            log = Path(folder) / "metrics.jsonl"
+            words = [sys.executable, "train.py", "--think_vocab", "2048", "--out", folder]
+            with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL,
+                                  stderr=subprocess.DEVNULL) as process:
+                while process.poll() is None and not (
+                        log.exists() and '"kind": "step"' in log.read_text()):
                     time.sleep(0.05)
                 process.kill()
 
-    arms = {"python train.py --help": command("train.py", "--help"), "python -c 'import torch'": command("-c", "import torch"),
+    arms = {"python train.py --help": command("train.py", "--help"),
+            "python -c 'import torch'": command("-c", "import torch"),
             "python train.py --think_vocab 2048, until its first step is done": first_step}
-    return [show("start", interleave(arms, size["rounds"], clock=wall))]
+    return [show("start", interleave(arms, size.rounds, clock=wall))]
 
 
-SECTIONS = {"rollout": rollouts, "sampler": sampler, "loss": loss, "update": updates, "next_token": next_token,
-            "continuous": continuous, "cups": cups,
-            "scale": scale, "compile": compiled, "start": start}
+# The command
+
+SECTIONS = {"rollout": rollouts, "sampler": sampler, "loss": loss, "update": updates,
+            "next_token": next_token, "continuous": continuous, "cups": cups, "scale": scale,
+            "compile": compiled, "start": start}
 
 
-def main() -> None:
-    p = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    p.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION", help=", ".join(SECTIONS))
-    p.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's (as torch would have it)")
-    p.add_argument("--quick", action="store_true", help="tiny shapes: do all arms run? The numbers mean nothing")
+def arguments():
+    p = Parser(prog="lab.bench", description=__doc__.splitlines()[0], allow_abbrev=False)
+    p.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS),
+                   metavar="SECTION", help=", ".join(SECTIONS))
+    p.add_argument("--threads", type=int, default=torch.get_num_threads(),
+                   help="torch's [as torch would have it]")
+    p.add_argument("--quick", action="store_true",
+                   help="tiny shapes: do all arms run? The numbers mean nothing")
     args = p.parse_args()
     if args.threads < 1:
         p.error(f"--threads must be at least 1, not {args.threads}")
+    return args
+
+
+def main() -> None:
+    args = arguments()
     torch.set_num_threads(args.threads)
     out, size = Path("bench.json"), QUICK if args.quick else FULL
-    peak, stream = roofline(size["config"])
+    peak, stream = roofline(size.config)
+    size = size._replace(peak=peak, stream=stream)
     device = torch.cuda.get_device_name() if GPU else f"CPU, {os.cpu_count()} cores"
-    print(f"{device}, {args.threads} threads, torch {torch.__version__}: {peak / 1e9:.0f} GFLOP/s, {stream / 1e9:.1f} GB/s"
-          + ("" if GPU else "; on a GPU: unmeasured, there is none"))
+    print(f"{device}, {args.threads} threads, torch {torch.__version__}: {peak / 1e9:.0f} GFLOP/s, "
+          f"{stream / 1e9:.1f} GB/s" + ("" if GPU else "; on a GPU: unmeasured, there is none"))
     for name in args.only:
         print(name)
         torch.manual_seed(0)
-        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # how many others ran, on a shared machine
-        tables = SECTIONS[name](size | {"peak": peak, "stream": stream})
+        # how many others run, on a shared machine
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        section = {"device": device, "threads": args.threads, "torch": torch.__version__,
+                   "load": load, "quick": args.quick, "gflops": peak / 1e9,
+                   "gb_per_second": stream / 1e9, "tables": SECTIONS[name](size)}
         results = json.loads(out.read_text()) if out.exists() else {}
-        key = f"{name}, threads {args.threads}" + ", quick" * args.quick
-        results[key] = {"device": device, "threads": args.threads, "torch": torch.__version__, "load": load,
-                        "quick": args.quick, "gflops": peak / 1e9, "gb_per_second": stream / 1e9, "tables": tables}
+        results[f"{name}, threads {args.threads}" + ", quick" * args.quick] = section
         out.write_text(json.dumps(results, indent=1) + "\n")
 
 

@@ -1,94 +1,123 @@
-"""The picture at the top of the README: one rollout in colours, beside how many answers are right after n moves.
+"""The picture at the top of the README: one rollout in colours, and right answers after n moves.
 
-    python -m lab.picture                                 # from out/ckpt.pt and figures/channel.json to figures/first.png
+    python -m lab.picture            # from out/ and figures/channel.json to figures/first.png
     python -m lab.picture --checkpoint my/ckpt.pt --out my/picture.png
 
-Under each thought, in grey, stands the cup that the ball is under by then: what a reader would have to remember there.
+Under each thought, in grey, stands the cup that the ball is under by then. That is what a reader
+would have to remember there.
 
-Left out on purpose: anything that runs an experiment (experiments.py). Letters: P prompt tokens, S new text tokens.
+Left out on purpose: anything that runs an experiment, which is lab/experiments.py's.
 """
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from data import LETTERS, Cups
-from evaluate import uniforms
-from rollout import load_run, rollout
-from settings import Parser
-from tokenizer import CSS, Tokenizer
+from data import LETTERS, plain, read_spec
+from next_token import roll
+from rollout import Dials, Luck
+from run import open_run
+from settings import Parser, at_least
+from tokenizer import CSS
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 50  # characters of a line of the story
-PROMPT, S = "The ball is under cup B. Moves:", 37
-SHOWN = {"tokens, window": "own thoughts", "none, full, 4 layers": "no thoughts, four layers, full attention",
-         "filler, full": "one id for all thoughts, full attention"}  # arms of figures/channel.json
+PROMPT, NEW = "The ball is under cup B. Moves:", 37  # and how many text tokens follow it
+SHOWN = {  # arms of figures/channel.json
+    "tokens, window": "own thoughts",
+    "none, full, 4 layers": "no thoughts, four layers, full attention",
+    "filler, full": "one id for all thoughts, full attention"}
 
 
-def story(checkpoint: Path, seed: int) -> list[tuple[str, str, str]]:
-    """A free rollout of a run on cups -> (kind, string, true cup or "") for each token. Raises ValueError for other runs."""
-    model, rules, args = load_run(checkpoint)
-    if args["data"] != "cups" or args.get("balls", "one") != "one" or not rules.persist:
-        raise ValueError(f"{checkpoint} is no run on cups of one ball, with thoughts that stay in the text")
-    tokenizer = Tokenizer(model.text_ids, model.config.think_vocab, rules.continuous)
-    ids = torch.tensor([tokenizer.encode(PROMPT)])
-    rules, P = rules.with_room(S), ids.shape[1]
-    ro = rollout(model, ids, P, S, rules, uniforms(seed, 0, "rollout", rules.draws(S), 1, "cpu"), 1.0, 0.0)
-    game = Cups(args["cups"], idle=args.get("idle", 0.0), moves=args.get("moves", "mixed"))
-    ball = [where for where, _ in game.follow(ro.text[0].tolist())]
-    out = []
+class Piece(NamedTuple):
+    """A token of the picture. kind: as in tokenizer.CSS. cup: the ball's, under a thought."""
+    kind: str
+    string: str
+    cup: str = ""
+
+
+def story(checkpoint: Path, seed: int) -> list[Piece]:
+    """A free rollout of a run on cups. Raises ValueError for other runs."""
+    run = open_run(checkpoint)
+    # (asked of the settings first: to open webtext would be to download it)
+    if read_spec(run.settings.data) is None or run.source.all or not run.rules.persist:
+        raise ValueError(f"{checkpoint} is no run on cups of one ball, with thoughts that stay in "
+                         "the text")
+    cups, tokenizer = run.source, run.tokenizer
+    prompt = tokenizer.encode(PROMPT)
+    rules = run.rules.room_for(cups.slots(NEW))
+    # own text is sampled, and each thought is the likeliest one
+    ro = roll(run.model, plain(torch.tensor([prompt]), len(prompt), NEW), rules,
+              Luck(seed, 0, "rollout"), Dials(1.0, 0.0))
+    ball, out = cups.follow(ro.text[0].tolist()), []
     for place, i in enumerate(ro.ids[0].tolist()):
-        if ro.is_think[0, place]:
-            out.append(("think", tokenizer.name(i), LETTERS[ball[ro.slot[0, place]]]))
+        if ro.is_think[0, place]:  # where is the ball after the text before this thought?
+            where, _ = ball[ro.after[0, place]]
+            out.append(Piece("think", tokenizer.name(i), LETTERS[where[0]]))
         elif ro.is_text[0, place]:
-            out.append(("prompt" if place < P else "text", tokenizer.decode([i]), ""))
+            out.append(Piece("prompt" if place < len(prompt) else "text", tokenizer.decode([i])))
     return out
 
 
-def draw(pieces: list[tuple[str, str, str]], channel: dict, path: Path) -> None:
+def draw(pieces: list[Piece], channel: dict, path: Path) -> None:
     """The two panels."""
     import matplotlib  # a second of start-up
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     figure = plt.figure(figsize=(13, 4.4))
-    left, right = figure.add_axes([0.01, 0.02, 0.52, 0.9]), figure.add_axes([0.59, 0.14, 0.4, 0.76])
-    points = 13 * 72 * 0.52 / WIDTH / 0.602  # a character of this font is 0.602 of its size wide
-    x = y = 0
-    for kind, string, cup in pieces:
-        if x + len(string) > WIDTH:
-            x, y, string = 0, y + 1, string.lstrip(" ")
-        left.text(x, y, string, color=CSS[kind], family="DejaVu Sans Mono", size=points, va="center")
-        left.text(x + len(string) / 2, y + 0.42, cup, color="grey", family="DejaVu Sans Mono", size=0.8 * points,
-                  ha="center", va="center")
-        x += len(string)
-    left.set(xlim=(0, WIDTH), ylim=(max(y, 6) + 0.8, -0.8))
-    left.axis("off")
-    left.set_title("prompt, own text, and thoughts (grey: where the ball is)", size=11)
-    for i, (arm, name) in enumerate(SHOWN.items()):
-        seeds = channel["arms"][arm]["seeds"]
-        lines = [(name, "accuracy_by_n", "-")]
-        lines += [("another story's thoughts", "accuracy_shuffled_by_n", ":")] if i == 0 else []
-        for label, key, style in lines:
-            mean = 100 * np.array([s[key] for s in seeds]).mean(0)
-            right.plot(range(1, len(mean) + 1), mean, style, color=f"C{i}", lw=2, label=label)
-    right.axvspan(0.5, 10.5, color="grey", alpha=0.12, lw=0)
-    right.text(5.5, 4, "lengths of training", ha="center", color="grey")
-    right.set(xlabel="n, moves to follow until the answer", ylabel="answers right, %", ylim=(0, 103), xlim=(0.5, 30.5))
-    right.set_title(f"held-out stories, mean of {len(seeds)} seeds (chance: 33 %)", size=11)
-    right.legend(loc="center right", bbox_to_anchor=(1, 0.66), fontsize=9)
+    draw_story(figure.add_axes([0.01, 0.02, 0.52, 0.9]), pieces)
+    draw_accuracy(figure.add_axes([0.59, 0.14, 0.4, 0.76]), channel)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
+def draw_story(axis, pieces: list[Piece]) -> None:
+    # the panel is 0.52 of 13 inches wide, and a character of this font 0.602 of its size
+    points = 13 * 72 * 0.52 / WIDTH / 0.602
+    font = dict(family="DejaVu Sans Mono", va="center")
+    x = y = 0
+    for kind, string, cup in pieces:
+        if x + len(string) > WIDTH:  # a new line, which begins without a space
+            x, y, string = 0, y + 1, string.lstrip(" ")
+        axis.text(x, y, string, color=CSS[kind], size=points, **font)
+        axis.text(x + len(string) / 2, y + 0.42, cup, color="grey", size=0.8 * points, ha="center",
+                  **font)
+        x += len(string)
+    axis.set(xlim=(0, WIDTH), ylim=(max(y, 6) + 0.8, -0.8))
+    axis.axis("off")
+    axis.set_title("prompt, own text, and thoughts (grey: where the ball is)", size=11)
+
+
+def draw_accuracy(axis, channel: dict) -> None:
+    for i, (arm, name) in enumerate(SHOWN.items()):
+        seeds = channel["arms"][arm]["seeds"]
+        lines = [(name, "accuracy_by_n", "-")]
+        if i == 0:  # of own thoughts alone it is of interest whose they are
+            lines.append(("another story's thoughts", "accuracy_shuffled_by_n", ":"))
+        for label, key, style in lines:
+            mean = 100 * np.array([s[key] for s in seeds]).mean(0)
+            axis.plot(range(1, len(mean) + 1), mean, style, color=f"C{i}", lw=2, label=label)
+    axis.axvspan(0.5, 10.5, color="grey", alpha=0.12, lw=0)
+    axis.text(5.5, 4, "lengths of training", ha="center", color="grey")
+    axis.set(xlabel="n, moves to follow until the answer", ylabel="answers right, %",
+             ylim=(0, 103), xlim=(0.5, 30.5))
+    axis.set_title(f"held-out stories, mean of {len(seeds)} seeds (chance: 33 %)", size=11)
+    axis.legend(loc="center right", bbox_to_anchor=(1, 0.66), fontsize=9)
+
+
 def main() -> None:
-    p = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    p.add_argument("--checkpoint", type=Path, default=Path("out/ckpt.pt"), help="made by train.py on cups (out/ckpt.pt)")
-    p.add_argument("--out", type=Path, default=ROOT / "figures" / "first.png")
+    p = Parser(prog="lab.picture", description=__doc__.splitlines()[0], allow_abbrev=False)
+    p.add_argument("--checkpoint", type=Path, default=Path("out"),
+                   help="made by train.py on cups, or its folder (out)")
+    p.add_argument("--out", type=Path, default=ROOT / "figures" / "first.png", help="the picture")
     p.add_argument("--seed", type=int, default=0, help="of the rollout (0)")
     args = p.parse_args()
     try:
-        draw(story(args.checkpoint, args.seed), json.loads((ROOT / "figures" / "channel.json").read_text()), args.out)
+        at_least("seed", args.seed, 0)
+        channel = json.loads((ROOT / "figures" / "channel.json").read_text())
+        draw(story(args.checkpoint, args.seed), channel, args.out)
     except (ValueError, OSError) as e:
         p.error(str(e))
     print(f"{args.out} is drawn")

@@ -1,4 +1,7 @@
-"""download.py: a file comes whole or not at all, and each failure is one line that says what to do."""
+"""download.py: a file comes whole or not at all, and each failure is one line that says what to do.
+
+Left out on purpose: the real network.
+"""
 import hashlib
 import http.server
 import socket
@@ -31,7 +34,8 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(WHOLE)))
         self.end_headers()
         if body:
-            spoilt = {"/cut": WHOLE[:len(WHOLE) // 2], "/nothing": b"", "/altered": WHOLE[:-1] + b"!"}
+            spoilt = {"/cut": WHOLE[:len(WHOLE) // 2], "/nothing": b"",
+                      "/altered": WHOLE[:-1] + b"!"}
             self.wfile.write(spoilt.get(self.path, WHOLE))
 
     def do_HEAD(self):
@@ -47,7 +51,8 @@ def url(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(Server, "asked", [])
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01},
+                              daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -67,17 +72,20 @@ def test_whole(url, tmp_path, name, sha256):
 
 
 def test_there_already(tmp_path):
-    """Guards a file that was put there by hand, with no network at all: it is taken, and not touched."""
+    """Guards a file that was put there by hand, with no network at all: it is taken, and not
+    touched."""
     path = tmp_path / "file.bin"
     path.write_bytes(b"mine")
-    assert download("http://nowhere.invalid/file.bin", path, SHA256) == path and path.read_bytes() == b"mine"
+    assert download("http://nowhere.invalid/file.bin", path, SHA256) == path
+    assert path.read_bytes() == b"mine"
 
 
 def fails(address, tmp_path, sha256=None):
     path = tmp_path / "sub" / "file.bin"
     with pytest.raises(ValueError) as e:
         download(address, path, sha256)
-    assert not [p for p in tmp_path.rglob("*") if p.is_file()]  # no file, and no part of one under another name
+    # no file, and no part of one under another name
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
     text = one_line(e)
     assert address in text and str(path) in text  # where it came from, and where to put it by hand
     return text
@@ -85,7 +93,8 @@ def fails(address, tmp_path, sha256=None):
 
 @pytest.mark.parametrize("name", ["/cut", "/nothing"])
 def test_cut_off(url, tmp_path, name):
-    """Guards against half a file under the right name: a connection that is cut ends a read without an error."""
+    """Guards against half a file under the right name: a connection that is cut ends a read
+    without an error."""
     assert "cut" in fails(url + name, tmp_path)
 
 

@@ -1,253 +1,199 @@
-"""lab/experiments.py: runs are made once, an experiment that was cut off goes on, and its numbers are those of its runs."""
+"""lab/experiments.py and lab/report.py: a run is made once, an experiment that was cut off goes on,
+and its numbers are those of its runs.
+
+Left out on purpose: what experiments find. That takes hours, and stands in docs/RESULTS.md.
+"""
+import importlib
 import json
 import re
+import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-import settings
 from conftest import run
-from data import Cups
-from lab import experiments, report
-from lab.experiments import EXPERIMENTS, Arm, Experiment, folder, mflop
+from data import OPENING, Cups, open_source
+from lab import distil, experiments, report
+from lab.experiments import EXPERIMENTS, Arm, Experiment, folder, mflop, whole_command
 from lab.report import interval, parts, table, verdicts
-from rollout import load_run
+from model import GPT, Config, as_checkpoint, read_weights, save
+from rollout import Rules
+from run import open_run
+from settings import Settings, as_dict, parser, scratch_shape
 
-SHORT = "--approach stream --steps 2 --eval_every 2 --new_tokens 8 --prompts 2 --width 8"
+SHORT = "--steps 2 --eval_every 2 --new_tokens 8 --prompts 2"
+TINY = f"train.py --approach stream --model scratch:1x8 {SHORT}"
 
+
+class Stop(Exception):
+    """Raised where a run would begin."""
+
+
+def settings_of(arm: Arm, monkeypatch) -> Settings:
+    """What its script makes of an arm's flags, before anything is written."""
+    words = shlex.split(arm.command)
+    name, *flags = words[1:] if words[0] == "-m" else ["train", *words[1:]]
+    script = importlib.import_module(name)
+
+    def stop(settings, folder):
+        raise Stop(settings)
+    monkeypatch.setattr(script, "take_folder", stop)
+    base = [arm.by, "base.pt"] if arm.after else []
+    monkeypatch.setattr(sys, "argv", [name, *flags, *base])
+    with pytest.raises(Stop) as e:
+        script.main()
+    return e.value.args[0]
+
+
+def checkpoint(path: Path, N: int, **rules) -> None:
+    """A tiny random model of the game, as a run leaves it."""
+    torch.manual_seed(0)
+    cups = Cups(3)
+    s = Settings(approach="stream", data="cups", prompt_tokens=17, new_tokens=12, think_vocab=N)
+    rules = {"think": "forced" if N else "never", "think_after": cups.think_after("stream", ""),
+             "budget": 16 * (N > 0), "continuous": N == 1} | rules
+    model = GPT(Config(1, 2, 16, 256, len(cups.text_ids), N), cups.text_ids)
+    torch.nn.init.normal_(model.think)
+    saved = {"rules": asdict(Rules(**rules)), "settings": as_dict(s)}
+    save(path, as_checkpoint(model) | saved)
+
+
+def ended(experiment: Experiment, arm: str, **line) -> Path:
+    """A run's folder with its last evaluation, and the mark that it is done."""
+    out = folder(experiment, arm, 0)
+    out.mkdir(parents=True)
+    end = {"kind": "eval", "step": 2, "seconds": 5.0, "accuracy_by_n": [0.3] * 30} | line
+    (out / "metrics.jsonl").write_text(json.dumps(end) + "\n")
+    (out / "done").touch()
+    return out
+
+
+def made_up(name: str, right: float) -> dict:
+    """A result of an experiment of this name: two seeds, with this share right everywhere."""
+    e, area = EXPERIMENTS[name], {str(m): right for m in (1, 2, 3, 10)}
+    by_n = {k: [right] * 30 for k in ("accuracy_by_n", "accuracy_first_by_n", "thoughts_by_n")}
+    one = {"step": 9, "seconds": 5, **by_n, "thinks_after_moved": right, "thinks_elsewhere": right}
+    if e.view == "alphabet":
+        one["curve"] = {"step": [0, 100, 200], "accuracy": [1 / 3, right, right],
+                        "thoughts_as_text": [-1.0, -4 * right, -6 * right]}
+    looked = {"accuracy_by_n": {x: [right] * 30 for x in ("own", *report.OTHERS)},
+              "spliced": True, "synonyms": 1.0, "aoc": {x: area for x in report.FOUR},
+              "counterfactual": {"written": [4] * 3, "follows": [4 * right] * 3, "true": [0] * 3},
+              "after_which": {"first": 1.0,
+                              "moves": ["AB", "AC", "BC", "left", "right", "nothing"],
+                              "share": {cup: [1.0, 0.9, 0.8, 1.0, 1.0, right] for cup in "ABC"}}}
+    kept = [{"step": step, "accuracy_by_n": [right] * 30, "early": area}
+            for step in (100, 200, 250)]
+    arms = {}
+    for arm, it in e.arms.items():
+        more = {"probe": looked} if arm in e.probed else {}
+        more |= {"course": kept} if it.kept else {}
+        arms[arm] = {"command": whole_command(it), "mflop": [1.0, 2.0], "seeds": [one | more] * 2}
+    return {"question": e.question, "prediction": e.prediction, "command": "c", "view": e.view,
+            "shown": e.shown, "arms": arms}
+
+
+# Runs
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """One experiment of three arms, the last of which starts from the first, in a folder of its own."""
-    arms = {"tokens": Arm(f"{SHORT} --think_vocab 4 --samples 2", 5), "none": Arm(f"{SHORT} --thoughts none", 5),
-            "released": Arm(f"{SHORT.replace('--width 8', '')} --think_vocab 4 --samples 2 --think free", 5, "tokens")}
+    """One experiment in a folder of its own. Two of its arms start from the first one."""
+    arms = {"tokens": Arm(f"{TINY} --think_vocab 4 --samples 2", 5),
+            "none": Arm(f"{TINY} --thoughts none", 5),
+            "released": Arm(f"train.py --approach stream {SHORT} --think_vocab 4 --samples 2 "
+                            "--think free", 5, "tokens"),
+            "learner": Arm(f"-m lab.distil {SHORT} --think_vocab 4", 5, "tokens")}
     claims = [("It is.", lambda result: True), ("It isn't.", lambda result: False)]
-    monkeypatch.setattr(experiments, "EXPERIMENTS", {"small": Experiment("Is it so?", claims, arms)})
+    only = {"small": Experiment("Is it so?", claims, arms)}
+    monkeypatch.setattr(experiments, "EXPERIMENTS", only)
     monkeypatch.setattr(experiments, "OUT", tmp_path)
-    return experiments.EXPERIMENTS["small"]
+    return only["small"]
 
 
 def test_runs_are_made_once(small, monkeypatch, capsys, tmp_path):
     """The files are there, their numbers are those of the runs, and a second call makes no run."""
-    monkeypatch.setattr(sys, "argv", ["experiments.py", "small", "--seeds", "1"])
-    experiments.main()
-    said = capsys.readouterr().out
-    assert "3 of 3 runs are to be made" in said and "It is. [held] It isn't. [did NOT hold]" in said
+    code, said, err = run(experiments.main, ["small", "--seeds", "1"], monkeypatch, capsys)
+    assert code == 0 and "4 of 4 runs are to be made" in said, err
+    assert "It is. [held] It isn't. [did NOT hold]" in said
     assert (tmp_path / "figures/small.png").stat().st_size > 5000
     result = json.loads((tmp_path / "figures/small.json").read_text())
-    assert list(result["arms"]) == ["tokens", "none", "released"]
+    assert list(result["arms"]) == list(small.arms)
     for arm, found in result["arms"].items():
         lines = (folder(small, arm, 0) / "metrics.jsonl").read_text().splitlines()
         assert found["seeds"][0]["accuracy_by_n"] == json.loads(lines[-1])["accuracy_by_n"]
-        assert small.arms[arm].flags in found["command"]
+        assert small.arms[arm].command in found["command"]
+    base = folder(small, "tokens", 0) / "ckpt.pt"
+    assert open_run(folder(small, "released", 0)).settings.model == str(base)
+    assert result["arms"]["learner"]["command"].endswith(" --thinker <tokens>/ckpt.pt")
     stamp = (folder(small, "none", 0) / "metrics.jsonl").stat().st_mtime_ns
-    (folder(small, "tokens", 0) / "done").unlink()  # cut off in this run: it alone is made anew
-    experiments.main()
-    assert "1 of 3 runs" in capsys.readouterr().out
+    (folder(small, "tokens", 0) / "done").unlink()  # it was cut off: this run alone is made again
+    code, said, err = run(experiments.main, ["small", "--seeds", "1"], monkeypatch, capsys)
+    assert code == 0 and "1 of 4 runs" in said, err
     assert (folder(small, "none", 0) / "metrics.jsonl").stat().st_mtime_ns == stamp
 
 
 def test_a_run_that_fails_is_one_line(small, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["experiments.py", "small", "--seeds", "1"])
-    small.arms = {"none": Arm("--gamma x", 1)}
-    with pytest.raises(SystemExit) as e:
-        experiments.main()
-    err = capsys.readouterr().err.strip().splitlines()[-1]
-    assert e.value.code == 2 and "--gamma" in err and "failed" in err
+    small.arms = {"none": Arm("train.py --gamma x", 1)}
+    code, _, err = run(experiments.main, ["small", "--seeds", "1"], monkeypatch, capsys)
+    last = err.strip().splitlines()[-1]
+    assert code == 2 and "--gamma" in last and "failed" in last
 
 
-def test_intervals_and_table_by_hand():
-    """Student's t for three seeds: 4.30 * 1 / sqrt(3); one seed has no interval."""
-    assert interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(4.30 / 3 ** 0.5, rel=1e-3))
-    mean, half = interval([5.0])
-    assert mean == 5.0 and half != half
-    seeds = [{"accuracy_by_n": [a] * 30, "step": 1000, "seconds": 10, "thinks_after_moved": a, "thinks_elsewhere": a / 2,
-              "thoughts_by_n": [1 + a * n for n in range(30)]} for a in (0.5, 0.7)]
-    row = table({"arms": {"x": {"seeds": seeds, "mflop": (1.5, 0.25)}}})
-    assert row.endswith("| x | 50.0, 70.0 | 25.0, 35.0 | 0.50, 0.70 |")
-    row = row.splitlines()[2]
-    assert row.startswith("| x | 60 ± 127 |") and row.endswith("| 1.50 | 0.25 | 10 |")
+def test_runs_see_no_gpu(monkeypatch, tmp_path):
+    """Guards against runs of another experiment: with a GPU in sight the default is WebText."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+    experiments.call(["-c", f"import os; print([os.environ[x] for x in {names}])"],
+                     tmp_path / "log.txt")
+    assert (tmp_path / "log.txt").read_text() == "['', '1']\n"
 
 
-def test_mflop_by_hand(tmp_path):
-    """One layer of width 8, 3 cups: 9 tokens of opening, 20 of 10 moves, 2 of the question and 10 thoughts are 41 places. A
-    window of 1 lets each see itself and, from the first thought on, the last thought. Heads: V for the answer, N a thought
-    where it is forced; a gate weighs all V + N at each of the 10 slots, whether it opens there or not."""
-    from data import OPENING, Cups
-    from model import GPT, Config, as_checkpoint, save
-    V = len(Cups(3).text_ids)
-    for window, N, thoughts in ((0, 5, {}), (1, 5, {}), (0, 1, {}), (1, 5, {"thoughts_by_n": [3.0] * 30})):
-        rules = {"think": "free" if thoughts else "forced", "window": window}
-        model = GPT(Config(1, 2, 8, 256, V, N), Cups(3).text_ids)
-        save(tmp_path / "ckpt.pt", as_checkpoint(model) | {"rules": rules, "args": {}})
-        blocks, heads = mflop(tmp_path / "ckpt.pt", thoughts)
-        k = 3 if thoughts else 10
-        T = OPENING + 22 + k
-        seen = T * (T + 1) / 2 if not window else T + (T - OPENING - 1) - k  # (a thought is its own last one)
-        assert blocks * 1e6 == pytest.approx(T * 24 * 64 + 4 * 8 * seen)
-        # 3 thoughts of 10 slots: 2 * 8 * (19 + 10 * (19 + 5)) = 4144
-        assert heads * 1e6 == pytest.approx(4144 if thoughts else 2 * 8 * (19 + (50 if N > 1 else 0)))
-
-
-@pytest.mark.parametrize("name", list(EXPERIMENTS))
-def test_flags_are_accepted(name, capsys):
-    """No run of an experiment is refused after hours of others."""
-    for arm in EXPERIMENTS[name].arms.values():
-        assert arm.after is None or arm.after in EXPERIMENTS[name].arms
-        settings.resolve(settings.parse(arm.flags.split()))
-
-
-def test_told_thoughts_are_learnt_as_lent_ones():
-    """The flags of the oracle with full attention are what --thinker would set."""
-    said = vars(settings.parse(experiments.AS_TAUGHT.split()))
-    assert {k: said[k] for k in settings.TAUGHT if k != "entropy"} == {k: v for k, v in settings.TAUGHT.items() if k != "entropy"}
-
-
-def checkpoint(path, N: int, **rules) -> None:
-    """A tiny random model of the game, as a run leaves it."""
-    from data import Cups
-    from model import GPT, Config, as_checkpoint, save
-    torch.manual_seed(0)
-    cups, settings = Cups(3), {"data": "cups", "cups": 3, "prompt_tokens": 17, "new_tokens": 12}
-    rules = {"think": "forced" if N else "never", "think_after": cups.think_after, "budget": 16 * (N > 0),
-             "continuous": N == 1} | rules
-    model = GPT(Config(1, 2, 16, 256, len(cups.text_ids), N), cups.text_ids)
-    torch.nn.init.normal_(model.think)
-    save(path, as_checkpoint(model) | {"rules": rules, "args": settings})
-
-
-@pytest.fixture
-def asked(monkeypatch, tmp_path):
-    """The runs of `content` and `faithful` are there: tiny models that have learnt nothing. Two stories a question."""
-    monkeypatch.setattr(experiments, "OUT", tmp_path)
-    monkeypatch.setattr(experiments, "LOOK", ("--stories", "2"))
-    for arm in EXPERIMENTS["content"].arms:
-        out = folder(EXPERIMENTS["content"], arm, 0)
-        out.mkdir(parents=True)
-        checkpoint(out / "ckpt.pt", 0 if "none" in arm else 1 if "filler" in arm else 4, continuous=False)
-        end = {"kind": "eval", "step": 2, "seconds": 5.0, "accuracy_by_n": [0.3] * 30, "accuracy_first_by_n": [0.3] * 30}
-        (out / "metrics.jsonl").write_text(json.dumps(end) + "\n")
-        (out / "done").touch()
-
-
-def test_probed_experiments_and_the_page(asked, monkeypatch, capsys, tmp_path):
-    """Both ask the same checkpoints, each once; their numbers are probe.py's; and all of it is on the page, which needs nothing
-    else and whose thoughts each have a note."""
-    code, said, err = run(experiments.main, ["content", "--seeds", "1"], monkeypatch, capsys)
-    assert code == 0 and "0 of 6 runs are to be made, 1 to be probed" in said, err
-    found = json.loads((folder(EXPERIMENTS["content"], "tokens, full", 0) / "probe.json").read_text())
-    right = f"| another text's | {100 * found['conditions']['another']['accuracy_by_n'][9]:.0f} |"
-    result = json.loads((tmp_path / "figures/content.json").read_text())
-    assert right in table(result | {"shown": [10]}) and said.count("[held]") + said.count("[did NOT hold]") == 3
-    code, said, err = run(experiments.main, ["faithful", "--seeds", "1"], monkeypatch, capsys)
-    assert code == 0 and "0 of 3 runs are to be made, 1 to be probed" in said and "| no change |" in said, err
-    path = folder(EXPERIMENTS["content"], "tokens, full", 0) / "ckpt.pt"
-    code, said, err = run(experiments.main, ["report", "--checkpoint", path], monkeypatch, capsys)
-    assert code == 0 and "2 experiments, stories of" in said, err
-    page = (tmp_path / "figures/report.html").read_text()
-    assert page.count("data:image/png") == 2
-    page = re.sub("base64,[^\"]+", "", page)  # in whose letters any word may stand by chance
-    assert "http" not in page and "<script" not in page
-    assert page.count('tabindex="0"') == page.count('class="note"') == sum(2 * m for m in report.LENGTHS_TOLD)
-    for name in ("content", "faithful"):
-        assert EXPERIMENTS[name].claims[0][0][:30] in page and f"<h2>{name}</h2>" in page
+def test_list(monkeypatch, capsys):
+    """Without a name it says what there is."""
+    code, said, _ = run(experiments.main, [], monkeypatch, capsys)
+    assert code == 0 and all(e.question in said for e in EXPERIMENTS.values())
 
 
 def test_kept_checkpoints_are_asked_once(monkeypatch, tmp_path, capsys):
-    """Guards the course of a training: each kept checkpoint is asked, once, and what was found there stands with its step; one
-    whose weights are made anew is asked anew. (What probe.py finds is made up here.)"""
+    """Guards the course of a training. Each kept checkpoint is asked once, and what was found
+    stands with its step. New weights are asked again. (What lab.probe finds is made up here.)"""
     experiment, asked = EXPERIMENTS["training"], []
     monkeypatch.setattr(experiments, "OUT", tmp_path)
     for arm in experiment.arms:
-        out = folder(experiment, arm, 0)
-        out.mkdir(parents=True)
+        out = ended(experiment, arm, step=250, accuracy_by_n=[0.5] * 30)
         for name in ("ckpt", "ckpt_000100", "ckpt_000200"):
             checkpoint(out / f"{name}.pt", 4)
-        end = {"kind": "eval", "step": 250, "seconds": 5.0, "accuracy_by_n": [0.5] * 30}
-        (out / "metrics.jsonl").write_text(json.dumps(end) + "\n")
-        (out / "done").touch()
 
     def call(command, log):
         script, path, found = command[:2], Path(command[3]), Path(command[5])
-        assert script == ["-m", "lab.probe"] and load_run(path) and log.parent == found
+        assert script == ["-m", "lab.probe"] and open_run(path) and log.parent == found
         asked.append(path.name)
-        own = {"accuracy_by_n": [{"ckpt": 1.0, "ckpt_000100": 0.2, "ckpt_000200": 0.6}[path.stem]] * 30}
+        right = {"ckpt": 1.0, "ckpt_000100": 0.2, "ckpt_000200": 0.6}[path.stem]
+        own = {"accuracy_by_n": [right] * 30}
         (found / "probe.json").write_text(json.dumps({
             "conditions": {"own": own, "refed": own}, "synonyms": 1.0, "counterfactual": {},
             "aoc": {"early": dict.fromkeys(("1", "3", "10"), 0.5)}}))
     monkeypatch.setattr(experiments, "call", call)
     code, said, err = run(experiments.main, ["training", "--seeds", "1"], monkeypatch, capsys)
     assert code == 0 and "2 to be probed" in said and said.count("[held]") == 2, err
-    assert sorted(asked) == ["ckpt.pt"] * 2 + ["ckpt_000100.pt"] * 2 + ["ckpt_000200.pt"] * 2
+    names = ["ckpt.pt"] * 2 + ["ckpt_000100.pt"] * 2 + ["ckpt_000200.pt"] * 2
+    assert sorted(asked) == names
     for rows in (said, table(json.loads((tmp_path / "figures/training.json").read_text()))):
-        assert rows.count("| 100 | 1 | 20 | 20 | 20 | 0.50 | 0.50 | 0.50 |") == rows.count("| 200 | 1 | 60 |") == 2
+        assert rows.count("| 100 | 1 | 20 | 20 | 20 | 0.50 | 0.50 | 0.50 |") == 2
+        assert rows.count("| 200 | 1 | 60 |") == 2
         assert rows.count("| the end | 1 | 100 | 100 | 100 | 0.50 | 0.50 | 0.50 |") == 2
     out = folder(experiment, "tokens, window", 0)
     (out / "probed").unlink()  # cut off before the last one
-    assert run(experiments.main, ["training", "--seeds", "1"], monkeypatch, capsys)[0] == 0 and asked[6:] == ["ckpt.pt"]
+    code, _, _ = run(experiments.main, ["training", "--seeds", "1"], monkeypatch, capsys)
+    assert code == 0 and asked[6:] == ["ckpt.pt"]
     (out / "done").unlink()
     with pytest.raises(AssertionError):  # of `call`, which knows no train.py
         experiments.run(experiment, "tokens, window", 0)
     assert not list(out.rglob("probed"))
-
-
-def test_weights_of_the_random_policy_never_move():
-    """Its flags leave them where they were born."""
-    random = EXPERIMENTS["content"].arms["random policy"]
-    a = settings.resolve(settings.parse([*random.flags.split(), "--seed", "3"]))
-    assert a["lr"] == a["think_lr"] == 0 and EXPERIMENTS["content"].arms["random policy, full"].after == "random policy"
-    shared = ("tokens, window", "tokens, full", "filler, full", "none, full")
-    assert all(folder(EXPERIMENTS[x], arm, 1) == folder(EXPERIMENTS["channel"], arm, 1) for x in ("content", "faithful")
-               for arm in shared if arm in EXPERIMENTS[x].arms)
-
-
-def made_up(name: str, right: float) -> dict:
-    """A result of an experiment of this name, with two seeds that are right so often everywhere."""
-    e, luck = EXPERIMENTS[name], {str(m): right for m in (1, 2, 3, 10)}
-    course = {"step": [0, 100, 200], "accuracy": [1 / 3, right, right], "thoughts_as_text": [-1.0, -4 * right, -6 * right]}
-    more = {"curve": course} if e.view == "alphabet" else {}
-    by_n = {k: [right] * 30 for k in ("accuracy_by_n", "accuracy_first_by_n", "thoughts_by_n")}
-    one = {"step": 9, "seconds": 5, **more, **by_n, "thinks_after_moved": right, "thinks_elsewhere": right}
-    looked = {"accuracy_by_n": {x: [right] * 30 for x in ("own", *report.OTHERS)}, "spliced": True, "synonyms": 1.0,
-              "aoc": {x: luck for x in report.FOUR},
-              "counterfactual": {"written": [4] * 3, "follows": [4 * right] * 3, "true": [0] * 3},
-              "after_which": {"first": 1.0, "moves": ["AB", "AC", "BC", "left", "right", "nothing"],
-                              "share": {cup: [1.0, 0.9, 0.8, 1.0, 1.0, right] for cup in "ABC"}}}
-    kept = [{"step": step, "accuracy_by_n": [right] * 30, "early": luck} for step in (100, 200, 250)]
-    arms = {arm: {"command": f"python train.py {x.flags}", "mflop": [1.0, 2.0],
-                  "seeds": [one | ({"probe": looked} if arm in e.probed else {}) | ({"course": kept} if x.kept else {})] * 2}
-            for arm, x in e.arms.items()}
-    return {"question": e.question, "prediction": e.prediction, "command": "c", "view": e.view, "shown": e.shown, "arms": arms}
-
-
-@pytest.mark.parametrize("name", list(EXPERIMENTS))
-def test_every_prediction_is_judged(name, tmp_path):
-    """Each sentence has a check, and these tell results apart; and each experiment has its table and its figure."""
-    judged = [verdicts(EXPERIMENTS[name].claims, made_up(name, right)) for right in (1 / 3, 1.0)]
-    assert all(isinstance(held, bool) for verdict in judged for _, held in verdict) and judged[0] != judged[1]
-    assert EXPERIMENTS[name].prediction == " ".join(text for text, _ in judged[0])
-    result = made_up(name, 0.5)
-    report.draw(result, tmp_path / "x.png", "a caption")
-    assert (tmp_path / "x.png").stat().st_size > 9999 and table(result).count("50 ± 0") >= len(result["arms"])
-
-
-def test_alphabet_by_hand():
-    """Updates until 90 % right, what a run that ended sooner had afterwards, and which arms are read as words."""
-    result = made_up("alphabet", 0.5)
-    curves = [{"step": [0, 100, 200], "accuracy": [0.3, 0.9, 0.8], "thoughts_as_text": [-1.0, -2.0, -4.0]},
-              {"step": [0, 100], "accuracy": [0.3, 0.7], "thoughts_as_text": [-1.0, -3.0]}]
-    result["arms"]["words"]["seeds"] = [s | {"curve": c} for s, c in zip(result["arms"]["words"]["seeds"], curves)]
-    for one in result["arms"]["new rows"]["seeds"]:
-        one["curve"] = {k: v for k, v in one["curve"].items() if k != "thoughts_as_text"}
-    assert report.updates_to(result, "words").tolist() == [100, np.inf] and "new rows" not in report.named(result)
-    steps, right = report.along(result, "words", "accuracy")
-    assert steps.tolist() == [0, 100, 200] and right.tolist() == [[0.3, 0.9, 0.8], [0.3, 0.7, 0.7]]
-    assert report.as_words(result, "words").tolist() == [-4, -3]
-    rows = table(result)
-    assert "| words | 100, never | -1.0 ± 0.0 | -3.5 ± 6.4 |" in rows and "| new rows | never, never |  |  |" in rows
 
 
 def test_course_of_a_run(tmp_path):
@@ -258,11 +204,149 @@ def test_course_of_a_run(tmp_path):
     assert experiments.curve(tmp_path) == {"step": [0, 1], "accuracy": [0.3, 0.5]}
 
 
+def test_mflop_by_hand(tmp_path):
+    """One layer of width 8, 3 cups. 9 tokens of opening, 20 of 10 moves, 2 of the question and 10
+    thoughts are 41 places. A window of 1 lets each see itself and, from the first thought on, the
+    last thought. Heads: V for the answer, N for each thought that is forced. A gate weighs all
+    V + N at each of the 10 slots, whether it opens there or not."""
+    cups = Cups(3)
+    V = len(cups.text_ids)
+    some = {"thoughts_by_n": [3.0] * 30}
+    for window, N, end in ((0, 5, {}), (1, 5, {}), (0, 1, {}), (1, 5, some)):
+        rules = Rules("free" if end else "forced", window=window)
+        model = GPT(Config(1, 2, 8, 256, V, N), cups.text_ids)
+        saved = {"rules": asdict(rules), "settings": as_dict(Settings())}
+        save(tmp_path / "ckpt.pt", as_checkpoint(model) | saved)
+        blocks, heads = mflop(tmp_path / "ckpt.pt", end)
+        k = 3 if end else 10
+        T = OPENING + 22 + k
+        # (a thought is its own last one)
+        seen = T * (T + 1) / 2 if not window else T + (T - OPENING - 1) - k
+        assert blocks * 1e6 == pytest.approx(T * 24 * 64 + 4 * 8 * seen)
+        # 3 thoughts of 10 slots: 2 * 8 * (19 + 10 * (19 + 5)) = 4144
+        assert heads * 1e6 == pytest.approx(4144 if end else 2 * 8 * (19 + 50 * (N > 1)))
+
+
+# Arms
+
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+def test_flags_are_accepted(name, monkeypatch):
+    """No run of an experiment is refused after hours of others."""
+    arms = EXPERIMENTS[name].arms
+    for arm in arms.values():
+        assert arm.after is None or arm.after in arms
+        assert settings_of(arm, monkeypatch).approach == "stream"
+
+
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+def test_results_have_the_commands_of_today(name):
+    """What figures/NAME.json says of its arms can be typed."""
+    result = json.loads((experiments.ROOT / "figures" / f"{name}.json").read_text())
+    assert {arm: found["command"] for arm, found in result["arms"].items()} == {
+        arm: whole_command(it) for arm, it in EXPERIMENTS[name].arms.items()}
+    assert result["prediction"] == EXPERIMENTS[name].prediction
+
+
+def test_the_truth_is_learned_as_a_thinkers_thoughts():
+    """The flags of the oracle with full attention are what lab.distil sets for a thinker."""
+    typed = vars(parser().parse_args(experiments.GIVEN.split()))
+    assert typed == {k: v for k, v in distil.GIVEN.items() if k != "entropy"}
+
+
+def test_weights_of_the_random_policy_never_move(monkeypatch):
+    """Its flags leave them where they were born. And runs of channel are shared."""
+    arms = EXPERIMENTS["content"].arms
+    s = settings_of(arms["random policy"], monkeypatch)
+    assert s.lr == s.think_lr == 0 and arms["random policy, full"].after == "random policy"
+    shared = ("tokens, window", "tokens, full", "filler, full", "none, full")
+    assert all(folder(EXPERIMENTS[x], arm, 1) == folder(EXPERIMENTS["channel"], arm, 1)
+               for x in ("content", "faithful") for arm in shared if arm in EXPERIMENTS[x].arms)
+
+
+def test_groups_of_depth_are_alike(monkeypatch):
+    """Equally many moves in both, and the same arms: only the controls see everything. The moves
+    of one group alone commute."""
+    arms, channel = EXPERIMENTS["depth"].arms, EXPERIMENTS["channel"]
+    for arm, it in arms.items():
+        s, (group, kind, layers) = settings_of(it, monkeypatch), arm.split(", ")
+        cups = open_source(s.data)
+        assert len(cups.moves) == 5 and len({tuple(goes) for goes in cups.goes.tolist()}) == 5
+        commute = all((x[y] == y[x]).all() for x in cups.goes for y in cups.goes)
+        assert commute == (group == "Z6") and cups.m == (6 if commute else 3)
+        assert kind == s.thoughts and kind in report.KINDS
+        assert kind != "oracle" or s.think_vocab == cups.m
+        assert (s.window == 0) == (kind in ("none", "filler"))
+        assert layers == report.in_layers(scratch_shape(s.model)[0])
+    s3, z6 = ({arm[2:] for arm in arms if arm[:2] == group} for group in report.GROUPS)
+    assert s3 == z6 and len(arms) == 18
+    for ours, theirs in (("tokens, 1 layer", "tokens, window"), ("none, 1 layer", "none, full"),
+                         ("none, 4 layers", "none, full, 4 layers"),
+                         ("filler, 1 layer", "filler, full")):
+        assert folder(EXPERIMENTS["depth"], f"S3, {ours}", 0) == folder(channel, theirs, 0)
+
+
+# Numbers, tables and figures of a result
+
+def test_intervals_and_table_by_hand():
+    """Student's t for three seeds: 4.30 * 1 / sqrt(3); one seed has no interval."""
+    assert interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(4.30 / 3 ** 0.5, rel=1e-3))
+    mean, half = interval([5.0])
+    assert mean == 5.0 and half != half
+    seeds = [{"accuracy_by_n": [a] * 30, "step": 1000, "seconds": 10, "thinks_after_moved": a,
+              "thinks_elsewhere": a / 2, "thoughts_by_n": [1 + a * n for n in range(30)]}
+             for a in (0.5, 0.7)]
+    row = table({"arms": {"x": {"seeds": seeds, "mflop": (1.5, 0.25)}}})
+    assert row.endswith("| x | 50.0, 70.0 | 25.0, 35.0 | 0.50, 0.70 |")
+    row = row.splitlines()[2]
+    assert row.startswith("| x | 60 ± 127 |") and row.endswith("| 1.50 | 0.25 | 10 |")
+
+
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+def test_every_prediction_is_judged(name, tmp_path):
+    """Each sentence has a check, and these tell results apart; and each experiment has its table
+    and its figure."""
+    claims = EXPERIMENTS[name].claims
+    judged = [verdicts(claims, made_up(name, right)) for right in (1 / 3, 1.0)]
+    assert all(isinstance(held, bool) for verdict in judged for _, held in verdict)
+    assert judged[0] != judged[1]
+    assert EXPERIMENTS[name].prediction == " ".join(text for text, _ in judged[0])
+    result = made_up(name, 0.5)
+    report.draw(result, tmp_path / "x.png", "a caption")
+    assert (tmp_path / "x.png").stat().st_size > 9999
+    assert table(result).count("50 ± 0") >= len(result["arms"])
+
+
+def test_alphabet_by_hand():
+    """Updates until 90 % right, what a run that ended sooner had afterwards, and which arms are
+    read as words."""
+    result = made_up("alphabet", 0.5)
+    arms = result["arms"]
+    curves = [{"step": [0, 100, 200], "accuracy": [0.3, 0.9, 0.8],
+               "thoughts_as_text": [-1.0, -2.0, -4.0]},
+              {"step": [0, 100], "accuracy": [0.3, 0.7], "thoughts_as_text": [-1.0, -3.0]}]
+    seeds = arms["words"]["seeds"]
+    arms["words"]["seeds"] = [s | {"curve": c} for s, c in zip(seeds, curves)]
+    for one in arms["new rows"]["seeds"]:
+        one["curve"] = {k: v for k, v in one["curve"].items() if k != "thoughts_as_text"}
+    assert report.updates_to(result, "words").tolist() == [100, np.inf]
+    assert "new rows" not in report.named(result)
+    steps, right = report.along(result, "words", "accuracy")
+    assert steps.tolist() == [0, 100, 200]
+    assert right.tolist() == [[0.3, 0.9, 0.8], [0.3, 0.7, 0.7]]
+    assert report.as_words(result, "words").tolist() == [-4, -3]
+    rows = table(result)
+    assert "| words | 100, never | -1.0 ± 0.0 | -3.5 ± 6.4 |" in rows
+    assert "| new rows | never, never |  |  |" in rows
+
+
 def test_parts_add_up():
-    """Compute is what filler has over none, recipe what a random policy has over filler, content the rest."""
+    """Compute is what filler has over none, recipe what a random policy has over filler, content
+    the rest."""
     result = made_up("content", 0.0)
-    for arm, right in (("none, full", 0.3), ("filler, full", 0.4), ("random policy, full", 0.35), ("tokens, full", 1.0)):
-        result["arms"][arm]["seeds"] = [s | {"accuracy_by_n": [right] * 30} for s in result["arms"][arm]["seeds"]]
+    for arm, right in (("none, full", 0.3), ("filler, full", 0.4), ("random policy, full", 0.35),
+                       ("tokens, full", 1.0)):
+        seeds = result["arms"][arm]["seeds"]
+        result["arms"][arm]["seeds"] = [s | {"accuracy_by_n": [right] * 30} for s in seeds]
     split = parts(result)
     means = {k: round(float(x.mean()), 6) for k, x in split.items()}
     assert means == {"compute": 0.1, "recipe": -0.05, "content": 0.65, "all": 0.7}
@@ -277,66 +361,97 @@ def test_unaided():
         assert report.unaided(result) == n
 
 
-def test_groups_of_depth_are_alike():
-    """As many moves in both, and the same arms: only the controls see everything. Each group is asked by layers; only the moves
-    of one commute."""
-    arms = EXPERIMENTS["depth"].arms
-    for arm, spec in arms.items():
-        a = settings.resolve(settings.parse(spec.flags.split()))
-        cups = Cups(a["cups"], balls=a["balls"], moves=a["moves"])
-        assert len(cups.moves) == 5 and len({tuple(goes) for goes in cups.goes.tolist()}) == 5
-        commute = all((x[y] == y[x]).all() for x in cups.goes for y in cups.goes)
-        assert commute == (arm[:2] == "Z6") and cups.m == (6 if commute else 3)
-        assert a["think_vocab"] == (cups.m if "oracle" in arm else a["think_vocab"])
-        assert (a["window"] == 0) == (a["thoughts"] in ("none", "filler")) and arm.endswith(report.in_layers(a["layers"]))
-        assert f", {a['thoughts']}, " in arm and a["thoughts"] in report.KINDS
-    assert {arm[2:] for arm in arms if arm[:2] == "S3"} == {arm[2:] for arm in arms if arm[:2] == "Z6"} and len(arms) == 18
-    assert {arm[:2] for arm in arms} == set(report.GROUPS)
-    channel = EXPERIMENTS["channel"]
-    for ours, theirs in (("tokens, 1 layer", "tokens, window"), ("none, 1 layer", "none, full"),
-                         ("none, 4 layers", "none, full, 4 layers"), ("filler, 1 layer", "filler, full")):
-        assert folder(EXPERIMENTS["depth"], f"S3, {ours}", 0) == folder(channel, theirs, 0)
-
-
 def test_reach():
-    """Up to which n nine in ten are right, by seed, without a gap; a dash where nothing was run; chance of each group."""
+    """Up to which n nine in ten are right, by seed, without a gap; a dash where nothing was run;
+    chance of each group."""
     import matplotlib.pyplot as plt
     result = made_up("depth", 0.5)
-    seeds = [{"accuracy_by_n": [0.0] * 30, "seconds": 1, "accuracy_first_by_n": x} for x in (
-        [1.0, 0.95, 0.5, 0.9] + [0.0] * 26, [0.5] * 30, [1.0] * 30)]
-    result["arms"]["Z6, none, 2 layers"]["seeds"] = seeds
+    firsts = [1.0, 0.95, 0.5, 0.9] + [0.0] * 26, [0.5] * 30, [1.0] * 30
+    result["arms"]["Z6, none, 2 layers"]["seeds"] = [
+        {"accuracy_by_n": [0.0] * 30, "seconds": 1, "accuracy_first_by_n": x} for x in firsts]
     assert report.reach(result, "Z6, none, 2 layers").tolist() == [2, 0, 30]
     rows = table(result).splitlines()
-    assert f"| Z6, none | 0.0 ± 0.0 | {report.cell([2, 0, 30], 1)} | 0.0 ± 0.0 |" in rows and "| S3, oracle | 0.0 ± 0.0 | - | - |" in rows
+    assert f"| Z6, none | 0.0 ± 0.0 | {report.cell([2, 0, 30], 1)} | 0.0 ± 0.0 |" in rows
+    assert "| S3, oracle | 0.0 ± 0.0 | - | - |" in rows
     for group, chance in (("S3", 100 / 3), ("Z6", 100 / 6)):
         axis = plt.figure().add_subplot()
         report.draw_depth(axis, result, group, 2)
         assert axis.lines[-1].get_ydata()[0] == chance
-        assert [line.get_label() for line in axis.lines if line.get_label()[0] != "_"] == ["none", "continuous"]
+        labels = [line.get_label() for line in axis.lines]
+        assert [x for x in labels if x[0] != "_"] == ["none", "continuous"]
 
 
-def test_labels_follow_the_flags(tmp_path, monkeypatch):
+def test_labels_follow_the_commands():
     """Chance and the longest rounds of training are those of the arms' own worlds."""
     import matplotlib.pyplot as plt
     axis = plt.figure().add_subplot()
     report.draw_accuracy(axis, made_up("worlds", 0.5))
-    assert "n <= 8 or 12" in axis.get_xlabel() and [line.get_ydata()[0] for line in axis.lines][-1] == 20
+    assert "n <= 8 or 12" in axis.get_xlabel() and axis.lines[-1].get_ydata()[0] == 20
     assert "n = 12" in table(made_up("worlds", 0.5))
-    assert report.said("--cups 5 --x", "--cups", 3) == 5 and report.said("", "--cups", 3) == 3
+    said = 'x.py --data "cups m=5 idle=0.4" --y', "x.py", "x.py --data my.txt"
+    assert [report.said(x, "m", 3) for x in said] == [5, 3, 3]
+    assert [report.said(x, "idle", 0.0) for x in said] == [0.4, 0.0, 0.0]
 
 
 def test_lengths_have_their_line():
-    """The dashed line is a thought after each move that moves the ball: two of three swaps and both turns, if it isn't idle."""
+    """The dashed line is a thought after each move that moves the ball: two of three swaps and
+    both turns, if it isn't idle."""
     import matplotlib.pyplot as plt
-    axis = plt.figure().add_subplot()
-    report.draw_lengths(axis, made_up("when", 0.5))
-    assert "| released, seed 1 | 100 | 80 | 50 | 90 | 50 | 100 | 50 |" in table(made_up("when", 0.5)).splitlines()
-    moved = np.mean([where != goes[where] for goes in Cups(3).goes.tolist() for where in range(3)])
-    assert np.allclose(axis.lines[-1].get_ydata(), 0.6 * moved * np.arange(1, 31)) and axis.lines[-1].get_linestyle() == "--"
+    axis, result = plt.figure().add_subplot(), made_up("when", 0.5)
+    report.draw_lengths(axis, result)
+    rows = table(result).splitlines()
+    assert "| released, seed 1 | 100 | 80 | 50 | 90 | 50 | 100 | 50 |" in rows
+    moves = Cups(3).goes.tolist()
+    moved = np.mean([where != goes[where] for goes in moves for where in range(3)])
+    line = axis.lines[-1]
+    assert np.allclose(line.get_ydata(), 0.6 * moved * np.arange(1, 31))
+    assert line.get_linestyle() == "--"
+
+
+# The page
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """The runs of `content` and `faithful` are there: tiny models that have learned nothing. Two
+    stories per question."""
+    monkeypatch.setattr(experiments, "OUT", tmp_path)
+    monkeypatch.setattr(experiments, "LOOK", ("--stories", "2"))
+    for arm in EXPERIMENTS["content"].arms:
+        out = ended(EXPERIMENTS["content"], arm, accuracy_first_by_n=[0.3] * 30)
+        N = 0 if "none" in arm else 1 if "filler" in arm else 4
+        checkpoint(out / "ckpt.pt", N, continuous=False)
+
+
+def test_probed_experiments_and_the_page(asked, monkeypatch, capsys, tmp_path):
+    """Both ask the same checkpoints, each once; their numbers are lab.probe's. All of it is on the
+    page, which needs nothing else and whose thoughts each have a note."""
+    code, said, err = run(experiments.main, ["content", "--seeds", "1"], monkeypatch, capsys)
+    assert code == 0 and "0 of 6 runs are to be made, 1 to be probed" in said, err
+    full = folder(EXPERIMENTS["content"], "tokens, full", 0)
+    found = json.loads((full / "probe.json").read_text())
+    right = found["conditions"]["another"]["accuracy_by_n"][9]
+    result = json.loads((tmp_path / "figures/content.json").read_text())
+    assert f"| another text's | {100 * right:.0f} |" in table(result | {"shown": [10]})
+    assert said.count("[held]") + said.count("[did NOT hold]") == 3
+    code, said, err = run(experiments.main, ["faithful", "--seeds", "1"], monkeypatch, capsys)
+    assert code == 0 and "0 of 3 runs are to be made, 1 to be probed" in said, err
+    assert "| no change |" in said
+    argv = ["report", "--checkpoint", full / "ckpt.pt"]
+    code, said, err = run(experiments.main, argv, monkeypatch, capsys)
+    assert code == 0 and "2 experiments, stories of" in said, err
+    page = (tmp_path / "figures/report.html").read_text()
+    assert page.count("data:image/png") == 2
+    page = re.sub("base64,[^\"]+", "", page)  # in whose letters any word may stand by chance
+    assert "http" not in page and "<script" not in page
+    thoughts = sum(2 * m for m in report.LENGTHS_TOLD)
+    assert page.count('tabindex="0"') == page.count('class="note"') == thoughts
+    for name in ("content", "faithful"):
+        assert EXPERIMENTS[name].claims[0][0][:30] in page and f"<h2>{name}</h2>" in page
 
 
 def test_results_of_other_arms_are_not_reported(monkeypatch, tmp_path, capsys):
-    """Guards against a verdict on what was never asked: a result that is older than its experiment is refused with one line."""
+    """Guards against a verdict on what was never run: a result that is older than its experiment
+    is refused with one line."""
     monkeypatch.setattr(experiments, "OUT", tmp_path)
     result = made_up("worlds", 0.5)
     del result["arms"]["5 cups, tokens"]
@@ -351,28 +466,32 @@ def test_page_escapes(tmp_path):
     bad = "<script>alert(1)</script>"
     result = made_up("channel", 0.5) | {"question": bad, "command": bad}
     result["arms"] = {bad: result["arms"]["tokens, window"]}
-    report.write_page(tmp_path / "x.html", [report.section(bad, result, [(bad, True)], tmp_path / "none.png")], None)
+    there = report.section(bad, result, [(bad, True)], tmp_path / "none.png")
+    report.write_page(tmp_path / "x.html", [there], None)
     page = (tmp_path / "x.html").read_text()
-    assert "<script" not in page and len(re.findall("&lt;script", page)) >= 5 and "<img" not in page and "own text" not in page
+    assert "<script" not in page and len(re.findall("&lt;script", page)) >= 5
+    assert "<img" not in page and "own text" not in page
 
 
-@pytest.mark.parametrize("rules", [{"think": "free", "max_thoughts": 2}, {"max_thoughts": 2}, {"window": 5}],
-                         ids=["free, 2", "forced, 2", "window"])
+@pytest.mark.parametrize("rules", [{"think": "free", "max_thoughts": 2}, {"max_thoughts": 2},
+                                   {"window": 5}], ids=["free, 2", "forced, 2", "window"])
 def test_stories_of_any_kind(rules, tmp_path):
-    """Each thought has its note, whoever chose when to think, and however many may stand in a slot."""
+    """Each thought has its note, whoever chose when to think, and however many may stand in a
+    slot."""
     checkpoint(tmp_path / "x.pt", 4, **rules)
     shown, notes = report.told_stories(tmp_path / "x.pt")
     assert len(shown) == len(notes) == 2 * len(report.LENGTHS_TOLD)
-    assert [x.count('class="think"') for x in shown] == list(map(len, notes)) and sum(map(len, notes)) > 10
-    assert all(len(text.splitlines()) == 4 and text.startswith("<think") for story in notes for text in story)
+    assert [x.count('class="think"') for x in shown] == list(map(len, notes))
+    assert sum(map(len, notes)) > 10
+    assert all(len(text.splitlines()) == 4 and text.startswith("<think")
+               for story in notes for text in story)
 
 
 def test_stories_without_thoughts(tmp_path):
     """A gate that never opens leaves stories with nothing to point at."""
-    from model import read_weights, save
     checkpoint(tmp_path / "x.pt", 4, think="free")
     saved = read_weights(tmp_path / "x.pt")
-    saved["model"]["think_offset"].fill_(-1e4)
+    saved["model"]["gate_bias"].fill_(-1e4)
     save(tmp_path / "x.pt", saved)
     shown, notes = report.told_stories(tmp_path / "x.pt")
     assert not any(notes) and not any("think" in x for x in shown)
@@ -392,5 +511,6 @@ def test_refuses(argv, words, tmp_path, monkeypatch, capsys):
     checkpoint(tmp_path / "vector.pt", 1)
     checkpoint(tmp_path / "good.pt", 4)
     monkeypatch.setattr(experiments, "OUT", tmp_path)
-    code, _, err = run(experiments.main, [x.format(tmp=tmp_path) for x in argv], monkeypatch, capsys)
+    argv = [x.format(tmp=tmp_path) for x in argv]
+    code, _, err = run(experiments.main, argv, monkeypatch, capsys)
     assert code == 2 and words in err and err.count("\n") == 1, err

@@ -1,0 +1,502 @@
+"""What a run is, on disk and in time: log, checkpoint, resume, stop signals, processes.
+
+A `Run` holds all that a run has: model, source of text, rules, settings, progress. `open_run` reads
+one from its checkpoint; it is the one reader, for --resume, sample.py and lab/. `Run.steps` is the
+clock of the loop in train.py: it writes a line per step, evaluates, saves, and ends.
+
+    run = open_run("out")                        # what `python train.py` left in out/
+    run.model, run.rules, run.settings.lr
+
+Left out on purpose: what is learned, and from what (train.py); servers that collect runs. Knows all
+files below it: evaluate.py, next_token.py, reward.py, rollout.py, data.py, model.py, settings.py,
+tokenizer.py.
+"""
+import contextlib
+import html
+import itertools
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from data import Source, Text, open_source
+from evaluate import evaluate, print_report
+from model import GPT, as_checkpoint, from_checkpoint, load, read_weights, save
+from reward import Credit, Score, all_rows, sibling_spread
+from rollout import Luck, Rules
+from settings import Settings, as_dict, from_dict
+from tokenizer import CSS, Tokenizer
+
+# torchrun says how many processes there are, and which one this is
+WORLD, RANK = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+SAVE_SECONDS = 60  # kill -9 loses a minute of work at most
+DEAD_SPREAD, DEAD_STEPS = 0.002, 50  # siblings that do not differ, for so long: a hint
+FILES = ("ckpt.pt", "metrics.jsonl", "settings.json", "curves.png", "samples.html", "probe.json",
+         "probe.png")  # of a run, weights first
+
+
+@dataclass
+class Progress:
+    """All that changes while a run goes on, except weights and optimizer."""
+    end: int  # the last step
+    step: int = 0  # updates made
+    stage: int = 1  # of the curriculum
+    accuracy: float = 0.0  # at the longest rounds of this stage, a running mean
+    in_stage: int = 0  # steps in this stage
+    dead: int = 0  # steps in a row in which siblings did not differ
+    skipped: int = 0  # steps without a finite loss or gradient
+    in_a_row: int = 0  # of those, how many just now
+    wanted: bool = False  # the end was asked for: no curriculum ends the run sooner
+    born: int = 0  # the step at which the weights were new
+    attempt: int = 0  # how often it began again
+
+
+@dataclass
+class Update:
+    """What one update was."""
+    loss: float
+    entropy: float  # summed over thoughts
+    norm: float  # of the gradient, before it is cut to 1
+
+
+class Run:
+    """A model with all that belongs to it."""
+
+    def __init__(self, model: GPT, rules: Rules, settings: Settings | None,
+                 progress: Progress | None = None, source: Source | None = None):
+        self.model, self.rules, self.settings = model, rules, settings
+        self.progress = progress or Progress(settings.steps if settings else 0)
+        self._source = source  # None: opened when it is first asked for
+        self.teacher: GPT | None = None
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.saved_moments: dict | None = None  # the optimizer's, from a checkpoint
+        self.resumed, self.stop = False, []  # stop: signals that came
+        self.resumable = True  # False: its loop is not train.py's, so --resume would be another one
+        self.line: dict[str, float] = {}  # what metrics.jsonl will say of this step
+        self.also_measure = dict  # () -> more numbers for an evaluation
+
+    @property
+    def source(self) -> Source:
+        """Where its text comes from."""
+        if self._source is None:
+            self._source = open_source(self.settings.data, self.model.text_ids)
+        return self._source
+
+    @property
+    def out(self) -> Path:
+        return Path(self.settings.out)
+
+    @property
+    def stage(self) -> int:
+        """Of the curriculum; 0 without one."""
+        on = self.settings.curriculum != "off" and self.source.stages
+        return self.progress.stage if on else 0
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.model.text_ids, self.model.config.think_vocab, self.rules.continuous)
+
+    def luck(self, purpose: str, split: bool = True) -> Luck:
+        """This step's random numbers. split: of this process's rows; else of all rows."""
+        share = (RANK, WORLD) if split else (0, 1)
+        return Luck(self.settings.seed, self.progress.step, purpose, *share)
+
+    def own_rows(self, text: Text) -> Text:
+        """This process's share of the contexts."""
+        R = len(text.ids) // WORLD
+        return text if WORLD == 1 else text.each(lambda x: x[RANK * R:(RANK + 1) * R])
+
+    def autocast(self):
+        """Matrix products in the run's dtype."""
+        if self.settings.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.model.device.type, self.settings.dtype)
+
+    # The clock
+
+    def steps(self):
+        """Yields each step's number. Between two of them it logs, evaluates and saves. A step has
+        to call `update`, which counts it, and `note`, which says what it was.
+
+        Raises OSError where a file can't be written. Ends the program with 128 + the signal's
+        number where one came.
+        """
+        p, chief = self.progress, RANK == 0  # the chief writes log, checkpoint and bar
+        self.stop = ask_to_stop()
+        if self.model.device.type == "cuda":  # for products in place, which autocast leaves alone
+            torch.set_float32_matmul_precision("high")
+        if chief:
+            self.begin()
+        bar = tqdm(total=p.end, initial=p.step, desc=self.settings.approach, disable=not chief)
+        stopping = False
+        while p.step < p.end and not stopping:
+            step = p.step
+            yield step
+            stopping = asked_to_stop(self.stop, self.model.device)
+            if chief:
+                self.log.write("step", step, self.line)
+                self.notice_dead()
+                self.look_and_save(stopping)
+            bar.total = p.end
+            shown = ("reward", "spread", "entropy", "stage", "skipped")
+            bar.set_postfix({k: f"{self.line[k]:.3g}" for k in shown}, refresh=False)
+            bar.update()
+        bar.close()
+        if p.step < p.end:
+            go_on = f"; go on with: python train.py --resume --out {self.out}"
+            print(f"stopped after step {p.step}{go_on if self.resumable else ''}")
+            sys.exit(128 + (self.stop or [signal.SIGTERM])[0])
+        if WORLD > 1:
+            dist.destroy_process_group()
+        if chief:
+            self.close()
+
+    def begin(self) -> None:
+        """The folder before the first step: checkpoint, settings, log, a first evaluation."""
+        if not self.resumed:
+            self.out.mkdir(parents=True, exist_ok=True)
+            set_aside(self.out)
+            # before the log begins: at any moment the two belong to one run
+            save(self.out / "ckpt.pt", self.whole())
+        text = json.dumps(as_dict(self.settings), indent=1)
+        part = self.out / "settings.json.part"
+        part.write_text(text + "\n")
+        os.replace(part, self.out / "settings.json")  # as with checkpoints: never half of it
+        self.log, self.saved_at = Log(self.out, self.progress.step), time.time()
+        if not self.log.evals:
+            self.measure(whole=True)
+
+    def update(self, loss: float, entropy: float) -> Update:
+        """One step of the optimizer from the gradients that are there.
+
+        Raises FloatingPointError after 10 steps in a row that were not finite.
+        """
+        p, s = self.progress, self.settings
+        loss, entropy = sum_over_processes(self.model, loss, entropy)
+        # rates rise in the first steps after birth, and fall in the last fifth of the run
+        warmup = 50 if s.from_scratch else 15
+        factor = min(1.0, (p.step - p.born + 1) / warmup)
+        factor *= min(1.0, 5 * (1 - p.step / p.end) + 0.05)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0).item()
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.optimizer.step()
+            p.in_a_row = 0
+        else:  # one NaN would spoil weights and moments for good, so this step is left out
+            p.skipped, p.in_a_row = p.skipped + 1, p.in_a_row + 1
+        if p.in_a_row == 10:
+            raise FloatingPointError(f"10 steps in a row, up to step {p.step}, had no finite loss "
+                                     "or gradient: try a lower --lr and --think_lr")
+        self.optimizer.zero_grad(set_to_none=True)
+        p.step += 1
+        return Update(loss, entropy, norm)
+
+    def note(self, text: Text, score: Score, credit: Credit, update: Update) -> None:
+        """What metrics.jsonl says of this step (docs/METRICS.md)."""
+        paying, r = all_rows(text.pays).sum().item(), all_rows(score.r)
+        self.line = {
+            "reward": (r.sum() / max(paying, 1)).item(), "loss": update.loss,
+            "spread": sibling_spread(all_rows(credit.returns), self.settings.samples),
+            "entropy": update.entropy / max(credit.thoughts, 1),
+            "thoughts": credit.thoughts / r.numel(), "grad_norm": update.norm,
+            "stage": self.progress.stage, "skipped": self.progress.skipped}
+
+    def notice_dead(self) -> None:
+        """Say, each time it begins, that nothing is learned."""
+        s, p = self.settings, self.progress
+        # filler and vectors are not sampled: their siblings never differ
+        dead = (self.line["thoughts"] and s.thoughts == "tokens" and s.samples > 1
+                and self.line["spread"] < DEAD_SPREAD)
+        p.dead = p.dead + 1 if dead else 0
+        if p.dead == DEAD_STEPS:
+            tqdm.write(f"hint: for {DEAD_STEPS} steps siblings have not differed (spread < "
+                       f"{DEAD_SPREAD}), so thoughts learn nothing. Does the text need them? Try "
+                       "a narrower --window, another --seed, or a base that can't do without")
+
+    def measure(self, whole: bool) -> None:
+        """An evaluation: its line, and samples.html. whole: at a run's start and end, with more
+        questions."""
+        result, ro = evaluate(self.model, self.source, self.rules, self.settings, self.teacher,
+                              32 if whole else 8)
+        self.log.write("eval", self.progress.step, result | self.also_measure())
+        rows = ro.rows(slice(8)).kept()
+        samples = [self.tokenizer.show(row, ro.P, "html") for row in rows]
+        page = html_page(samples, f"step {self.progress.step}")
+        (self.out / "samples.html").write_text(page, encoding="utf-8")
+
+    def look_and_save(self, stopping: bool) -> None:
+        """An evaluation where one is due; a checkpoint there, at the end, and once a minute."""
+        p, s, last = self.progress, self.settings, None
+        due = p.step % s.eval_every == 0 or p.step == p.end
+        sound = not p.in_a_row  # spoilt weights must not replace a good checkpoint
+        if due:
+            self.measure(whole=p.step == p.end)
+            last = self.log.evals[-1]
+            sound = math.isfinite(last["nats_without_thoughts"])
+            numbers = {k: v for k, v in last.items() if isinstance(v, float) and k != "seconds"}
+            tqdm.write(f"step {p.step}: " + ", ".join(f"{k} {v:.3f}" for k, v in numbers.items()))
+        # this one first: a run that goes on from ckpt.pt does not see this step again
+        if sound and s.keep_every and p.step % s.keep_every == 0:
+            save(self.out / f"ckpt_{p.step:06}.pt", self.as_saved())
+        if sound and (due or stopping or time.time() - self.saved_at > SAVE_SECONDS):
+            save(self.out / "ckpt.pt", self.whole())
+            self.saved_at = time.time()
+
+    def as_saved(self) -> dict:
+        """All that is read from a checkpoint, except by --resume: a third of the size."""
+        return as_checkpoint(self.model) | {"settings": as_dict(self.settings),
+                                            "rules": asdict(self.rules),
+                                            "progress": asdict(self.progress)}
+
+    def whole(self) -> dict:
+        moments = {"optimizer": self.optimizer.state_dict()} if self.resumable else {}
+        return self.as_saved() | moments
+
+    def close(self) -> None:
+        """The curves, and the last lines that a run prints."""
+        draw_curves(self.out, self.source.of)
+        forced = self.settings.think == "forced"
+        print_report(self.log.evals[0], self.log.evals[-1], forced, self.source.of)
+        print(f"{time.time() - self.log.t0:.0f} s; {self.out}/ holds {', '.join(FILES[:5])}; now "
+              f"try\n  python sample.py --checkpoint {self.out}")
+
+
+def open_run(path: str | Path, plain: bool = False) -> Run:
+    """A checkpoint of train.py, or its folder, under the rules it was trained with.
+
+    plain: a model that is no run is taken as well; it never thinks. Raises ValueError, one line.
+    """
+    path = Path(path)
+    path = path / "ckpt.pt" if path.is_dir() and (path / "ckpt.pt").exists() else path
+    if not path.exists():
+        raise ValueError(f"there is no {path} yet: `python train.py --think_vocab 2048` makes "
+                         "out/ckpt.pt")
+    # (a folder, or a file in that format, is somebody else's model)
+    saved = {} if path.is_dir() or path.suffix == ".safetensors" else read_weights(path)
+    old = "args" in saved  # format 2
+    if "rules" not in saved or not {"args", "settings"} & saved.keys():
+        if not plain:
+            raise ValueError(f"{path} is a model, but not the checkpoint of a run of train.py, "
+                             "with its rules")
+        return Run(load(path), Rules("never"), None)
+    settings = from_dict(saved["args" if old else "settings"], path)
+    progress = dict(saved.get("state" if old else "progress", {}))
+    try:
+        rules, progress = Rules(**saved["rules"]), Progress(**{"end": settings.steps, **progress})
+    except TypeError as e:
+        raise ValueError(f"{path} was made by another version of train.py ({e})") from e
+    run = Run(from_checkpoint(saved, path), rules, settings, progress)
+    # without its progress, or settings that are all there, a run can't go on
+    complete = "progress" in saved and as_dict(settings).keys() <= saved["settings"].keys()
+    run.saved_moments = saved.get("optimizer") if complete else None
+    return run
+
+
+class Log:
+    """metrics.jsonl, open as long as the run goes on. evals: all its evaluations so far."""
+
+    def __init__(self, out: Path, step: int):
+        """step: how many the checkpoint has made. Lines after that are dropped, as these steps are
+        made again."""
+        self.path, self.t0 = out / "metrics.jsonl", time.time()
+        done = {"step": step, "eval": step + 1}  # an evaluation is logged before it is saved
+        kept = []
+        there = self.path.read_text(errors="replace") if step and self.path.exists() else ""
+        for text in there.splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:  # half a line is the last thing that a killed run wrote
+                break
+            kept += [line] if line["step"] < done[line["kind"]] else []
+        # as with checkpoints: at no moment is there less than before
+        part = self.path.with_name("metrics.jsonl.part")
+        part.write_text("".join(json.dumps(x) + "\n" for x in kept))
+        os.replace(part, self.path)
+        self.evals = [x for x in kept if x["kind"] == "eval"]
+
+    def write(self, kind: str, step: int, values: dict) -> None:
+        """One line. The file is closed each time, so a run that is killed has lost none."""
+        line = {"kind": kind, "step": step, "seconds": time.time() - self.t0, **values}
+        with open(self.path, "a") as f:
+            f.write(json.dumps(line) + "\n")
+        self.evals += [line] if kind == "eval" else []
+
+
+def html_page(samples: list[str], title: str) -> str:
+    """Samples made by show(style="html") -> one page that needs no other file."""
+    # a class for each kind of piece that `show` makes
+    colours = "".join(f".{kind}{{color:{colour}}}" for kind, colour in CSS.items())
+    legend = ('<p><span class="prompt">prompt</span>  <span class="text">own text</span>  '
+              '<span class="think">&lt;thought&gt;</span></p>')
+    return ('<!doctype html><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width">'
+            f"<title>{html.escape(title)}</title><style>{colours}"
+            "body{font:16px/1.7 monospace;max-width:60em;margin:2em auto;padding:0 1em}"
+            "p{white-space:pre-wrap;border-bottom:1px solid #ddd;padding-bottom:1em}"
+            f".think{{font-size:80%}}</style><h1>{html.escape(title)}</h1>{legend}"
+            + "".join(f"<p>{sample}</p>" for sample in samples) + "\n")
+
+
+def draw_curves(out: Path, of: str) -> None:
+    """curves.png from metrics.jsonl."""
+    import matplotlib  # a second of start-up
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    steps, evals = ([x for x in lines if x["kind"] == kind] for kind in ("step", "eval"))
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7))
+    panels = {"reward": "reward (nats per paying token)",
+              "spread": "spread between siblings (0: nothing to learn from)",
+              "entropy": "entropy of thoughts (nats)"}
+    for axis, (key, title) in zip(axes.flat, panels.items()):
+        axis.plot([x["step"] for x in steps], [x[key] for x in steps], lw=1)
+        axis.set(title=title, xlabel="step")
+    last, axis = evals[-1], axes[1, 1]
+    if right := last.get(f"accuracy_by_{of}"):
+        levels = range(1, len(right) + 1)
+        for x in (evals[0], last):
+            axis.plot(levels, x[f"accuracy_by_{of}"], ".-", label=f"step {x['step']}")
+        if shuffled := last.get(f"accuracy_shuffled_by_{of}"):
+            axis.plot(levels, shuffled, ".:", label="another text's thoughts")
+        axis.set(title=f"answers right, by {of}", ylim=(0, 1.03))
+        axis.legend()
+    else:
+        axis.plot([x["step"] for x in evals], [x["nats_without_thoughts"] for x in evals], ".-")
+        axis.set(title="held-out nats per token, without thoughts", xlabel="step")
+    figure.tight_layout()
+    figure.savefig(out / "curves.png", dpi=110)
+    plt.close(figure)
+
+
+# The folder of a run, and who stops it
+
+def set_aside(out: Path) -> None:
+    """A run that the folder holds already moves to old1, old2, ... in it, so nothing is lost. A run
+    that made no step does not count."""
+    log = out / "metrics.jsonl"
+    if log.exists():
+        there = '"kind": "step"' in log.read_text(errors="replace")
+    else:
+        there = (out / "ckpt.pt").exists()
+    if not there:
+        return
+    old = next(x for i in itertools.count(1) if not (x := out / f"old{i}").exists())
+    old.mkdir()
+    for name in [FILES[0], *(x.name for x in out.glob("ckpt_*.pt")), *FILES[1:]]:
+        if (out / name).exists():
+            (out / name).rename(old / name)
+    print(f"{out}/ held a run already (--resume would have gone on with it): it is now in {old}/",
+          flush=True)
+
+
+@contextlib.contextmanager
+def lock_folder(out: Path):
+    """While it lasts, the folder belongs to this run: two would spoil each other's log. The system
+    lets go with the process, also at kill -9. Raises ValueError where another run has it. Windows
+    and some network file systems have no such lock."""
+    if os.name != "posix" or RANK:
+        yield
+        return
+    import fcntl
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # of a file system without locks
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as e:
+                raise ValueError(f"{out}/ is in use by a run that goes on: choose another --out, "
+                                 "or wait until it ends") from e
+        yield
+    finally:
+        os.close(folder)
+
+
+def is_own(path: str, out: Path) -> bool:
+    """Is this a file that a run in `out` writes its checkpoints to, or their folder?"""
+    file = Path(path) / "ckpt.pt" if Path(path).is_dir() else Path(path)
+    return any(x.parent.resolve() == out.resolve() and x.match("ckpt*.pt")
+               for x in (file, file.resolve()))
+
+
+def ask_to_stop() -> list[int]:
+    """-> a list that gets the number of a signal, Ctrl-C or SIGTERM. The run looks at it after each
+    step, saves and ends. A second signal ends the process at once."""
+    asked, signals = [], (signal.SIGINT, signal.SIGTERM)
+
+    def ask(number: int, _) -> None:
+        asked.append(number)
+        for s in signals:
+            signal.signal(s, signal.SIG_DFL)
+    for s in signals:
+        signal.signal(s, ask)
+    return asked
+
+
+def guarded(p, begin: Callable, go: Callable) -> None:
+    """A command: go(begin(folder)). p: the parser, which says errors in one line.
+
+    Exit codes: 0 done; 1 the run broke off, what was saved is whole; 2 refused before the first
+    step; 130, 143 stopped by Ctrl-C or SIGTERM, and saved.
+    """
+    with contextlib.ExitStack() as folder:
+        try:
+            run = begin(folder)
+        except (ValueError, OSError) as e:
+            p.error(str(e))
+        except (RuntimeError, MemoryError) as e:
+            if "allocate" not in str(e):
+                raise
+            p.error("such a model or its data do not fit into memory "
+                    f"({str(e).splitlines()[0]})")
+        except KeyboardInterrupt:
+            sys.exit(130)
+        try:
+            return go(run)
+        except (OSError, FloatingPointError) as e:
+            broken = str(e)
+        # by now the bar is gone, and has ended its line
+        go_on = "" if p.prog.startswith("lab.") else "; --resume goes on from the last checkpoint"
+        sys.exit(f"{p.prog}: {broken}{go_on}")
+
+
+def asked_to_stop(stop: list[int], device) -> bool:
+    """Did a signal come, to any of the processes?"""
+    return bool(all_rows(torch.tensor([bool(stop)], device=device)).any()) if WORLD > 1 else bool(
+        stop)
+
+
+def join_processes() -> None:
+    """torchrun: find the others. Raises ValueError where there are fewer GPUs than processes."""
+    if WORLD == 1:
+        return
+    gpus, here = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
+    if gpus and here >= gpus:
+        raise ValueError("torchrun started more processes than there are GPUs: "
+                         f"--nproc_per_node={gpus} at most")
+    if gpus:
+        torch.cuda.set_device(here)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+    if RANK:  # the first process alone speaks
+        sys.stdout = open(os.devnull, "w")
+
+
+def sum_over_processes(model: GPT, *numbers: float) -> list[float]:
+    """Everybody's gradients, in place, and these numbers, summed. DistributedDataParallel would
+    average; here each term is divided by the whole batch's count already."""
+    if WORLD == 1:
+        return list(numbers)
+    total: Tensor = torch.tensor(numbers, device=model.device)
+    for x in [*(p.grad for p in model.parameters() if p.grad is not None), total]:
+        dist.all_reduce(x)
+    return total.tolist()

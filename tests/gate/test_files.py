@@ -1,0 +1,305 @@
+"""Files that people bring: text as it is found on a disk, and weights that are cut, damaged or
+something else. Any text is read, and anything that can't be is one clear line."""
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import model as model_py
+from conftest import refuses
+from data import Cups, TextFile, open_source, seeded
+from model import GPT, Config, as_checkpoint, from_openai, load
+from tokenizer import END_OF_TEXT, Tokenizer
+
+
+@pytest.fixture(autouse=True)
+def cached(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "CACHE", tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def book(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text("\n".join(f"Line {i} of a book about {i * i} things." for i in range(2000)))
+    return TextFile(path, Tokenizer())
+
+
+def take(source, rows, L, seed=0, step=0, held_out=False):
+    purpose = "eval" if held_out else "train"
+    return source.take(rows, L, seeded(seed, step, purpose), held_out=held_out)
+
+
+def all_of(source):
+    return [*source.train.tolist(), *source.eval.tolist()]
+
+
+# Text
+
+def test_txt(book, tmp_path):
+    """Guards plain text. All of it is there, in order; training and evaluation share no token; a
+    batch is a function of its seed and step."""
+    ids = all_of(book)
+    assert Tokenizer().decode(ids) == (tmp_path / "book.txt").read_text()
+    assert len(book.eval) == pytest.approx(0.05 * len(ids), rel=0.01)
+    rows = take(book, 50, 40)
+    assert rows.shape == (50, 40) and rows.dtype == torch.int64 and book.text_ids is None
+    assert torch.equal(rows, take(book, 50, 40)) and not torch.equal(rows, take(book, 50, 40, 1))
+    for held_out, part in ((False, book.train), (True, book.eval)):
+        whole = " ".join(map(str, part.tolist()))
+        for row in take(book, 20, 40, 3, 1, held_out).tolist():
+            assert " ".join(map(str, row)) in whole
+
+
+def test_windows_reach_both_ends(tmp_path):
+    """Guards the borders of random windows: the first and the last token of a part can come, and
+    none past them."""
+    path = tmp_path / "a.txt"
+    path.write_text(" a b c d e f g h" * 50)
+    source = TextFile(path, Tokenizer())
+    source.train = np.arange(10, dtype=np.uint16)
+    rows = take(source, 400, 4).tolist()
+    assert {tuple(r) for r in rows} == {tuple(range(s, s + 4)) for s in range(7)}
+    assert take(source, 3, 10).tolist() == [list(range(10))] * 3
+
+
+def test_jsonl(tmp_path, capsys):
+    """Guards the format of WebText: one document per line, a separator between them, and broken
+    lines are skipped and counted, not fatal."""
+    good = ["First document.", "Zwei Äpfel\nund mehr", "", "third \ud83d\ude42"]
+    lines = [json.dumps({"text": t}).encode() for t in good]
+    lines[1:1] = [b"{broken", b'{"title": "no text"}', b"", b"[1, 2]", b'"text"', b"\xff\xfe",
+                  b"   ", b"null", b"7"]
+    path = tmp_path / "docs.jsonl"
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    ids = all_of(TextFile(path, Tokenizer()))
+    wanted = ["First document.", "Zwei Äpfel\nund mehr", "", "third 🙂"]
+    assert Tokenizer().decode(ids) == "".join(t + "<|endoftext|>" for t in wanted)
+    assert ids.count(END_OF_TEXT) == 4
+    said = capsys.readouterr().out.strip()
+    assert "7 broken line" in said and "\n" not in said
+
+
+def test_long_text_is_cut_at_lines(tmp_path):
+    """Guards reading in blocks: text over the block's size comes back whole, characters of many
+    bytes too."""
+    text = "".join(f"{i} Äpfel, 日本語 und 🙂\n" for i in range(35_000))
+    assert len(text.encode()) > 1 << 20
+    path = tmp_path / "long.txt"
+    path.write_text(text, encoding="utf-8")
+    assert Tokenizer().decode(all_of(TextFile(path, Tokenizer()))) == text
+
+
+@pytest.mark.parametrize("content", [
+    b"\xff\xfe\x80 half \xc3", b"a\0b\0\0c", bytes(range(256)), b"\xed\xa0\x80 surrogate",
+    b"\xef\xbb\xbfBOM", b"one line without an end", b"\r\nwindows\r\n",
+])
+def test_any_bytes(tmp_path, content):
+    """Guards files that are no clean UTF-8: they are read, wrong bytes become U+FFFD."""
+    path = tmp_path / "x.txt"
+    path.write_bytes(content * 20)
+    text = Tokenizer().decode(all_of(TextFile(path, Tokenizer())))
+    assert text == (content * 20).decode("utf-8", "replace")
+
+
+def test_no_file(tmp_path):
+    """Guards a mistyped path, a folder and an unknown kind of file."""
+    (tmp_path / "folder.txt").mkdir()
+    (tmp_path / "a.csv").write_text("a,b")
+    for name in ("none.txt", "none.jsonl", "folder.txt", "a.csv", "", "nonsense"):
+        refuses(lambda: open_source(str(tmp_path / name)), str(tmp_path / name))
+
+
+def test_empty_and_too_short(tmp_path):
+    """Guards against a crash deep in numpy: an empty file, one of broken lines only, and one
+    shorter than a window."""
+    (tmp_path / "e.txt").write_text("")
+    (tmp_path / "b.jsonl").write_text("{broken\n{}\n")
+    for name in ("e.txt", "b.jsonl"):
+        for _ in range(2):  # the second time it is in the cache
+            refuses(lambda: TextFile(tmp_path / name, Tokenizer()), name, "empty")
+    (tmp_path / "s.txt").write_text("Only a few words.")
+    source = TextFile(tmp_path / "s.txt", Tokenizer())
+    for held_out in (False, True):
+        refuses(lambda: take(source, 2, 64, held_out=held_out), "s.txt", "64")
+    (tmp_path / "one.txt").write_text("a")
+    refuses(lambda: take(TextFile(tmp_path / "one.txt", Tokenizer()), 1, 2), "too short")
+
+
+def test_a_file_of_a_small_language(tmp_path, cached):
+    """Guards a file for a model of a small language. It is renumbered, a line is a story, however
+    it ends, and a word outside is an error that leaves nothing half-made in the cache."""
+    cups, path = Cups(3), tmp_path / "x.txt"
+    game = Tokenizer(cups.text_ids)
+    path.write_text("The ball is under cup A. Moves: AB, BC. Where? C." * 3)
+    assert all_of(TextFile(path, game)) == game.encode(path.read_text())
+    path.write_text("The dog is under cup A.")
+    refuses(lambda: TextFile(path, game), "' dog'")
+    assert len(list(cached.iterdir())) == 1
+    story = "The ball is under cup B. Moves: AB. Where? A."
+    path.write_bytes(f"{story}\n{story}\r\n".encode())
+    assert game.decode(all_of(TextFile(path, game))) == story + story
+
+
+def test_cache_goes_by_content(tmp_path, cached, monkeypatch):
+    """Guards the cache. The same bytes are encoded once, under any name. Other bytes under the same
+    name, or the same bytes for another language, are encoded for themselves."""
+    calls, encode = [], Tokenizer.encode
+    monkeypatch.setattr(Tokenizer, "encode",
+                        lambda self, text: calls.append(text) or encode(self, text))
+    a, b = tmp_path / "a.txt", tmp_path / "b.txt"
+    a.write_text("The ball is under cup. " * 40)
+    b.write_text(a.read_text())
+    first = TextFile(a, Tokenizer()).train.tolist()
+    assert len(calls) == 1
+    for path in (a, b):
+        assert TextFile(path, Tokenizer()).train.tolist() == first
+    assert len(calls) == 1 and len(list(cached.iterdir())) == 1
+    a.write_text("The cup is under ball. " * 40)
+    assert TextFile(a, Tokenizer()).train.tolist() != first and len(calls) == 2
+    small = Tokenizer(sorted(set(Tokenizer().encode(b.read_text()))))
+    calls.clear()
+    assert max(TextFile(b, small).train.tolist()) == small.V - 1 and len(calls) == 1
+    assert not list(cached.glob("*.part"))
+
+
+def test_held_out_file(tmp_path):
+    """Guards WebText's own split: with a second file, the first is for training as a whole. And
+    --data: a file by its path."""
+    (tmp_path / "a.txt").write_text("a " * 100)
+    (tmp_path / "b.txt").write_text("b " * 50)
+    source = TextFile(tmp_path / "a.txt", Tokenizer(), held_out=tmp_path / "b.txt")
+    assert Tokenizer().decode(source.train) == "a " * 100
+    assert Tokenizer().decode(source.eval) == "b " * 50
+    assert isinstance(open_source(str(tmp_path / "a.txt")), TextFile)
+
+
+# Weights
+
+@pytest.fixture
+def good(tmp_path):
+    """A folder with a good model in two formats, to be spoilt."""
+    m = GPT(Config(1, 1, 64, 8, 20, 0))
+    state = {k: v.T.contiguous() if k.endswith(model_py.TRANSPOSED) else v.contiguous()
+             for k, v in m.state_dict().items() if k not in ("think", "gate_bias")}
+    torch.save(state, tmp_path / "a.bin")
+    torch.save(as_checkpoint(m), tmp_path / "ckpt.pt")
+    for name in ("a.bin", "ckpt.pt"):
+        load(tmp_path / name)
+    return tmp_path
+
+
+def no_model(path):
+    return refuses(lambda: load(path))
+
+
+def test_missing(tmp_path):
+    """Guards a mistyped name: the message has it, and the names that exist."""
+    assert "gpt3" in no_model("gpt3") and "gpt2-xl" in no_model("gpt3")
+    no_model(tmp_path / "none.bin")
+
+
+def test_folders(good):
+    """Guards a folder that lacks a part: no config.json, one without heads or cut, or no weights.
+    (A run's folder is its checkpoint.)"""
+    assert load(good).config.vocab_size == 20
+    (good / "ckpt.pt").unlink()
+    assert "config.json" in no_model(good)
+    for text in ("", "{", "{}", "[1]", "null"):
+        (good / "config.json").write_text(text)
+        assert "config.json" in no_model(good)
+    (good / "config.json").write_text('{"n_head": 1}')
+    assert "model.safetensors" in no_model(good)
+    (good / "a.bin").rename(good / "pytorch_model.bin")
+    load(good)
+    (good / "config.json").write_text('{"n_head": 5}')
+    assert "5 heads" in no_model(good)
+
+
+@pytest.mark.parametrize("name", ["a.bin", "ckpt.pt", "model.safetensors"])
+@pytest.mark.parametrize("keep", [0, 1, 8, 100, 0.5, -1])
+def test_truncated(good, name, keep):
+    """Guards a download or a save that was cut anywhere: a sentence with the path, not the stack of
+    a zip reader."""
+    if name == "model.safetensors":
+        safetensors = pytest.importorskip("safetensors.torch")
+        safetensors.save_file(torch.load(good / "a.bin"), good / name)
+        load(good / name)
+    data = (good / name).read_bytes()
+    (good / name).write_bytes(data[:int(keep * len(data)) if isinstance(keep, float) else keep])
+    assert name in no_model(good / name)
+
+
+@pytest.mark.parametrize("name", ["x.bin", "x.pt", "x.safetensors"])
+@pytest.mark.parametrize("data", [
+    b"hello, I am no model\n" * 50, b"<!doctype html>", bytes(range(256)) * 9, b"\x80\x02.",
+    b"\x80", b"\0" * 1000, b"PK\x03\x04" + b"\0" * 99, b"version https://git-lfs",
+], ids=range(8))
+def test_other_files(tmp_path, name, data):
+    """Guards a file that is something else: a page of HTML, a pointer of git-lfs, noise."""
+    if name.endswith("safetensors"):
+        pytest.importorskip("safetensors")
+    (tmp_path / name).write_bytes(data)
+    no_model(tmp_path / name)
+
+
+NARROW = {"n_layer": 1, "n_embd": 12, "vocab_size": 3}
+
+
+@pytest.mark.parametrize("what", [
+    [1, 2], torch.zeros(3), {}, {"a": 1}, {1: torch.zeros(1)}, {"wte.weight": torch.zeros(4, 4)},
+    {"wte.weight": torch.zeros(4), "wpe.weight": torch.zeros(4)}, {"config": {"n_layer": 1}},
+    {"config": None, "model": {}, "text_ids": None},
+    {"config": {"depth": 3}, "model": {}, "text_ids": None},
+    {"config": NARROW, "model": {}, "text_ids": None},
+    {"config": NARROW, "model": [], "text_ids": None},
+], ids=range(12))
+def test_other_contents(tmp_path, what):
+    """Guards a sound file of torch that holds something else: some other model, a list, a half-made
+    checkpoint."""
+    torch.save(what, tmp_path / "x.pt")
+    no_model(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("key, change", [
+    ("h.0.attn.c_attn.weight", lambda w: w.T.contiguous()), ("h.0.mlp.c_fc.bias", lambda b: b[:-1]),
+    ("wpe.weight", lambda w: w[:, :-1]), ("ln_f.weight", lambda w: None),
+    ("wte.weight", lambda w: w.flatten()),
+])
+def test_wrong_shape(good, key, change):
+    """Guards weights that do not fit: they are named, and never broadcast or left at their random
+    start."""
+    state = torch.load(good / "a.bin")
+    state[key] = change(state[key])
+    state = {k: v for k, v in state.items() if v is not None}
+    text = refuses(lambda: from_openai(state))
+    assert key in text or "layout" in text
+    torch.save(state, good / "b.bin")
+    no_model(good / "b.bin")
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_weights_run_no_code(tmp_path, plain):
+    """Guards against a pickle that runs code when it is loaded: it is refused, and the code has not
+    run."""
+    bomb, path = {"wte.weight": Bomb(tmp_path / "ran")}, tmp_path / "x.bin"
+    if plain:
+        path.write_bytes(pickle.dumps(bomb, 2))
+    else:
+        torch.save(bomb, path)
+    no_model(path)
+    assert not (tmp_path / "ran").exists()
+    pickle.loads(path.read_bytes()) if plain else torch.load(path, weights_only=False)
+    assert (tmp_path / "ran").exists()  # the bomb was live

@@ -1,0 +1,355 @@
+"""Lesson 8, settings.py, train.py, run.py, evaluate.py: a run.
+
+`resolve` makes the settings, `setup` the run, and `train` goes through the five steps again and
+again. What it leaves is a folder: log, settings, checkpoint, pictures. `open_run` reads it back,
+also one of an older version. Then the parts that a run is made of: presets, the curriculum, which
+rows stand next to each other, and what an evaluation counts.
+"""
+import json
+from dataclasses import FrozenInstanceError, asdict, fields, replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import train
+from conftest import AFTER, P, S, luck, refuses, settings, texts
+from data import Cups, Source, Text, plain
+from evaluate import room, what_it_thinks_about, when_it_thinks
+from model import as_checkpoint, gate_logit, load, save
+from next_token import roll
+from rollout import GREEDY, Rules
+from run import Progress, Run, open_run
+from settings import Settings, from_dict, parser, resolve
+from train import climb, setup, take_text
+
+SMALL = dict(prompts=2, samples=2, think_vocab=16, steps=8, eval_every=8)
+CUPS = Cups()
+
+
+def test_a_run_leaves_a_folder(quick, tmp_path):
+    """Guards the first lesson. Three calls make a run; its log has a line per step, settings.json
+    has all settings, and `open_run` gives back model, rules and settings."""
+    out = tmp_path / "runs" / "one"
+    s = settings(**SMALL, out=str(out))
+    run = setup(s)
+    train.train(run)
+    lines = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [x["kind"] for x in lines] == ["eval", *["step"] * 8, "eval"]
+    written = json.loads((out / "settings.json").read_text())
+    assert written.keys() == {f.name for f in fields(Settings)} and written["prompts"] == 2
+    assert from_dict(written, out) == s
+    again = open_run(out)
+    assert again.settings == s and again.rules == run.rules and again.progress == run.progress
+    assert again.progress.step == 8 and again.source.text_ids == CUPS.text_ids
+    pairs = zip(again.model.parameters(), run.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert torch.equal(load(out).think, run.model.think)  # the module alone
+
+
+def test_each_gradient_is_of_its_own_step(quick, tmp_path, monkeypatch):
+    """Guards zero_grad, the warm-up and the clip. No step sees an older gradient. Rates rise from
+    the first step on and fall at the end, and no step is longer than a norm of 1 allows."""
+    run, rates, real = setup(settings(**SMALL, out=str(tmp_path))), [], train.backward
+    step, parameters = run.optimizer.step, list(run.model.parameters())
+
+    def backward(*args):
+        assert all(p.grad is None for p in parameters)
+        return real(*args)
+
+    def stepping():
+        norm = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).norm()
+        assert 0 < norm < 1 + 1e-4
+        rates.append([group["lr"] / group["peak"] for group in run.optimizer.param_groups])
+        step()
+
+    monkeypatch.setattr(train, "backward", backward)
+    run.optimizer.step = stepping
+    train.train(run)
+    wanted = [i / 50 for i in range(1, 8)] + [8 / 50 * (5 / 8 + 0.05)]
+    assert rates == [[pytest.approx(x)] * 2 for x in wanted]
+
+
+def test_a_step_that_is_not_finite(quick, tmp_path, monkeypatch):
+    """Guards weights against a NaN: such a step is left out and counted, and the tenth in a row
+    ends the run."""
+    run = setup(settings(**SMALL | dict(steps=12), out=str(tmp_path)))
+    before = [p.clone() for p in run.model.parameters()]
+    monkeypatch.setattr(train, "backward", lambda *args: (float("nan"), 0.0))
+    with pytest.raises(FloatingPointError):
+        train.train(run)
+    assert run.progress.skipped == 10
+    assert all(torch.equal(a, b) for a, b in zip(before, run.model.parameters()))
+
+
+# Settings
+
+def test_a_typo_is_an_error():
+    """Guards every line that reads a setting. A name that is none is an AttributeError, not None;
+    and no setting changes in the middle of a run."""
+    s = settings()
+    with pytest.raises(AttributeError):
+        s.think_vocabulary  # noqa: B018
+    with pytest.raises(FrozenInstanceError):
+        s.lr = 1.0
+    with pytest.raises(TypeError):
+        Settings(leraning_rate=1.0)
+    refuses(lambda: from_dict(asdict(s) | {"leraning_rate": 1.0}, "x.pt"), "x.pt")
+
+
+COLUMNS = ("lr", "think_lr", "prompts", "samples", "window", "budget", "new_tokens", "steps",
+           "entropy", "gamma", "think", "think_prior", "max_thoughts", "curriculum", "eval_every",
+           "prompt_tokens", "reread", "model", "teacher")
+TABLE = {
+    ("cups", "teacher"): (2e-3, 2e-3, 32, 8, 5, 20, 48, 1500, 0.25, 0.9, "forced", 0.5, 1, "on",
+                          750, 17, 0, "pico", "pico-teacher"),
+    ("cups", "stream"): (1e-3, 2e-3, 16, 8, 5, 16, 32, 1600, 0.25, 1.0, "forced", 0.5, 1, "on",
+                         800, 17, 0, "scratch:1x64", None),
+    ("cups", "next_token"): (1e-3, 2e-3, 16, 8, 7, 4, 32, 1500, 0.25, 0.0, "forced", 0.5, 4, "on",
+                             750, 17, 2, "scratch:1x64", None),
+    ("text", "teacher"): (1e-5, 1e-3, 8, 4, 0, 32, 64, 1000, 0.5, 0.95, "free", 0.1, 1, "off", 100,
+                          64, 0, "gpt2", "gpt2"),
+    ("text", "stream"): (1e-5, 1e-3, 8, 4, 0, 32, 64, 1000, 0.5, 0.95, "free", 0.1, 1, "off", 100,
+                         64, 0, "gpt2", None),
+    ("text", "next_token"): (1e-5, 1e-3, 8, 4, 0, 4, 64, 1000, 0.5, 0.0, "free", 0.1, 4, "off",
+                             100, 64, 0, "gpt2", None)}
+
+
+@pytest.mark.parametrize("kind, approach", TABLE)
+def test_presets(kind, approach, tmp_path):
+    """Guards what a run is that was given no flags: figures and tables in docs/ are made so."""
+    (tmp_path / "a.txt").write_text("some text")
+    data = "cups" if kind == "cups" else str(tmp_path / "a.txt")
+    s = resolve({"approach": approach, "data": data})
+    assert tuple(getattr(s, name) for name in COLUMNS) == TABLE[kind, approach]
+    swaps = " swaps=3" if (kind, approach) == ("cups", "next_token") else ""
+    assert s.data == data + swaps and s.micro_batch == s.prompts * s.samples
+    assert s.think_vocab == 2048 and (s.device, s.compile, s.think_cost) == ("cpu", "off", 0)
+
+
+def test_what_was_typed_stands():
+    """Guards flags against presets: each flag of train.py arrives as it was typed."""
+    typed = vars(parser().parse_args(["--approach", "stream", "--lr", "0.5", "--window", "7",
+                                      "--data", "cups m=4", "--steps", "3", "--gamma", "0.5"]))
+    assert typed == {"approach": "stream", "lr": 0.5, "window": 7, "data": "cups m=4", "steps": 3,
+                     "gamma": 0.5}
+    s = resolve(typed)
+    assert (s.lr, s.window, s.data, s.steps, s.gamma) == (0.5, 7, "cups m=4", 3, 0.5)
+    assert settings(max_thoughts=2).budget == 32 and settings(max_thoughts=2, budget=5).budget == 5
+    filler = resolve({"approach": "stream", "thoughts": "filler"})  # siblings would be copies
+    assert (filler.prompts, filler.samples, filler.baseline) == (128, 1, "none")
+    assert (filler.think_vocab, settings(thoughts="none").think_vocab) == (1, 0)
+
+
+def test_harder_worlds():
+    """Guards the defaults of worlds with more to tell apart: ids climb strictly, with the steps for
+    it, and what was typed stands. With all balls a thought is needed after one move already, so the
+    window is narrower."""
+    for data in ("cups m=5", "cups balls=all", "cups idle=0.4", "cups m=6 moves=turns"):
+        s = settings(data=data)
+        assert (s.curriculum, s.steps) == ("strict", 12000)
+        on = settings(data=data, curriculum="on")
+        assert (on.curriculum, on.steps) == ("on", 1600) and settings(data=data, steps=7).steps == 7
+        assert settings(data=data, thoughts="continuous").curriculum == "on"
+    assert settings(data="cups balls=all").window == 4 and settings().window == 5
+    assert settings(data="cups balls=all", window=5).window == 5
+    assert settings(new_tokens=9).data == "cups swaps=3"  # no longer rounds fit
+
+
+# Checkpoints of an older version
+
+OLD = {  # the flags of that version
+    "approach": "stream", "thoughts": "tokens", "model": "scratch", "teacher": None, "layers": 2,
+    "width": 16, "data": "cups", "cups": 4, "swaps": 7, "think_vocab": 5, "alphabet": "new",
+    "pull": 0.0, "think": "free", "think_prior": 0.5, "max_thoughts": 2, "budget": 32,
+    "think_cost": 0.01, "window": 6, "thinker": None, "reread": 0, "prompts": 16, "samples": 8,
+    "prompt_tokens": 17, "new_tokens": 32, "temperature": 1.0, "micro_batch": 128, "steps": 1600,
+    "lr": 1e-3, "think_lr": 2e-3, "warmup": 50, "entropy": 0.25, "gamma": 1.0, "siblings": "shared",
+    "baseline": "loo", "beta": 1.0, "text_grad": "exact", "answer_grad": "on", "curriculum": "on",
+    "seed": 3, "eval_every": 800, "keep_every": 0, "device": "cpu", "dtype": "float32",
+    "compile": "off", "out": "out"}
+
+
+@pytest.mark.parametrize("more, wanted", [
+    ({}, {"data": "cups m=4 balls=one idle=0.0 moves=mixed swaps=7", "model": "scratch:2x16"}),
+    ({"balls": "all", "idle": 0.2, "cups": 3, "moves": "mixed", "text_grad": "sampled"},
+     {"data": "cups m=3 balls=all idle=0.2 moves=mixed swaps=7", "reward": "sampled"}),
+    ({"data": "book.txt", "model": "gpt2", "thoughts": "oracle"},
+     {"data": "book.txt", "model": "gpt2", "thoughts": "tokens"}),
+])
+def test_format_2(tiny, tmp_path, more, wanted):
+    """Guards runs of people who update. A checkpoint of format 2 opens, with its rules, its game as
+    a --data spec, and the gate's bias under its new name. It can be sampled, and not resumed."""
+    model = tiny(offset=0.7, dtype=torch.float32)
+    weights = as_checkpoint(model)
+    weights["model"]["think_offset"] = weights["model"].pop("gate_bias")
+    rules = {"think": "free", "max_thoughts": 2, "budget": 32, "window": 6, "think_after": AFTER,
+             "persist": True, "continuous": False, "reread": 0}
+    state = {"step": 9, "stage": 3, "accuracy": 0.5, "in_stage": 2, "dead": 0, "skipped": 0,
+             "in_a_row": 0, "end": 1600, "wanted": False, "born": 0, "attempt": 0}
+    save(tmp_path / "ckpt.pt", weights | {"format": 2, "args": OLD | more, "rules": rules,
+                                          "state": state, "optimizer": {"state": {}}})
+    assert torch.load(tmp_path / "ckpt.pt")["format"] == 2
+    run = open_run(tmp_path)
+    assert run.rules == Rules("free", 2, 32, 6, AFTER)
+    assert run.model.gate_bias.item() == pytest.approx(0.7)
+    assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), model.parameters()))
+    s = run.settings
+    assert {name: getattr(s, name) for name in wanted} == wanted
+    assert (s.seed, s.think_cost, s.window, run.progress.step) == (3, 0.01, 6, 9)
+    if s.data.startswith("cups"):
+        assert run.source.m == (OLD | more)["cups"] and run.source.stages == 7
+    assert roll(run.model, plain(texts(), P, S), run.rules, luck()).is_think.any()
+    refuses(lambda: train.resume({"out": str(tmp_path)}), "older version")
+
+
+# Before the first step, and step 1
+
+def test_siblings_stand_side_by_side():
+    """Guards step 1 against step 4: leave-one-out takes rows in groups of G neighbours, so these
+    must share their text."""
+    text, _ = take_text(setup(settings(model="scratch:1x8", think_vocab=4)), None)
+    assert text.ids.shape == (12, 9 + 8) and text.siblings == 4
+    for x in (text.ids, text.pays, text.level):
+        grouped = x.view(3, 4, -1)
+        assert (grouped == grouped[:, :1]).all()
+    assert len({tuple(row) for row in text.ids.tolist()}) == 3
+
+
+class Fixed(Source):
+    """The same two rows at each step."""
+    def text(self, settings, step, stage):
+        ids = torch.tensor([[0, 1, 2, 1, 3, 1], [0, 1, 2, 2, 3, 1]])
+        return plain(ids, 2, 4, stage=settings.seed)
+
+
+def test_no_idle_thoughts(tiny):
+    """Guards what a step leaves out: places for thoughts that no slot will hold. Rereading, these
+    are thoughts that would look back beyond the longest round of the stage."""
+    def rules_of(rules, stage=0):
+        return take_text(Run(tiny(), rules, settings(seed=stage), source=Fixed()), None)[1]
+    assert rules_of(Rules("forced", 1, 5, think_after=[1])).budget == 2
+    assert rules_of(Rules("free", 1, 5, think_after=[1])).budget == 5
+    branch = Rules("forced", 4, 4, persist=False, reread=2)
+    wanted = {1: 2, 2: 3, 3: 4, 9: 4, 0: 4}
+    assert {stage: rules_of(branch, stage).max_thoughts for stage in wanted} == wanted
+
+
+def test_rows_that_are_there_are_kept(tmp_path):
+    """Guards a start from a grown model. Its thinking rows stay as they are, and their gate starts
+    at the prior where thinking is asked for; another number of rows is refused."""
+    model = setup(settings(model="scratch:1x16", think_vocab=8)).model
+    save(tmp_path / "base.pt", as_checkpoint(model))
+    free = dict(model=str(tmp_path / "base.pt"), think_vocab=8, think="free", think_prior=0.9)
+    run = setup(settings(**free))
+    assert torch.equal(run.model.think, model.think) and run.rules.think == "free"
+    ids, mask = train.text_at_birth(run)
+    p = gate_logit(run.model.logits(run.model(ids, mask=mask)), len(CUPS.text_ids)).sigmoid()
+    after_moves = run.rules.table(len(CUPS.text_ids), "cpu")[ids]
+    assert p[after_moves].mean().item() == pytest.approx(0.9, rel=0.01)
+    refuses(lambda: setup(settings(**free | {"think_vocab": 9})), "8 thinking rows")
+
+
+# The curriculum
+
+def climber(curriculum="on", stages=3, patience=350, **progress):
+    """All of a run that `climb` looks at."""
+    return SimpleNamespace(settings=settings(curriculum=curriculum), rules=Rules("forced"),
+                           progress=Progress(**{"end": 1600} | progress),
+                           source=SimpleNamespace(stages=stages, patience=patience))
+
+
+def answer(run, right, level=None):
+    """A step in which all answers are of this stage, and these are right."""
+    hit, stage = torch.as_tensor(right).view(1, -1), run.progress.stage
+    levels = torch.full(hit.shape, stage if level is None else level)
+    climb(run, Text(texts(1), 1, torch.ones(hit.shape), levels, stage=stage), hit)
+    return run.progress
+
+
+def test_stages():
+    """Guards the curriculum. It goes on after five steps that are good enough, 95 % in the first
+    stage and 85 % later. It never goes back, and never past the last stage."""
+    run, right = climber(), [True] * 8
+    seen = [answer(run, right).stage for _ in range(60)]
+    # 1 - 0.8^n > 0.95 after 14 steps; 1 - 0.5 * 0.8^n > 0.85 after 6
+    assert seen.index(2) == 13 and seen.index(3) == 19 and max(seen) == 3
+    run = climber(accuracy=0.9, in_stage=9)
+    p = answer(run, right, level=2)  # no answer of this stage says nothing
+    assert (p.stage, p.accuracy, p.in_stage) == (1, 0.9, 10)
+    p = answer(run, [False] * 8)
+    assert p.accuracy == pytest.approx(0.72) and p.stage == 1
+
+
+@pytest.mark.parametrize("stage, share, passed", [
+    (1, 0.97, {"on"}), (1, 1.0, {"on", "strict"}), (2, 0.9, {"on"}), (2, 0.96, {"on", "strict"})])
+def test_strict_stages_are_longer_and_surer(stage, share, passed):
+    """Guards CLIMB: the share that is enough, over how many steps, in the first stage and later."""
+    right = torch.arange(100) < 100 * share
+    for how in ("on", "strict"):
+        run = climber(how, stage=stage)
+        steps = next((i for i in range(1, 200) if answer(run, right).stage > stage), None)
+        assert (steps is not None) == (how in passed)
+        assert steps is None or steps >= train.CLIMB[how].steps
+
+
+@pytest.mark.parametrize("wanted, end, how", [(False, 500, "on"), (True, 1600, "on"),
+                                              (False, 1700, "strict")])
+def test_the_end_of_a_curriculum(wanted, end, how):
+    """Guards the end. Over given stories a run goes on for some steps once its last stage is
+    learned, unless --resume --steps N says where to end."""
+    run = climber(how, 2, step=100, stage=2, accuracy=0.9, in_stage=9, wanted=wanted,
+                  end=1600 if how == "on" else 1700)
+    assert answer(run, [True] * 8).end == end
+
+
+def test_a_stage_that_does_not_end_begins_again():
+    """Guards the second chance of `stream`. After too many steps in a stage the run has new
+    weights, is in its first stage, and has --steps to go. A strict curriculum has no such chance,
+    since its stages are long."""
+    s = settings(steps=9, model="scratch:1x8", think_vocab=4, data="cups swaps=3")
+    run = setup(s)
+    run.source.patience, run.progress.stage, run.progress.step = 3, 2, 4
+    run.optimizer.state[run.model.think] = {"step": 4}
+    for begun in (False, False, False, True):
+        p = answer(run, [False] * 8)
+        assert p.attempt == begun
+    assert (p.stage, p.in_stage, p.born, p.end) == (1, 0, 4, 4 + 9) and not run.optimizer.state
+    fresh = setup(replace(s, seed=10_000)).model
+    assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), fresh.parameters()))
+    strict = climber("strict", patience=3, stage=2, in_stage=700)
+    assert answer(strict, [False] * 8).attempt == 0
+
+
+# What an evaluation counts
+
+def test_when_it_thinks(tiny):
+    """Guards the shares of a model that thinks on its own: every thought is counted once, after its
+    own move."""
+    text = CUPS.questions(2, 0)
+    model = tiny(V=len(CUPS.text_ids), n_ctx=256)
+    rules = room(Rules("free", 1, 40, 5, CUPS.move_ids.tolist()), text, model)
+    ro = roll(model, text, replace(rules, think="forced"), luck(), GREEDY)
+    asked = text.pays > 0
+    first = asked & (asked.cumsum(1) == 1)
+    may = rules.open_slots(text, model.config.vocab_size)
+    out = when_it_thinks(CUPS, may, ro, first)
+    assert out["thinks_after_moved"] == out["thinks_elsewhere"] == 1.0
+    assert out["thoughts_by_n"] == [float(n) for n in range(1, 31)]
+    # as if thoughts after moves of other cups had not been
+    ball = [[where for where, _ in CUPS.follow(row)] for row in text.ids.tolist()]
+    still = [[ball[r][i] == ball[r][i - 1] for i in row] for r, row in enumerate(ro.after.tolist())]
+    ro.is_think &= ~torch.tensor(still)
+    out = when_it_thinks(CUPS, may, ro, first)
+    assert (out["thinks_after_moved"], out["thinks_elsewhere"]) == (1.0, 0.0)
+
+
+def test_what_it_thinks_about(tiny):
+    """Guards the same for branches: forced after " Where ?" alone, thoughts stand before answers
+    alone; everywhere, before all."""
+    text, model = CUPS.questions(1, 0), tiny(V=len(CUPS.text_ids), n_ctx=256)
+    for after, elsewhere in (([CUPS.id["?"]], 0.0), (None, 1.0)):
+        rules = Rules("forced", 2, 2, 5, after, persist=False)
+        ro = roll(model, text, rules, luck(), GREEDY)
+        assert what_it_thinks_about(ro, text.pays > 0) == {
+            "thinks_before_answers": 1.0, "thinks_elsewhere": elsewhere}
