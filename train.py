@@ -285,7 +285,7 @@ def begin_again(run: Run) -> None:
     p.born, p.attempt = p.step, p.attempt + 1
     tqdm.write(f"step {p.step}: this stage has taken {run.source.patience} steps, so it begins "
                "again with new random weights")
-    fresh = setup(replace(s, seed=s.seed + 10_000 * p.attempt)).model
+    fresh = setup(replace(s, seed=s.seed + 10_000 * p.attempt), run.source).model
     # in place: the optimizer, and a compiled sampler, hold these very tensors
     with torch.no_grad():
         for old, new in zip(run.model.parameters(), fresh.parameters()):
