@@ -322,6 +322,16 @@ def choose_compile(s: Settings) -> str:
     return wanted
 
 
+def means(name: str, typed, settled) -> bool:
+    """Can what was typed have become this setting?"""
+    if name == "data" and (spec := read_spec(typed)) is not None:  # the rest was filled in
+        return spec.items() <= (read_spec(settled) or {}).items()
+    filled_in = {"model": "scratch", "micro_batch": 0}  # forms that `settle` completes
+    if typed == filled_in.get(name):
+        return name == "micro_batch" or settled == "scratch:1x64"
+    return typed in (settled, "auto")
+
+
 def as_dict(s: Settings) -> dict:
     return asdict(s)
 

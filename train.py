@@ -32,8 +32,8 @@ from reward import (Credit, Judge, Scale, Score, advantages, all_rows, rollout_l
                     score, text_weights)
 from rollout import Rollout, Rules, visible_text
 from run import WORLD, Run, guarded, lock_folder, is_own, join_processes, open_run
-from settings import (Settings, check, choose_compile, choose_device, introduce, parser, resolve,
-                      scratch_shape)
+from settings import (Settings, check, choose_compile, choose_device, introduce, means, parser,
+                      resolve, scratch_shape)
 from tokenizer import Tokenizer
 
 
@@ -310,7 +310,7 @@ def resume(typed: dict) -> Run:
         raise ValueError(f"--steps {steps}: the run that is to go on has made {p.step} steps "
                          "already")
     for name, value in typed.items():  # said again, a setting may only be what it was
-        if name not in ("steps", "out", "resume") and value not in (getattr(s, name), "auto"):
+        if name not in ("steps", "out", "resume") and not means(name, value, getattr(s, name)):
             raise ValueError("--resume goes on with the settings of its run, except --steps: it "
                              f"had --{name} {getattr(s, name)}, not {value}")
     choose_device(s.device)

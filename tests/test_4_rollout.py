@@ -404,17 +404,6 @@ def test_window_is_felt(tiny):
 
 # At full size, and fast
 
-def test_124m(full_size):
-    """Guards layers of GPT-2's own size in float32: twelve of them, with a cache, add up to no more
-    than 1e-4."""
-    text, rules = plain(texts(2, 12, V=5000), 8, 8), Rules("forced", 1, 5, 6)
-    ro = rollout(full_size, text, rules, luck(numbers(13, 2).float()))
-    assert ro.is_think.any() and (ro.is_text.sum(1) == 16).all()
-    assert torch.equal(ro.text[:, :12], text.ids) and ro.h[:, :-1].std() > 0.5
-    h = states(full_size, ro, rules)
-    assert (h - ro.h)[:, :-1][real(ro)[:, :-1]].abs().max() < 1e-4
-
-
 def test_packed_is_plain(monkeypatch):
     """Guards the packed products: they are the plain ones up to rounding, touch no narrow model,
     and leave nothing behind. Both for thoughts that stay and for branches."""

@@ -20,7 +20,7 @@ from model import as_checkpoint, gate_logit, load, save
 from next_token import roll
 from rollout import GREEDY, Rules
 from run import Progress, Run, open_run
-from settings import Settings, from_dict, parser, resolve
+from settings import means, Settings, from_dict, parser, resolve
 from train import climb, setup, take_text
 
 SMALL = dict(prompts=2, samples=2, think_vocab=16, steps=8, eval_every=8)
@@ -353,3 +353,14 @@ def test_what_it_thinks_about(tiny):
         ro = roll(model, text, rules, luck(), GREEDY)
         assert what_it_thinks_about(ro, text.pays > 0) == {
             "thinks_before_answers": 1.0, "thinks_elsewhere": elsewhere}
+
+
+def test_settings_said_again():
+    """Guards --resume: a flag that is typed again may be what it was, in the short form as well."""
+    for name, typed, settled, same in (
+            ("data", "cups", "cups swaps=3", True), ("data", "cups m=5", "cups swaps=3", False),
+            ("data", "my.txt", "my.txt", True), ("data", "cups", "my.txt", False),
+            ("model", "scratch", "scratch:1x64", True), ("model", "scratch", "gpt2", False),
+            ("micro_batch", 0, 64, True), ("micro_batch", 8, 64, False),
+            ("lr", 1e-3, 1e-3, True), ("lr", 1e-3, 2e-3, False), ("device", "auto", "cpu", True)):
+        assert means(name, typed, settled) == same, (name, typed, settled)
