@@ -324,8 +324,8 @@ def choose_compile(s: Settings) -> str:
 
 def means(name: str, typed, settled) -> bool:
     """Can what was typed have become this setting?"""
-    if name == "data" and (spec := read_spec(typed)) is not None:  # the rest was filled in
-        return spec.items() <= (read_spec(settled) or {}).items()
+    if name == "data" and None not in (spec := (read_spec(typed), read_spec(settled))):
+        return spec[0].items() <= spec[1].items()  # the rest was filled in
     filled_in = {"model": "scratch", "micro_batch": 0}  # forms that `settle` completes
     if typed == filled_in.get(name):
         return name == "micro_batch" or settled == "scratch:1x64"

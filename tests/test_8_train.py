@@ -20,7 +20,7 @@ from model import as_checkpoint, gate_logit, load, save
 from next_token import roll
 from rollout import GREEDY, Rules
 from run import Progress, Run, open_run
-from settings import means, Settings, from_dict, parser, resolve
+from settings import Settings, from_dict, means, parser, resolve
 from train import climb, setup, take_text
 
 SMALL = dict(prompts=2, samples=2, think_vocab=16, steps=8, eval_every=8)

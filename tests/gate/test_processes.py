@@ -21,7 +21,8 @@ COLUMNS = ("reward", "spread", "entropy", "thoughts", "grad_norm", "loss")
 
 def start(how: list, argv: list, out: Path) -> subprocess.CompletedProcess:
     env = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK")}
-    return subprocess.run([sys.executable, *how, ROOT / "train.py", *argv, "--out", out],
+    script = ROOT / "tests" / "gate" / "quick_train.py"
+    return subprocess.run([sys.executable, *how, script, *argv, "--out", out],
                           env=env | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
                           timeout=400)
 

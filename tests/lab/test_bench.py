@@ -53,7 +53,7 @@ def test_sections_without_peers(run, tmp_path):
 def test_processes_of_their_own(run, tmp_path):
     """Guards arms that are measured in a fresh process, and that an update of train.py's loop runs
     on noise."""
-    code, out, _ = run("--quick", "--threads", "1", "--only", "loss", "update", "continuous")
+    code, out, _ = run("--quick", "--threads", "1", "--only", "loss", "update")
     assert code == 0 and "trl is not installed" in out
     for section in json.loads((tmp_path / "bench.json").read_text()).values():
         for arm in (arm for table in section["tables"] for arm in table["arms"].values()):
