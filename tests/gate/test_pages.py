@@ -192,7 +192,8 @@ def test_the_commands_at_the_top():
     assert README.index(
         "```bash\npip install -r requirements.txt && python train.py --think_vocab 2048\n"
         'python sample.py --prompt "The ball is under cup B. Moves:"\n'
-        "pip install -r tests/requirements.txt && python -m pytest -q -n auto --dist worksteal tests\n```") < 5000
+        "pip install -r tests/requirements.txt && "
+        "python -m pytest -q -n auto --dist worksteal tests\n```") < 5000
     looked_for = re.search(r"grep -m 1 -E '(.*?)'", (ROOT / ".ci" / "run").read_text())[1]
     found = re.search(looked_for + ".*", README, re.M)[0]
     assert found.endswith("python -m pytest -q -n auto --dist worksteal tests")
