@@ -100,7 +100,7 @@ def flags_of(script: str) -> set[str]:
 
 def test_flags_exist():
     """Every flag that is written somewhere belongs to one of the scripts, or to another tool."""
-    others = {"--nproc_per_node", "--index-url", "--help"}
+    others = {"--nproc_per_node", "--dist", "--index-url", "--help"}
     known = set().union(*(flags_of(script) for script in SOURCE))
     named = set(re.findall(r"(?<![-\w])--[a-z][a-z_-]*", EVERYTHING)) - others
     assert named <= known and "--think_vocab" in named, sorted(named - known)
