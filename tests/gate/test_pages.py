@@ -133,7 +133,8 @@ def test_train_commands_are_accepted(line, reader):
 
 def test_there_are_commands():
     """None got lost on the way: from blocks, paragraphs and tables."""
-    for line in ("--think_vocab 2048", "--resume --out out", "--approach stream --data my.txt",
+    for line in ("--think_vocab 2048", "--resume --out out",
+                 "--approach stream --data my.txt --out mine",
                  "--approach stream --thoughts none --steps 10500"):
         assert line in TRAIN, line
     assert any("gpt2-xl" in line for line in TRAIN)
