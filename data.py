@@ -83,6 +83,9 @@ class Text:
         tensors = {k: change(x) for k, x in rows.items() if isinstance(x, Tensor)}
         return replace(self, **tensors)
 
+    def to(self, device) -> "Text":  # all that has rows
+        return self.each(lambda x: x.to(device))
+
     def repeat(self, G: int) -> "Text":
         """Each row G times, side by side."""
         return replace(self.each(lambda x: x.repeat_interleave(G, 0)), siblings=G)

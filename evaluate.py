@@ -33,10 +33,6 @@ def by_level(level: Tensor, right: Tensor, levels: int) -> tuple[list[float], li
     return (hits / counts.clamp(min=1)).tolist(), counts.tolist()
 
 
-def to_device(text: Text, model: GPT) -> Text:
-    return text.each(lambda x: x.to(model.device))
-
-
 def room(rules: Rules, text: Text, model: GPT) -> Rules:
     """The rules with a budget for every open slot of this text."""
     slots = rules.slots_in(text, model.config.vocab_size)
@@ -47,7 +43,7 @@ def room(rules: Rules, text: Text, model: GPT) -> Rules:
 def given_questions(model: GPT, source: Source, rules: Rules, text: Text) -> dict:
     """Right by level, of all answers; of the first one in each row; of all with another row's
     thoughts. text: `Source.questions`, in blocks of one level each."""
-    text, of, levels = to_device(text, model), source.of, source.levels
+    text, of, levels = text.to(model.device), source.of, source.levels
     # as many thoughts as these texts have slots, whatever the budget of training
     rules, luck = room(rules, text, model), Luck(0, 0, "eval_rollout")
     ro = roll(model, text, rules, luck, GREEDY)
@@ -163,14 +159,14 @@ def evaluate(model: GPT, source: Source, rules: Rules, settings, teacher: GPT | 
     some, short = (min(rows, 2), min(S, 8)) if few else (rows, S)
     # own text, after held-out prompts
     prompts = plain(held_out(source, some, P, 1000, P), P, short)
-    free, ro = free_text(model, source, rules, to_device(prompts, model), teacher)
+    free, ro = free_text(model, source, rules, prompts.to(model.device), teacher)
     # given text, without thoughts and with them
     ids = held_out(source, rows, P + S, 2000).to(model.device)
     nats, p_think = plain_nats(model, ids, rules.window)
     out = {"p_think": p_think, "nats_without_thoughts": nats, **free}
     if rules.think != "never":
         text = plain(held_out(source, rows, P + S, 3000, P), P, S)
-        out["gain"], out["gain_95"] = gain(model, to_device(text, model), rules)
+        out["gain"], out["gain_95"] = gain(model, text.to(model.device), rules)
     if source.levels:
         out |= given_questions(model, source, rules, source.questions(each, 0))
         first = out[f"accuracy_by_{source.of}"][:10]

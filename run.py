@@ -8,8 +8,7 @@ clock of the loop in train.py: it writes a line per step, evaluates, saves, and 
     run.model, run.rules, run.settings.lr
 
 Left out on purpose: what is learned, and from what (train.py); servers that collect runs. Knows all
-files below it: evaluate.py, next_token.py, reward.py, rollout.py, data.py, model.py, settings.py,
-tokenizer.py.
+files below it: evaluate.py, reward.py, rollout.py, data.py, model.py, settings.py, tokenizer.py.
 """
 import contextlib
 import html
@@ -34,7 +33,7 @@ from evaluate import evaluate, print_report
 from model import GPT, as_checkpoint, from_checkpoint, load, read_weights, save
 from reward import Credit, Score, all_rows, sibling_spread
 from rollout import Luck, Rules
-from settings import Settings, as_dict, from_dict
+from settings import Settings, from_dict
 from tokenizer import CSS, Tokenizer
 
 # torchrun says how many processes there are, and which one this is
@@ -168,7 +167,7 @@ class Run:
             set_aside(self.out)
             # before the log begins: at any moment the two belong to one run
             save(self.out / "ckpt.pt", self.whole())
-        text = json.dumps(as_dict(self.settings), indent=1)
+        text = json.dumps(asdict(self.settings), indent=1)
         part = self.out / "settings.json.part"
         part.write_text(text + "\n")
         os.replace(part, self.out / "settings.json")  # as with checkpoints: never half of it
@@ -255,7 +254,7 @@ class Run:
 
     def as_saved(self) -> dict:
         """All that is read from a checkpoint, except by --resume: a third of the size."""
-        return as_checkpoint(self.model) | {"settings": as_dict(self.settings),
+        return as_checkpoint(self.model) | {"settings": asdict(self.settings),
                                             "rules": asdict(self.rules),
                                             "progress": asdict(self.progress)}
 
@@ -298,7 +297,7 @@ def open_run(path: str | Path, plain: bool = False) -> Run:
         raise ValueError(f"{path} was made by another version of train.py ({e})") from e
     run = Run(from_checkpoint(saved, path), rules, settings, progress)
     # without its progress, or settings that are all there, a run can't go on
-    complete = "progress" in saved and as_dict(settings).keys() <= saved["settings"].keys()
+    complete = "progress" in saved and asdict(settings).keys() <= saved["settings"].keys()
     run.saved_moments = saved.get("optimizer") if complete else None
     return run
 

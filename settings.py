@@ -11,7 +11,7 @@ and its out/settings.json is the whole list. Knows data.py and model.py.
 import argparse
 import difflib
 import os
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -330,10 +330,6 @@ def means(name: str, typed, settled) -> bool:
     if typed == filled_in.get(name):
         return name == "micro_batch" or settled == "scratch:1x64"
     return typed in (settled, "auto")
-
-
-def as_dict(s: Settings) -> dict:
-    return asdict(s)
 
 
 def from_dict(saved: dict, path: Path) -> Settings:

@@ -182,7 +182,7 @@ def make_optimizer(run: Run) -> torch.optim.Optimizer:
 def take_text(run: Run, sampler: GPT) -> tuple[Text, Rules]:
     """Step 1. B contexts, each G times, siblings side by side; and the rules for this text."""
     s, V = run.settings, run.model.config.vocab_size
-    text = run.source.text(s, run.progress.step, run.stage).each(lambda x: x.to(s.device))
+    text = run.source.text(s, run.progress.step, run.stage).to(s.device)
     if s.approach == "teacher" and s.reward == "kl":
         text = write_text(run, sampler, text)
     return run.own_rows(text.repeat(s.samples)), run.rules.fit(text, V)
@@ -196,7 +196,7 @@ def write_text(run: Run, sampler: GPT, prompts: Text) -> Text:
     rules = replace(rules, budget=min(rules.budget, room))
     with run.autocast():  # [B or 3 B, P] -> [.., P + S]
         ro = roll(sampler, prompts, rules, run.luck("own_text", split=False))
-    return source.grade(ro.text.cpu(), prompts).each(lambda x: x.to(s.device))
+    return source.grade(ro.text.cpu(), prompts).to(s.device)
 
 
 def backward(run: Run, ro: Rollout, rules: Rules, credit: Credit, weight: Tensor, scale: Scale,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from data import plain, seeded
-from evaluate import held_out, to_device
+from evaluate import held_out
 from fast import rows_at_once
 from model import GPT, PICO, SIZES, like_words, load
 from next_token import layout, roll
@@ -79,7 +79,7 @@ def thoughts_as_text(run: Run, base: GPT) -> float:
     s, rules = run.settings, run.rules
     rows = 128 if run.source.levels else s.prompts * s.samples
     ids = held_out(run.source, rows, s.prompt_tokens + s.new_tokens, 3000, s.prompt_tokens)
-    text = to_device(plain(ids, s.prompt_tokens, s.new_tokens), run.model)
+    text = plain(ids, s.prompt_tokens, s.new_tokens).to(run.model.device)
     dials = Dials(1.0, 0.0 if rules.think == "forced" else 1.0)
     ro = roll(run.model, text, rules, Luck(0, 3, "eval_rollout"), dials)
     return as_text(base, ro, rules).sum().item() / max(ro.is_think.sum().item(), 1)

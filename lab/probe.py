@@ -41,7 +41,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import LETTERS, N_MAX, OPENING, Cups, Text, as_text, plain, read_spec, seeded
-from evaluate import by_level, to_device
+from evaluate import by_level
 from model import GPT
 from next_token import roll
 from reward import score, speaking_states
@@ -323,7 +323,7 @@ def stories(run: Run, R: int, S: int, seed: int, step: int, **kind) -> Stories:
     story = cups.stories(R, OPENING + S, seeded(seed, step, "eval"), **kind)
     state, n = (torch.from_numpy(x).to(model.device) for x in (story.state, story.n))
     return Stories(model, run.rules.room_for(cups.slots(S)),
-                   to_device(as_text(story, OPENING), model), Luck(seed, step, "eval_rollout"),
+                   as_text(story, OPENING).to(model.device), Luck(seed, step, "eval_rollout"),
                    cups, state, n)
 
 
@@ -550,7 +550,7 @@ def first_case(run: Run, each: int, seed: int) -> Case:
     else:
         P, S = s.prompt_tokens, s.new_tokens
         text = plain(source.take(each, P + S, seeded(seed, 3000, "eval"), held_out=True), P, S)
-    return Case(run.model, rules, to_device(text, run.model), Luck(seed, 0, "eval_rollout"))
+    return Case(run.model, rules, text.to(run.model.device), Luck(seed, 0, "eval_rollout"))
 
 
 def probe(run: Run, each: int, seed: int) -> dict:

@@ -23,7 +23,7 @@ from lab.report import interval, parts, table, verdicts
 from model import GPT, Config, as_checkpoint, read_weights, save
 from rollout import Rules
 from run import open_run
-from settings import Settings, as_dict, parser, scratch_shape
+from settings import Settings, parser, scratch_shape
 
 SHORT = "--steps 2 --eval_every 2 --new_tokens 8 --prompts 2"
 TINY = f"train.py --approach stream --model scratch:1x8 {SHORT}"
@@ -58,7 +58,7 @@ def checkpoint(path: Path, N: int, **rules) -> None:
              "budget": 16 * (N > 0), "continuous": N == 1} | rules
     model = GPT(Config(1, 2, 16, 256, len(cups.text_ids), N), cups.text_ids)
     torch.nn.init.normal_(model.think)
-    saved = {"rules": asdict(Rules(**rules)), "settings": as_dict(s)}
+    saved = {"rules": asdict(Rules(**rules)), "settings": asdict(s)}
     save(path, as_checkpoint(model) | saved)
 
 
@@ -215,7 +215,7 @@ def test_mflop_by_hand(tmp_path):
     for window, N, end in ((0, 5, {}), (1, 5, {}), (0, 1, {}), (1, 5, some)):
         rules = Rules("free" if end else "forced", window=window)
         model = GPT(Config(1, 2, 8, 256, V, N), cups.text_ids)
-        saved = {"rules": asdict(rules), "settings": as_dict(Settings())}
+        saved = {"rules": asdict(rules), "settings": asdict(Settings())}
         save(tmp_path / "ckpt.pt", as_checkpoint(model) | saved)
         blocks, heads = mflop(tmp_path / "ckpt.pt", end)
         k = 3 if end else 10
