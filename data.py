@@ -42,7 +42,8 @@ CACHE = Path(__file__).resolve().parent / "cache"
 WEBTEXT = ("https://openaipublic.blob.core.windows.net/gpt-2/output-dataset/v1/"
            "webtext.{}.jsonl")
 PIECE = 1 << 22  # characters encoded at once: the ids of a line of 100 MB are a list of 3 GB
-PURPOSES = ("train", "eval", "rollout", "eval_rollout", "pretrain", "offset", "birth", "own_text")
+PURPOSES = ("train", "eval", "rollout", "eval_rollout", "pretrain", "offset", "birth", "own_text",
+            "quiz")
 
 LETTERS = "ABCDEF"  # of the cups
 OPENING = 9  # tokens of a story before its first move: The ball is under cup B. Moves:
@@ -132,6 +133,10 @@ class Source:
     def longest(self, settings, budget: int) -> int:
         """Places of the longest row of training and evaluation, with that many thoughts."""
         return settings.prompt_tokens + settings.new_tokens + budget
+
+    def quiz(self, level: int, rows: int, rng: np.random.Generator) -> Text:  # [rows, ...]
+        """Fresh questions of one level: a curriculum goes on when they are answered."""
+        raise NotImplementedError
 
     def questions(self, each: int, seed: int) -> Text:  # [levels * each, ...]
         """Held-out questions, in blocks of `each` for every level from 1 on."""
@@ -295,31 +300,23 @@ class Cups(Source):
         return torch.from_numpy(self.stories(rows, L, rng, prompt=prompt).ids)
 
     def text(self, settings, step: int, stage: int) -> Text:
-        """A stage has rounds of at most `stage` moves."""
-        s, S = settings, settings.new_tokens
-        S = min(S, 2 * stage + 6) if stage else S  # just long enough for one of them
+        """Rounds have at most `stage` moves, and the first new one has exactly `stage`."""
+        s, S, B = settings, settings.new_tokens, settings.prompts
+        if stage:
+            # a first round of all its moves: shorter ones were learned in the stages before
+            S = min(S, two_rounds(stage))
+            # --prompts is meant for the first stage: longer rows take fewer contexts
+            B = max(1, B * (two_rounds(1) + s.prompt_tokens) // (S + s.prompt_tokens))
+            B = -(-B // s.processes) * s.processes  # each process has whole contexts
         # the first two stages, and half of the steps later, start at a story's very beginning
         P = OPENING if step % 2 == 0 or (stage or 3) < 3 else s.prompt_tokens
-        B = self._contexts(s, S, stage)
         offset = int(seeded(s.seed, step, "offset").integers(OFFSETS))
         rng = seeded(s.seed, step, "train")
         if s.approach == "teacher":  # prompts; `grade` chooses among what is written
             B = TRIED * B if stage and s.reward == "kl" else B
             return plain(self.take(B, P, rng, P), P, S, offset=offset, stage=stage)
-        story = self.stories(B, P + S, rng, stage or None, prompt=P)
+        story = self.stories(B, P + S, rng, stage or None, stage or None, P)
         return replace(as_text(story, P), offset=offset, stage=stage)
-
-    def _contexts(self, s, S: int, stage: int) -> int:
-        """How many contexts a step takes."""
-        B = s.prompts
-        if stage:
-            # longer rounds hold more thoughts to learn from, so they take fewer contexts, but
-            # never fewer than 64 rows. Given text costs nothing to write: 128 rows while the
-            # curriculum climbs, since with 64 one of five seeds got stuck
-            least = 128 if s.approach != "teacher" and stage != self.stages else 64
-            # --prompts is meant for the shortest rounds, with 8 new tokens
-            B = max(min(max(1, least // s.samples), B), B * 8 // S)
-        return -(-B // s.processes) * s.processes  # each process has whole contexts
 
     def grade(self, ids: Tensor, prompts: Text) -> Text:
         """Answers pay, up to rounds of `stage` moves."""
@@ -352,6 +349,10 @@ class Cups(Source):
         if settings.approach != "next_token":  # and the longest stories of the evaluation
             longest = max(longest, OPENING + 2 * N_MAX + 3 + (N_MAX + 2) * thoughts)
         return longest
+
+    def quiz(self, level, rows, rng):
+        story = self.stories(rows, OPENING + two_rounds(level), rng, level, level)
+        return as_text(story, OPENING)
 
     def questions(self, each, seed):
         # one block for each n: its first round has n moves, those after it 1 to 10
@@ -397,6 +398,12 @@ class Cups(Source):
                 where, n = tuple(self.goes[move[i], list(where)].tolist()), n + 1
             out.append((where, n))
         return out
+
+
+def two_rounds(n: int) -> int:
+    """Tokens of two rounds of n moves. In the second one a thought of the first is still in sight:
+    a row of one round would not teach what to do with it."""
+    return 2 * (2 * n + 6)
 
 
 def as_text(story: Story, P: int) -> Text:

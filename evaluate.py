@@ -40,6 +40,13 @@ def room(rules: Rules, text: Text, model: GPT) -> Rules:
 
 
 @torch.no_grad()
+def answers_right(model: GPT, text: Text, rules: Rules) -> Tensor:  # -> [R, S] bool
+    """Is the likeliest text token the data's, after greedy thoughts?"""
+    ro = roll(model, text, room(rules, text, model), Luck(0, 0, "eval_rollout"), GREEDY)
+    return score(model, ro, text.pays).hit
+
+
+@torch.no_grad()
 def given_questions(model: GPT, source: Source, rules: Rules, text: Text) -> dict:
     """Right by level, of all answers; of the first one in each row; of all with another row's
     thoughts. text: `Source.questions`, in blocks of one level each."""

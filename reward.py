@@ -5,7 +5,7 @@
                  teacher      sum over y of p_text(y) (log q(y) - log p_text(y)), minus the KL to q
     r_i        = pays_i v_i                         its reward; on cups only answers pay
     returns_i  = r_i - cost_i + gamma returns_(i+1)             what is earned from slot i on
-    adv_i      = (returns_i - mean of the other siblings' returns_i) / (std + 0.1)
+    adv_i      = (returns_i - mean of the other siblings' returns_i) / (std + 0.02)
     loss       = - mean of adv log pi(thought, gate)            REINFORCE: what was chosen
                  - weighted sum of v_i                          the text's own gradient
                  - price * H(g)                                 an entropy bonus per thought
@@ -35,7 +35,7 @@ from model import GPT
 from rollout import Rollout, states_at
 
 FLOOR = 0.02  # q is 2 % uniform: one token that the teacher rules out must not outweigh the rest
-FLOOR_STD = 0.1  # keeps noise from being scaled up once all siblings agree
+FLOOR_STD = 0.02  # keeps noise from being scaled up once all siblings agree
 ENTROPY_WEIGHT, ENTROPY_GAIN = 0.05, 0.7  # price of a nat at the target; its rise per nat below
 OTHER_TEXT = 0.2  # weight, in all, of text that does not pay; on cups, all but the answers
 
@@ -180,12 +180,11 @@ class Scale(NamedTuple):
     target: float  # entropy in nats, up to which each thought is pulled
 
 
-def scale_of(settings, credit: Credit, stage: int, done: float) -> Scale:
+def scale_of(settings, credit: Credit, done: float) -> Scale:
     """done: the share of the run that is over."""
     # crisp thoughts at the end: in the last quarter of a run the bonus fades
     fade = (settings.thoughts == "tokens") * min(1.0, 4 * (1 - done))
-    # states that share a thought in the first stage hardly ever part: a broader code there
-    target = (2 if stage == 1 else 1) * settings.entropy * math.log(max(settings.think_vocab, 2))
+    target = settings.entropy * math.log(max(settings.think_vocab, 2))
     return Scale(1 / max(credit.choices, 1), fade / max(credit.thoughts, 1), target)
 
 
@@ -225,11 +224,13 @@ def action_logp(logits: Tensor, V: int, ids: Tensor, gated: Tensor, given: Tenso
 
 
 def entropy_price(H: Tensor, target: float) -> Tensor:  # [n], nats -> [n]
-    """What a nat of entropy is worth to one choice: ENTROPY_WEIGHT at the target, and
-    exp(ENTROPY_GAIN) times that for each nat below."""
+    """What a nat of entropy is worth to one choice: ENTROPY_WEIGHT just below the target, and
+    exp(ENTROPY_GAIN) times that for each nat below. Above the target nothing: rows that are new
+    to a model change little, and a bonus would outweigh that and make all of them alike."""
     # each choice has its own price. Were only the mean held at the target, single choices could
     # collapse while others stay broad, and a collapsed choice is never sampled differently again
-    return (ENTROPY_WEIGHT * torch.exp(ENTROPY_GAIN * (target - H))).clamp(max=1.0)
+    price = (ENTROPY_WEIGHT * torch.exp(ENTROPY_GAIN * (target - H))).clamp(max=1.0)
+    return torch.where(H < target, price, 0.0)
 
 
 class Judge(NamedTuple):

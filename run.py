@@ -50,7 +50,7 @@ class Progress:
     end: int  # the last step
     step: int = 0  # updates made
     stage: int = 1  # of the curriculum
-    accuracy: float = 0.0  # at the longest rounds of this stage, a running mean
+    accuracy: float = 0.0  # share right of this stage's questions, when it was last asked
     in_stage: int = 0  # steps in this stage
     dead: int = 0  # steps in a row in which siblings did not differ
     skipped: int = 0  # steps without a finite loss or gradient
@@ -147,18 +147,22 @@ class Run:
                 self.notice_dead()
                 self.look_and_save(stopping)
             bar.total = p.end
-            shown = ("reward", "spread", "entropy", "stage", "skipped")
+            shown = ["reward", "spread", "entropy", "stage", "right"]
+            shown += ["skipped"] if p.skipped else []
             bar.set_postfix({k: f"{self.line[k]:.3g}" for k in shown}, refresh=False)
             bar.update()
         bar.close()
+        if chief and p.step == p.end:
+            self.close()
+        if WORLD > 1:
+            # all leave together. A thread of gloo may still hold a tensor of the last exchange, and
+            # a Python that ends at this very moment would abort
+            dist.barrier()
+            dist.destroy_process_group()
         if p.step < p.end:
             go_on = f"; go on with: python train.py --resume --out {self.out}"
             print(f"stopped after step {p.step}{go_on if self.resumable else ''}")
             sys.exit(128 + (self.stop or [signal.SIGTERM])[0])
-        if WORLD > 1:
-            dist.destroy_process_group()
-        if chief:
-            self.close()
 
     def begin(self) -> None:
         """The folder before the first step: checkpoint, settings, log, a first evaluation."""
@@ -174,6 +178,9 @@ class Run:
         self.log, self.saved_at = Log(self.out, self.progress.step), time.time()
         if not self.log.evals:
             self.measure(whole=True)
+        if self.stage and not self.resumed:
+            print(f"stage 1 of {self.source.stages}, often 100 to 300 steps: thoughts get a first "
+                  "meaning, while the bar's `right` rises to 1", flush=True)
 
     def update(self, loss: float, entropy: float) -> Update:
         """One step of the optimizer from the gradients that are there.
@@ -186,6 +193,9 @@ class Run:
         warmup = 50 if s.from_scratch else 15
         factor = min(1.0, (p.step - p.born + 1) / warmup)
         factor *= min(1.0, 5 * (1 - p.step / p.end) + 0.05)
+        # a pretrained model is slow to listen to new rows. Later such steps are too large: siblings
+        # soon agree on thoughts that two states share
+        factor *= 2 if self.stage == 1 and not s.from_scratch else 1
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0).item()
@@ -209,7 +219,8 @@ class Run:
             "spread": sibling_spread(all_rows(credit.returns), self.settings.samples),
             "entropy": update.entropy / max(credit.thoughts, 1),
             "thoughts": credit.thoughts / r.numel(), "grad_norm": update.norm,
-            "stage": self.progress.stage, "skipped": self.progress.skipped}
+            "stage": self.progress.stage, "right": self.progress.accuracy,
+            "skipped": self.progress.skipped}
 
     def notice_dead(self) -> None:
         """Say, each time it begins, that nothing is learned."""
@@ -243,7 +254,9 @@ class Run:
             self.measure(whole=p.step == p.end)
             last = self.log.evals[-1]
             sound = math.isfinite(last["nats_without_thoughts"])
-            numbers = {k: v for k, v in last.items() if isinstance(v, float) and k != "seconds"}
+            # (p_think plays no part where thinking is forced)
+            hidden = {"seconds", "p_think"} if s.think == "forced" else {"seconds"}
+            numbers = {k: v for k, v in last.items() if isinstance(v, float) and k not in hidden}
             tqdm.write(f"step {p.step}: " + ", ".join(f"{k} {v:.3f}" for k, v in numbers.items()))
         # this one first: a run that goes on from ckpt.pt does not see this step again
         if sound and s.keep_every and p.step % s.keep_every == 0:

@@ -19,13 +19,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from data import Source, Text, open_source, seeded
+from evaluate import answers_right
 from model import GPT, PICO, SIZES, Config, load
 from next_token import roll, states
 from reward import (Credit, Judge, Scale, Score, advantages, all_rows, rollout_loss, scale_of,
@@ -37,17 +37,11 @@ from settings import (Settings, check, choose_compile, choose_device, introduce,
 from tokenizer import Tokenizer
 
 
-class Climb(NamedTuple):
-    """When a curriculum goes on."""
-    first: float  # accuracy that ends the first stage
-    later: float  # accuracy that ends any later one
-    steps: int  # length of accuracy's running mean, and the fewest steps in a stage
-    after: int  # steps still made once the last stage is learned
-
-
-# With five cups a thought has 60 pairs of cup and move to tell apart. At 95 % right three of them
-# may share a thought with others, and such errors multiply along every longer chain.
-CLIMB = {"on": Climb(0.95, 0.85, 5, 400), "strict": Climb(0.985, 0.95, 20, 1600)}
+# The curriculum
+LOOK = 10  # steps between two looks
+QUIZ = 64  # rows of questions in a look, with some hundred answers
+ENOUGH = 0.99  # share of right answers that ends a stage
+AFTER = 100  # steps that are still made once the last stage is learned
 
 
 # Before the first step: model, teacher, rules, thinking rows, optimizer
@@ -237,47 +231,53 @@ def train(run: Run, extra_cost: Callable[[Rollout, Rules], Tensor] | None = None
         credit = advantages(scores.r, ro, s, extra)  # advantage [R, S]
 
         # 5. Learn: what was chosen, the text itself, and not to collapse.
-        scale = scale_of(s, credit, text.stage, step / progress.end)
+        scale = scale_of(s, credit, step / progress.end)
         loss, entropy = backward(run, ro, rules, credit, text_weights(text, s), scale, scores)
         update = run.update(loss, entropy)
 
-        climb(run, text, scores.hit)
+        climb(run)
         run.note(text, scores, credit, update)
 
 
 # After a step: the curriculum
 
-def climb(run: Run, text: Text, hit: Tensor) -> None:
-    """(1) Go to the next stage if this one is learned. (2) Given text: shorten the run once the
-    last stage is learned. (3) Begin again with new weights if a stage takes too long."""
-    s, p, its = run.settings, run.progress, CLIMB.get(run.settings.curriculum)
-    if not text.stage:
+def climb(run: Run) -> None:
+    """Every LOOK steps: (1) go to the first stage whose questions are not answered yet. (2) Shorten
+    the run once the last stage is learned. (3) Begin again with new weights if a stage takes too
+    long."""
+    s, p, source = run.settings, run.progress, run.source
+    p.in_stage += run.stage > 0
+    if not run.stage or p.step % LOOK:
         return
-    longest = all_rows((text.pays > 0) & (text.level == text.stage))
-    right = all_rows(hit)[longest]  # answers to the longest rounds of this stage
-    p.in_stage += 1
-    if len(right):  # no answer says nothing
-        share = right.float().mean().item()
-        p.accuracy = (1 - 1 / its.steps) * p.accuracy + 1 / its.steps * share
-    # the first stage has to be nearly perfect: its errors multiply along every longer chain
-    enough = its.first if p.stage == 1 else its.later
-    if p.accuracy > enough and p.in_stage >= its.steps and p.stage < run.source.stages:
-        p.stage, p.accuracy, p.in_stage = p.stage + 1, 0.5, 0
-    if s.approach == "teacher":  # all of its steps are made
-        return
-    if text.stage == run.source.stages and p.accuracy > 0.9 and not p.wanted:
-        p.end = min(p.end, p.step + its.after)
-    stuck = 1 < p.stage < run.source.stages and p.in_stage > run.source.patience > 0
+    # by greedy thoughts: of sampled ones a long chain always has one that is wrong. And strictly:
+    # errors multiply along every longer chain
+    while (right := share_right(run)) > ENOUGH and p.stage < source.stages:
+        p.stage, p.in_stage = p.stage + 1, 0
+    p.accuracy = right
+    if right > ENOUGH and not p.wanted:
+        # (later looks find a later end, which changes nothing)
+        p.end = min(p.end, p.step + AFTER)
+    # (the first stage may take any time: a pretrained base is slow to listen to new rows)
+    stuck = 1 < p.stage < source.stages and p.in_stage > source.patience > 0
     # (a model given by its path may be another one by now)
     named = s.from_scratch or s.model in (*PICO, *SIZES)
-    if stuck and named and s.curriculum == "on" and s.thoughts == "tokens" and run.rules.persist:
+    if stuck and named and s.thoughts == "tokens" and run.rules.persist:
         begin_again(run)
 
 
+def share_right(run: Run) -> float:
+    """Of fresh questions of this stage, how many are answered right?"""
+    rng = seeded(run.settings.seed, run.progress.step, "quiz")
+    text = run.own_rows(run.source.quiz(run.stage, QUIZ, rng).to(run.model.device))
+    with run.autocast():
+        hit = answers_right(run.model, text, run.rules)
+    return all_rows(hit)[all_rows(text.pays > 0)].float().mean().item()
+
+
 def begin_again(run: Run) -> None:
-    """New weights, at stage 1. Some seeds learn a code in which two states share a thought. To
-    leave it takes 1,000 steps or never happens; to start again takes 600. Each start gets --steps
-    of its own, all together at most twice that."""
+    """New weights, at stage 1. Some seeds learn a code in which two states share a thought, and to
+    leave it takes longer than to start again. Each start gets --steps of its own, all together at
+    most twice that."""
     s, p = run.settings, run.progress
     if not p.wanted:
         p.end = min(p.step + s.steps, 2 * s.steps)

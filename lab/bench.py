@@ -473,7 +473,9 @@ def cups(size: Size) -> list[dict]:
     tables = []
     for approach, stage in (("teacher", 1), ("teacher", 10), ("stream", 1), ("stream", 10)):
         run = new_run(["--data", "cups", "--approach", approach, "--steps", size.cups])
-        run.progress.stage, run.progress.accuracy = stage, -1e9  # so it never leaves this stage
+        # so it never leaves this stage, and is not ended
+        run.progress.stage = run.source.stages = stage
+        run.progress.wanted = True
         times, shares = train_loop(run)
         title = f"cups, rounds of {stage}: {1 / median(times):.1f} updates a second"
         tables.append(show(title, {approach: times}) | {"shares": shares})

@@ -67,7 +67,7 @@ def distil(run: Run, thinker: Run | None) -> None:
         n = int(ro.is_think.sum())
         chosen = int((ro.is_think | ro.gated)[:, ro.P:].sum())
         credit = Credit(torch.ones_like(scores.r), scores.r, chosen, n)
-        scale = scale_of(s, credit, text.stage, step / run.progress.end)
+        scale = scale_of(s, credit, step / run.progress.end)
         weight, total, entropy = text_weights(text, s), 0.0, 0.0
         for i in range(0, len(ro.ids), s.micro_batch):
             rows = slice(i, i + s.micro_batch)
@@ -80,7 +80,7 @@ def distil(run: Run, thinker: Run | None) -> None:
             loss.backward()
             total, entropy = total + loss.item(), entropy + H
         update = run.update(total, entropy)
-        climb(run, text, scores.hit)
+        climb(run)
         run.note(text, scores, credit, update)
 
 

@@ -373,7 +373,7 @@ EXPERIMENTS = {
          ("and hold at n = 30 (95 %, a mean of all seeds).",
           reaches(0.95, 30, "thoughts from there"))],
         {"direct": Arm(f"{NONE} --steps 5000", 160),
-         "thoughts from there": Arm(f"{TOKENS} --curriculum strict --steps 5000", 280, "direct")}),
+         "thoughts from there": Arm(f"{TOKENS} --steps 5000", 280, "direct")}),
     "depth": Experiment(
         "How many moves can be answered at once, by layers, and how many with a thought a move: "
         "where moves do not commute (S3 acting on one ball of three cups), and where as many moves "

@@ -329,20 +329,22 @@ def test_stories_stay(game, story):
 # What a step takes
 
 def test_text_of_a_stage():
-    """Guards the lengths. A rollout is just long enough for a round of the stage. A step holds no
-    fewer than 128 rows, and no fewer than 64 once the curriculum is at its end, or where a teacher
-    judges. Every answer pays, with its number of moves as its level."""
+    """Guards the lengths. A rollout is just long enough for two rounds of the stage, the first of
+    them as long as they get. A step has as many tokens in every stage, so it has fewer contexts
+    later. Every answer pays, with its number of moves as its level."""
     s = settings(prompts=32, samples=8, new_tokens=48)
-    for step, stage, shape in ((1, 1, (8, 9, 32)), (1, 4, (14, 17, 18)), (2, 4, (14, 9, 18)),
-                               (1, 30, (48, 17, 16)), (1, 10, (26, 17, 9)), (1, 0, (48, 17, 32)),
+    for step, stage, shape in ((1, 1, (16, 9, 32)), (1, 4, (28, 17, 23)), (2, 4, (28, 9, 23)),
+                               (1, 30, (48, 17, 16)), (1, 10, (48, 17, 16)), (1, 0, (48, 17, 32)),
                                (2, 0, (48, 9, 32))):
         text = CUPS.text(s, step, stage)
         assert (text.S, text.P, len(text.ids)) == shape and text.stage == stage and text.given
         assert torch.equal(text.pays > 0, text.level > 0) and 0 <= text.offset < 65
         assert (text.level <= (stage or 99)).all()
+        first = (text.level > 0) & ((text.level > 0).cumsum(1) == 1)
+        assert stage in (0, 30) or (text.level[first] == stage).all()
     judged = settings(approach="teacher", prompts=32, samples=8)
     text = CUPS.text(judged, 1, 30)
-    assert text.ids.shape == (3 * 8, 17) and text.S == 48 and not text.given
+    assert text.ids.shape == (3 * 16, 17) and text.S == 48 and not text.given
 
 
 def test_own_text():

@@ -7,14 +7,13 @@ rows stand next to each other, and what an evaluation counts.
 """
 import json
 from dataclasses import FrozenInstanceError, asdict, fields, replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 import train
 from conftest import AFTER, P, S, luck, refuses, settings, texts
-from data import Cups, Source, Text, plain
+from data import Cups, Source, plain, seeded
 from evaluate import room, what_it_thinks_about, when_it_thinks
 from model import as_checkpoint, gate_logit, load, save
 from next_token import roll
@@ -101,11 +100,11 @@ COLUMNS = ("lr", "think_lr", "prompts", "samples", "window", "budget", "new_toke
            "entropy", "gamma", "think", "think_prior", "max_thoughts", "curriculum", "eval_every",
            "prompt_tokens", "reread", "model", "teacher")
 TABLE = {
-    ("cups", "teacher"): (2e-3, 2e-3, 32, 8, 5, 20, 48, 1500, 0.25, 0.9, "forced", 0.5, 1, "on",
+    ("cups", "teacher"): (1e-3, 1e-3, 32, 8, 5, 24, 48, 1500, 0.5, 0.9, "forced", 0.5, 1, "on",
                           750, 17, 0, "pico", "pico-teacher"),
-    ("cups", "stream"): (1e-3, 2e-3, 16, 8, 5, 16, 32, 1600, 0.25, 1.0, "forced", 0.5, 1, "on",
+    ("cups", "stream"): (1e-3, 2e-3, 16, 8, 5, 16, 32, 1600, 0.5, 0.9, "forced", 0.5, 1, "on",
                          800, 17, 0, "scratch:1x64", None),
-    ("cups", "next_token"): (1e-3, 2e-3, 16, 8, 7, 4, 32, 1500, 0.25, 0.0, "forced", 0.5, 4, "on",
+    ("cups", "next_token"): (1e-3, 2e-3, 16, 8, 7, 4, 32, 1500, 0.5, 0.0, "forced", 0.5, 4, "on",
                              750, 17, 2, "scratch:1x64", None),
     ("text", "teacher"): (1e-5, 1e-3, 8, 4, 0, 32, 64, 1000, 0.5, 0.95, "free", 0.1, 1, "off", 100,
                           64, 0, "gpt2", "gpt2"),
@@ -142,15 +141,12 @@ def test_what_was_typed_stands():
 
 
 def test_harder_worlds():
-    """Guards the defaults of worlds with more to tell apart: ids climb strictly, with the steps for
-    it, and what was typed stands. With all balls a thought is needed after one move already, so the
+    """Guards the defaults of worlds with more to tell apart: ids have more steps, and what was
+    typed stands. With all balls a thought is needed after one move already, so the
     window is narrower."""
     for data in ("cups m=5", "cups balls=all", "cups idle=0.4", "cups m=6 moves=turns"):
-        s = settings(data=data)
-        assert (s.curriculum, s.steps) == ("strict", 12000)
-        on = settings(data=data, curriculum="on")
-        assert (on.curriculum, on.steps) == ("on", 1600) and settings(data=data, steps=7).steps == 7
-        assert settings(data=data, thoughts="continuous").curriculum == "on"
+        assert settings(data=data).steps == 12000 and settings(data=data, steps=7).steps == 7
+        assert settings(data=data, thoughts="continuous").steps == 1600
     assert settings(data="cups balls=all").window == 4 and settings().window == 5
     assert settings(data="cups balls=all", window=5).window == 5
     assert settings(new_tokens=9).data == "cups swaps=3"  # no longer rounds fit
@@ -209,7 +205,7 @@ def test_siblings_stand_side_by_side():
     """Guards step 1 against step 4: leave-one-out takes rows in groups of G neighbours, so these
     must share their text."""
     text, _ = take_text(setup(settings(model="scratch:1x8", think_vocab=4)), None)
-    assert text.ids.shape == (12, 9 + 8) and text.siblings == 4
+    assert text.ids.shape == (12, 9 + 16) and text.siblings == 4
     for x in (text.ids, text.pays, text.level):
         grouped = x.view(3, 4, -1)
         assert (grouped == grouped[:, :1]).all()
@@ -252,73 +248,101 @@ def test_rows_that_are_there_are_kept(tmp_path):
 
 # The curriculum
 
-def climber(curriculum="on", stages=3, patience=350, **progress):
-    """All of a run that `climb` looks at."""
-    return SimpleNamespace(settings=settings(curriculum=curriculum), rules=Rules("forced"),
-                           progress=Progress(**{"end": 1600} | progress),
-                           source=SimpleNamespace(stages=stages, patience=patience))
+@pytest.fixture
+def climber(monkeypatch):
+    """All of a run that `climb` looks at. known: the last stage whose questions it answers."""
+    def make(known=0, stages=3, patience=350, curriculum="on", **progress):
+        run = setup(settings(model="scratch:1x8", think_vocab=4, data=f"cups swaps={stages}",
+                             curriculum=curriculum))
+        run.progress = Progress(**{"end": 1600} | progress)
+        run.known, run.source.patience = known, patience
+        monkeypatch.setattr(train, "answers_right", lambda model, text, rules: torch.full(
+            text.pays.shape, run.progress.stage <= run.known))
+        return run
+    return make
 
 
-def answer(run, right, level=None):
-    """A step in which all answers are of this stage, and these are right."""
-    hit, stage = torch.as_tensor(right).view(1, -1), run.progress.stage
-    levels = torch.full(hit.shape, stage if level is None else level)
-    climb(run, Text(texts(1), 1, torch.ones(hit.shape), levels, stage=stage), hit)
+def go(run, steps):
+    for _ in range(steps):
+        run.progress.step += 1
+        climb(run)
     return run.progress
 
 
-def test_stages():
-    """Guards the curriculum. It goes on after five steps that are good enough, 95 % in the first
-    stage and 85 % later. It never goes back, and never past the last stage."""
-    run, right = climber(), [True] * 8
-    seen = [answer(run, right).stage for _ in range(60)]
-    # 1 - 0.8^n > 0.95 after 14 steps; 1 - 0.5 * 0.8^n > 0.85 after 6
-    assert seen.index(2) == 13 and seen.index(3) == 19 and max(seen) == 3
-    run = climber(accuracy=0.9, in_stage=9)
-    p = answer(run, right, level=2)  # no answer of this stage says nothing
-    assert (p.stage, p.accuracy, p.in_stage) == (1, 0.9, 10)
-    p = answer(run, [False] * 8)
-    assert p.accuracy == pytest.approx(0.72) and p.stage == 1
+def test_stages(climber):
+    """Guards the curriculum. Every ten steps it goes to the first stage whose questions are not
+    answered, never back, and never past the last one."""
+    run = climber()
+    assert go(run, 9).accuracy == 0 and go(run, 30).stage == 1
+    run.known = 1
+    assert go(run, 1).stage == 2 and run.progress.in_stage == 0 and run.progress.accuracy == 0
+    run.known = 0
+    assert go(run, 20).stage == 2 and run.progress.in_stage == 20
+    run.known = 9
+    assert go(run, 10).stage == 3 and run.progress.accuracy == 1 and go(run, 10).stage == 3
+    off = climber(9, curriculum="off")
+    assert (go(off, 20).stage, off.progress.end) == (1, 1600)
 
 
-@pytest.mark.parametrize("stage, share, passed", [
-    (1, 0.97, {"on"}), (1, 1.0, {"on", "strict"}), (2, 0.9, {"on"}), (2, 0.96, {"on", "strict"})])
-def test_strict_stages_are_longer_and_surer(stage, share, passed):
-    """Guards CLIMB: the share that is enough, over how many steps, in the first stage and later."""
-    right = torch.arange(100) < 100 * share
-    for how in ("on", "strict"):
-        run = climber(how, stage=stage)
-        steps = next((i for i in range(1, 200) if answer(run, right).stage > stage), None)
-        assert (steps is not None) == (how in passed)
-        assert steps is None or steps >= train.CLIMB[how].steps
+@pytest.mark.parametrize("wrong, passed", [(1, True), (2, False)])
+def test_enough(climber, monkeypatch, wrong, passed):
+    """Guards strictness: of some hundred questions one may be wrong, two may not."""
+    def answered(model, text, rules):
+        hit = torch.ones(text.pays.shape, dtype=torch.bool)
+        row, place = (text.pays > 0).nonzero()[:wrong].unbind(1)
+        hit[row, place] = False
+        return hit
+    run = climber(step=9, stages=1)
+    monkeypatch.setattr(train, "answers_right", answered)
+    assert (go(run, 1).end < 1600) == passed
 
 
-@pytest.mark.parametrize("wanted, end, how", [(False, 500, "on"), (True, 1600, "on"),
-                                              (False, 1700, "strict")])
-def test_the_end_of_a_curriculum(wanted, end, how):
-    """Guards the end. Over given stories a run goes on for some steps once its last stage is
-    learned, unless --resume --steps N says where to end."""
-    run = climber(how, 2, step=100, stage=2, accuracy=0.9, in_stage=9, wanted=wanted,
-                  end=1600 if how == "on" else 1700)
-    assert answer(run, [True] * 8).end == end
+def test_the_questions_of_a_stage():
+    """Guards what a stage asks for: rounds of exactly so many moves first, and a second round, in
+    which an old thought is in sight. New ones at each look, the same ones for a seed and step."""
+    text = CUPS.quiz(3, 20, seeded(0, 1, "quiz"))
+    asked = text.pays > 0
+    first = asked & (asked.cumsum(1) == 1)
+    assert (text.level[first] == 3).all() and asked.sum() > 20 and text.given
+    assert text.level.max() == 3 and text.S == 24
+    assert torch.equal(text.ids, CUPS.quiz(3, 20, seeded(0, 1, "quiz")).ids)
+    assert not torch.equal(text.ids, CUPS.quiz(3, 20, seeded(0, 2, "quiz")).ids)
 
 
-def test_a_stage_that_does_not_end_begins_again():
-    """Guards the second chance of `stream`. After too many steps in a stage the run has new
-    weights, is in its first stage, and has --steps to go. A strict curriculum has no such chance,
-    since its stages are long."""
-    s = settings(steps=9, model="scratch:1x8", think_vocab=4, data="cups swaps=3")
-    run = setup(s)
-    run.source.patience, run.progress.stage, run.progress.step = 3, 2, 4
+@pytest.mark.parametrize("model, stage, times", [("pico", 1, 2), ("pico", 2, 1),
+                                                 ("scratch:1x8", 1, 1), ("scratch:1x8", 2, 1)])
+def test_rates(model, stage, times):
+    """Guards the rates: twice as large while a pretrained model is in its first stage."""
+    run = setup(settings(model=model, think_vocab=4, lr=0.5, think_lr=0.25))
+    run.progress.step, run.progress.stage = 100, stage
+    for p in run.model.parameters():
+        p.grad = torch.zeros_like(p)
+    run.update(0.0, 0.0)
+    assert [group["lr"] for group in run.optimizer.param_groups] == [0.5 * times, 0.25 * times]
+
+
+@pytest.mark.parametrize("wanted, end", [(False, 200), (True, 1600)])
+def test_the_end_of_a_curriculum(climber, wanted, end):
+    """Guards the end. A run makes 100 more steps once its last stage is learned, unless --resume
+    --steps N says where to end. Later looks do not move that end."""
+    run = climber(9, step=99, wanted=wanted)
+    assert go(run, 1).end == end and go(run, 50).end == end
+
+
+def test_a_stage_that_does_not_end_begins_again(climber):
+    """Guards the second chance. After too many steps in a stage the run has new weights, is in its
+    first stage, and has --steps to go. The last stage may take any time."""
+    run = climber(patience=15, stage=2, stages=3, step=10)
+    run.settings = s = replace(run.settings, steps=30)
     run.optimizer.state[run.model.think] = {"step": 4}
-    for begun in (False, False, False, True):
-        p = answer(run, [False] * 8)
-        assert p.attempt == begun
-    assert (p.stage, p.in_stage, p.born, p.end) == (1, 0, 4, 4 + 9) and not run.optimizer.state
+    assert go(run, 10).attempt == 0
+    p = go(run, 10)
+    assert (p.attempt, p.stage, p.in_stage, p.born, p.end) == (1, 1, 0, 30, 30 + 30)
+    assert not run.optimizer.state
     fresh = setup(replace(s, seed=10_000)).model
     assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), fresh.parameters()))
-    strict = climber("strict", patience=3, stage=2, in_stage=700)
-    assert answer(strict, [False] * 8).attempt == 0
+    assert go(climber(patience=15, stage=3, stages=3), 40).attempt == 0
+    assert go(climber(patience=0, stage=2), 400).attempt == 0
 
 
 # What an evaluation counts
