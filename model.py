@@ -213,6 +213,10 @@ class GPT(nn.Module):
         thinking rows contain it: else the gate would swing with the context. The noise spreads
         the thinking logits by `spread`, a standard deviation: rows that look alike never come to
         mean different things. A wider one makes p_think vary more.
+
+        The noise is a random mixture of the states of `ids`, less their mean. So rows differ where
+        contexts do, in the few directions that states have. Thoughts that are near each other
+        there are read alike, and many of them come to share a meaning.
         Returns what `fit_gate` returns. Raises ValueError for N < 1 or a prior outside (0, 1).
         """
         if N < 1 or not 0 < prior < 1:
@@ -220,7 +224,8 @@ class GPT(nn.Module):
                              f"not {N} and {prior}")
         w = self.wte.weight
         h = self(ids, None, mask).flatten(0, 1).float()  # [R * T, C]
-        noise = like_words(w, N, generator)
+        mixture = torch.randn(N, len(h), generator=generator).to(h.device)
+        noise = mixture @ (h - h.mean(0))
         # all contexts share the mean state: what a row says along it would make the same row
         # likely everywhere. A code of one thought has to be unlearned first
         common = F.normalize(h.mean(0), dim=0)
@@ -258,15 +263,6 @@ class GPT(nn.Module):
         p = torch.sigmoid(gap + self.gate_bias)
         p05, p95 = p.quantile(0.05).item(), p.quantile(0.95).item()
         return {"p05": p05, "mean": p.mean().item(), "p95": p95}
-
-
-def like_words(w: Tensor, N: int, generator: torch.Generator) -> Tensor:  # [V, C] -> [N, C]
-    """Noise with the covariance of the text rows: a thought looks like a mixture of words. So
-    what the model has learned to do with words reaches it from the start."""
-    noise = torch.randn(N, w.shape[1], generator=generator).to(w.device)
-    # the covariance's square root, from its eigenvectors
-    values, vectors = torch.linalg.eigh(torch.cov(w.float().T))
-    return noise @ (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
 def gate_logit(logits: Tensor, V: int) -> Tensor:  # [..., V + N] -> [...]

@@ -36,7 +36,9 @@ from rollout import Rollout, states_at
 
 FLOOR = 0.02  # q is 2 % uniform: one token that the teacher rules out must not outweigh the rest
 FLOOR_STD = 0.02  # keeps noise from being scaled up once all siblings agree
-ENTROPY_WEIGHT, ENTROPY_GAIN = 0.05, 0.7  # price of a nat at the target; its rise per nat below
+LISTEN = 2.0  # 0: text learns from all siblings alike; more: from those that understood it
+IN_USE = 0.25  # share of the thinking rows that all thoughts of a batch use together, at least
+IN_USE_PRICE = 0.3  # weight of the pull towards rows that are seldom used
 OTHER_TEXT = 0.2  # weight, in all, of text that does not pay; on cups, all but the answers
 
 
@@ -178,28 +180,49 @@ class Scale(NamedTuple):
     policy: float  # what the sum over choices is multiplied by
     entropy: float  # what the sum over thoughts is multiplied by
     target: float  # entropy in nats, up to which each thought is pulled
+    rarity: Tensor | None = None  # [N]: what the choice of each row is worth for being rare
 
 
-def scale_of(settings, credit: Credit, done: float) -> Scale:
+def scale_of(settings, credit: Credit, done: float, rarity: Tensor | None = None) -> Scale:
     """done: the share of the run that is over."""
     # crisp thoughts at the end: in the last quarter of a run the bonus fades
     fade = (settings.thoughts == "tokens") * min(1.0, 4 * (1 - done))
     target = settings.entropy * math.log(max(settings.think_vocab, 2))
-    return Scale(1 / max(credit.choices, 1), fade / max(credit.thoughts, 1), target)
+    return Scale(1 / max(credit.choices, 1), fade / max(credit.thoughts, 1), target, rarity)
 
 
-def text_weights(text: Text, settings) -> Tensor:  # -> [R, S]
+@torch.no_grad()
+def rarity(model: GPT, ro: Rollout) -> Tensor | None:  # -> [N]
+    """-log of how often each row is thought, in all. None while enough rows are in use.
+
+    At birth one thought hurts least in every context. It would win everywhere, and mean nothing.
+    """
+    N, thoughts = model.config.think_vocab, ro.is_think[:, ro.P:]
+    if N < 2:
+        return None
+    h = states_at(ro.h, ro.chosen_at[:, ro.P:])[thoughts]  # [thoughts, C]
+    # one row for each process
+    total = all_rows((h @ model.think.T.to(h.dtype)).float().softmax(-1).sum(0, keepdim=True))
+    used = total.sum(0) / total.sum().clamp(min=1)  # [N], sums to 1
+    if -(used * torch.log(used + 1e-9)).sum() > math.log(IN_USE * N):
+        return None
+    # (a row that is never thought is worth no more than one that is thought in 1 of 50 N)
+    return -torch.log(used + 0.02 / N)
+
+
+def text_weights(text: Text, settings, r: Tensor) -> Tensor:  # [R, S] -> [R, S]
     """w: what each token's own value v weighs in the loss."""
     # 1 in all over those that pay, OTHER_TEXT in all over the others, learned as plain language
     pays = all_rows(text.pays)
     paying, others = pays.sum().item(), (pays == 0).sum().item()
     own = text.pays * ((settings.answer_grad == "on") / max(paying, 1))
     weight = torch.where(text.pays > 0, own, OTHER_TEXT / max(others, 1))
-    if text.stage > 1 and settings.thoughts == "tokens" and settings.approach != "next_token":
-        # the longest rounds of a stage end in thoughts that carry no information yet. To learn
-        # the answer from those would teach the model to ignore its thoughts
-        weight = weight.masked_fill((text.pays > 0) & (text.level == text.stage), 0)
-    return weight
+    # an answer is learned from the siblings whose thoughts helped. Learned from random thoughts as
+    # well, it would teach the model to ignore them. (1: the weights that maximise the log of the
+    # siblings' mean probability, as in arXiv 1509.00519; above 1, readings drift apart at birth)
+    siblings = r.view(-1, settings.samples, r.shape[1])
+    share = settings.samples * (LISTEN * siblings).softmax(1).view_as(r)
+    return torch.where(text.pays > 0, weight * share, weight)
 
 
 def action_logp(logits: Tensor, V: int, ids: Tensor, gated: Tensor, given: Tensor) -> Tensor:
@@ -224,13 +247,12 @@ def action_logp(logits: Tensor, V: int, ids: Tensor, gated: Tensor, given: Tenso
 
 
 def entropy_price(H: Tensor, target: float) -> Tensor:  # [n], nats -> [n]
-    """What a nat of entropy is worth to one choice: ENTROPY_WEIGHT just below the target, and
-    exp(ENTROPY_GAIN) times that for each nat below. Above the target nothing: rows that are new
-    to a model change little, and a bonus would outweigh that and make all of them alike."""
+    """What a nat of entropy is worth to one choice: the share of the target that it lacks. Above
+    the target nothing: rows that are new to a model change little, and a bonus would outweigh that
+    and make all of them alike."""
     # each choice has its own price. Were only the mean held at the target, single choices could
     # collapse while others stay broad, and a collapsed choice is never sampled differently again
-    price = (ENTROPY_WEIGHT * torch.exp(ENTROPY_GAIN * (target - H))).clamp(max=1.0)
-    return torch.where(H < target, price, 0.0)
+    return (1 - H / max(target, 1e-9)).clamp(min=0)
 
 
 class Judge(NamedTuple):
@@ -290,11 +312,14 @@ def loss_of_places(logits: Tensor, V: int, at: Places, scale: Scale,
         log_q = floored(judge.teacher.text_logits(at.teacher_h)) if judge else None
         v = text_value(logits[:, :V], at.ids.clamp(max=V - 1), log_q, False)
         total = total - (at.weight * v).sum()
-    if logits.shape[1] > V:  # part 3: the entropy of thoughts
+    if logits.shape[1] > V:  # part 3: no choice, and not all choices together, may collapse
         log_g = logits[:, V:].log_softmax(-1)
         H = -(log_g.exp() * log_g).sum(-1) * at.is_think
         price = entropy_price(H.detach(), scale.target)
         total, entropy = total - scale.entropy * (price * H).sum(), H.detach().sum()
+        if scale.rarity is not None:
+            worth = (log_g.exp() @ scale.rarity) * at.is_think
+            total = total - scale.entropy * IN_USE_PRICE * worth.sum()
     return total, entropy
 
 

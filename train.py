@@ -28,8 +28,8 @@ from data import Source, Text, open_source, seeded
 from evaluate import answers_right
 from model import GPT, PICO, SIZES, Config, load
 from next_token import roll, states
-from reward import (Credit, Judge, Scale, Score, advantages, all_rows, rollout_loss, scale_of,
-                    score, text_weights)
+from reward import (Credit, Judge, Scale, Score, advantages, all_rows, rarity, rollout_loss,
+                    scale_of, score, text_weights)
 from rollout import Rollout, Rules, visible_text
 from run import WORLD, Run, guarded, lock_folder, is_own, join_processes, open_run
 from settings import (Settings, check, choose_compile, choose_device, introduce, means, parser,
@@ -231,8 +231,9 @@ def train(run: Run, extra_cost: Callable[[Rollout, Rules], Tensor] | None = None
         credit = advantages(scores.r, ro, s, extra)  # advantage [R, S]
 
         # 5. Learn: what was chosen, the text itself, and not to collapse.
-        scale = scale_of(s, credit, step / progress.end)
-        loss, entropy = backward(run, ro, rules, credit, text_weights(text, s), scale, scores)
+        scale = scale_of(s, credit, step / progress.end, rarity(model, ro))
+        weight = text_weights(text, s, scores.r)  # [R, S]
+        loss, entropy = backward(run, ro, rules, credit, weight, scale, scores)
         update = run.update(loss, entropy)
 
         climb(run)

@@ -20,7 +20,7 @@ from torch import Tensor
 from data import plain, seeded
 from evaluate import held_out
 from fast import rows_at_once
-from model import GPT, PICO, SIZES, like_words, load
+from model import GPT, PICO, SIZES, load
 from next_token import layout, roll
 from rollout import Dials, Luck, Rollout, Rules, states_at
 from run import Run, guarded
@@ -39,6 +39,15 @@ def born_as_words(run: Run, redrawn: bool) -> dict[str, float]:
     drawn = (w.float().mean(0) + noise).to(w.dtype)
     model.set_rows(drawn if redrawn else w.detach().clone())
     return model.fit_gate(ids, s.think_prior, mask)
+
+
+def like_words(w: Tensor, N: int, generator: torch.Generator) -> Tensor:  # [V, C] -> [N, C]
+    """Noise with the covariance of the text rows: a thought looks like a mixture of words. So
+    what the model has learned to do with words reaches it from the start."""
+    noise = torch.randn(N, w.shape[1], generator=generator).to(w.device)
+    # the covariance's square root, from its eigenvectors
+    values, vectors = torch.linalg.eigh(torch.cov(w.float().T))
+    return noise @ (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
 def logp_of_thoughts(logits: Callable, h: Tensor, ids: Tensor, ro: Rollout, columns: int) -> Tensor:

@@ -68,7 +68,7 @@ def distil(run: Run, thinker: Run | None) -> None:
         chosen = int((ro.is_think | ro.gated)[:, ro.P:].sum())
         credit = Credit(torch.ones_like(scores.r), scores.r, chosen, n)
         scale = scale_of(s, credit, step / run.progress.end)
-        weight, total, entropy = text_weights(text, s), 0.0, 0.0
+        weight, total, entropy = text_weights(text, s, scores.r), 0.0, 0.0
         for i in range(0, len(ro.ids), s.micro_batch):
             rows = slice(i, i + s.micro_batch)
             part = ro.rows(rows)

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 import fast
+import reward
 from conftest import AFTER, P, R, S, V, luck, refuses, settings, texts
 from data import Text, plain
 from fast import in_one, in_pieces
 from next_token import roll, states
-from reward import (OTHER_TEXT, Credit, Judge, Scale, advantages, entropy_price, floored,
-                    minus_baseline, returns_to_go, rollout_loss, scale_of, score, sibling_spread,
-                    speaking_states, teacher_states, text_weights)
+from reward import (IN_USE_PRICE, OTHER_TEXT, Credit, Judge, Scale, advantages, entropy_price,
+                    floored, minus_baseline, rarity, returns_to_go, rollout_loss, scale_of, score,
+                    sibling_spread, speaking_states, teacher_states, text_weights)
 from rollout import Rules
 
 N = 5
@@ -262,8 +263,10 @@ def naive_loss(model, h, ro, adv, weight, scale, judge):
                 g = p[V:] / p[V:].sum()
                 logp = g[token - V].log() + (p[V:].sum().log() if gated else 0)
                 H = -(g * g.log()).sum()
-                price = min(1.0, 0.05 * math.exp(0.7 * (scale.target - H.item())))
+                price = max(0.0, 1 - H.item() / scale.target)
                 loss, entropy = loss - scale.entropy * price * H, entropy + H.item()
+                if scale.rarity is not None:
+                    loss = loss - scale.entropy * IN_USE_PRICE * (g * scale.rarity).sum()
             else:
                 logp = logp + (p_speak.log() if gated else 0)
                 if judge is None:
@@ -284,7 +287,8 @@ def gradients(model, loss):
     return {name: zero if g is None else g for (name, _), g in zip(model.named_parameters(), grads)}
 
 
-SCALE = Scale(0.75, 0.0625, 1.5)  # the target: above the entropy of some thoughts, below others'
+# the target: above the entropy of some thoughts, below others'. And some rows are rare
+SCALE = Scale(0.75, 0.0625, 1.5, noise(N, seed=8).abs())
 
 
 @pytest.mark.parametrize("source", [("data", P + S), ("teacher", P), ("teacher", P + 2),
@@ -340,11 +344,32 @@ def test_in_pieces_is_in_one(tiny, monkeypatch, rows, block):
 
 
 def test_entropy_price():
-    """Guards the price of a nat: .05 just below the target, 2.01 times as much a nat below, never
-    over 1, and nothing above. Each choice is paid for its own distance."""
-    H = torch.tensor([3.0 - 1e-9, 2.0, 4.0, -9.0], dtype=torch.float64)
-    wanted = [0.05, 0.05 * math.exp(0.7), 0.0, 1.0]
-    assert entropy_price(H, 3.0).tolist() == pytest.approx(wanted)
+    """Guards the price of a nat: the share of the target that a choice lacks, and nothing above.
+    Each choice is paid for its own distance."""
+    H = torch.tensor([3.0, 2.0, 4.0, 0.0])
+    assert entropy_price(H, 3.0).tolist() == pytest.approx([0, 1 / 3, 0, 1])
+    assert entropy_price(H, 0.0).tolist()[:3] == [0, 0, 0]  # --entropy 0
+
+
+def test_rarity(tiny, monkeypatch):
+    """Guards the rows in use. One thought for every context: -log of how often each row is chosen,
+    in the mean over all thoughts. Enough rows in use, or a single row: nothing."""
+    model, rules = tiny(), Rules("forced", 1, 5, 0, AFTER)
+    ro = roll(model, given(P + S), rules, luck())
+    assert rarity(model, ro) is None
+    monkeypatch.setattr(reward, "IN_USE", 0.8)  # four rows of five
+    with torch.no_grad():
+        model.think *= 30
+    ro = roll(model, given(P + S), rules, luck())
+    g = [(model.think @ ro.h[row, i - 1]).softmax(0) for row in range(R)
+         for i, _, is_think in places(ro, row) if is_think]
+    used = torch.stack(g).mean(0)
+    assert len(g) > 3 and -(used * used.log()).sum() < math.log(0.8 * N)
+    wanted = -torch.log(used + 0.02 / N)
+    assert rarity(model, ro).tolist() == pytest.approx(wanted.tolist(), abs=1e-6)
+    assert rarity(tiny(N=1), ro) is None
+    never = roll(model, given(P + S), Rules("never", 1, 5), luck())
+    assert rarity(model, never).isfinite().all()  # where no thought was chosen, none is rare
 
 
 def test_entropy_fades():
@@ -352,29 +377,26 @@ def test_entropy_fades():
     its target is half of what 16 rows can have."""
     s, credit = settings(think_vocab=16), Credit(None, None, 10, 5)
     log16 = math.log(16)
-    assert scale_of(s, credit, 0.1) == pytest.approx((0.1, 0.2, 0.5 * log16))
-    assert scale_of(s, credit, 0.9) == pytest.approx((0.1, 0.08, 0.5 * log16))
+    assert scale_of(s, credit, 0.1)[:3] == pytest.approx((0.1, 0.2, 0.5 * log16))
+    assert scale_of(s, credit, 0.9)[:3] == pytest.approx((0.1, 0.08, 0.5 * log16))
     assert scale_of(settings(thoughts="filler"), credit, 0.1).entropy == 0
 
 
 def test_text_weights():
-    """Guards the weights of text: 1 over what pays, OTHER_TEXT over the rest, 0 for the longest
-    rounds of a stage, from the second on."""
-    pays = torch.tensor([[1.0, 0, 0], [1.0, 0, 1.0]])
-    level = torch.tensor([[1, 0, 0], [1, 0, 2]])
-    text, third, other = Text(texts(2, 4), 1, pays, level), 1 / 3, OTHER_TEXT / 3
-    every = [third, other, other, third, other, third]
-    s = settings()
-
-    def weights(s, **more):
-        return text_weights(replace(text, **more), s).flatten().tolist()
-    assert weights(s) == weights(s, stage=1) == pytest.approx(every)
-    assert weights(s, stage=2) == pytest.approx(every[:5] + [0])
-    assert weights(settings(thoughts="filler"), stage=2) == pytest.approx(every)
-    assert weights(settings(approach="next_token"), stage=2) == pytest.approx(every)
-    off = text_weights(text, settings(answer_grad="off"))
+    """Guards the weights of text: 1 over what pays, OTHER_TEXT over the rest. Of two siblings the
+    one that expects an answer more learns more from it, by the softmax of twice its reward."""
+    pays = torch.tensor([[1.0, 0, 1.0], [1.0, 0, 1.0]])
+    text, other, s = Text(texts(2, 4), 1, pays, pays), OTHER_TEXT / 2, settings(samples=2)
+    alike, apart = torch.zeros(2, 3), torch.tensor([[-1.0, 0, 0], [-0.5, 0, 0]])
+    both = text_weights(text, s, alike)
+    assert both.tolist() == [pytest.approx([0.25, other, 0.25])] * 2
+    first, second = text_weights(text, s, apart).tolist()
+    assert first == pytest.approx([0.5 / (1 + math.e), other, 0.25])
+    assert second == pytest.approx([0.5 * math.e / (1 + math.e), other, 0.25])
+    off = text_weights(text, replace(s, answer_grad="off"), apart)
     assert off[pays > 0].sum() == 0 and off.sum().item() == pytest.approx(OTHER_TEXT)
-    assert weights(s, pays=torch.ones(2, 3)) == pytest.approx([1 / 6] * 6)
+    plain = text_weights(replace(text, pays=torch.ones(2, 3)), s, alike)
+    assert plain.flatten().tolist() == pytest.approx([1 / 6] * 6)
 
 
 def test_loss_in_micro_batches(tiny, teacher):

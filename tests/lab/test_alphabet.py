@@ -7,8 +7,8 @@ import torch
 from conftest import AFTER, P, R, S, V, luck, refuses, run, texts
 from data import plain, seeded
 from lab import alphabet
-from lab.alphabet import as_text, born_as_words, drift
-from model import like_words, load
+from lab.alphabet import as_text, born_as_words, drift, like_words
+from model import load
 from next_token import layout, roll
 from rollout import Luck, Rules
 from settings import resolve
