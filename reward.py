@@ -217,6 +217,9 @@ def text_weights(text: Text, settings, r: Tensor) -> Tensor:  # [R, S] -> [R, S]
     paying, others = pays.sum().item(), (pays == 0).sum().item()
     own = text.pays * ((settings.answer_grad == "on") / max(paying, 1))
     weight = torch.where(text.pays > 0, own, OTHER_TEXT / max(others, 1))
+    if text.stage > 1 and settings.thoughts == "tokens" and settings.approach != "next_token":
+        # the longest rounds of a stage end in thoughts that carry no information yet
+        weight = weight.masked_fill((text.pays > 0) & (text.level == text.stage), 0)
     # an answer is learned from the siblings whose thoughts helped. Learned from random thoughts as
     # well, it would teach the model to ignore them. (1: the weights that maximise the log of the
     # siblings' mean probability, as in arXiv 1509.00519; above 1, readings drift apart at birth)

@@ -384,7 +384,8 @@ def test_entropy_fades():
 
 def test_text_weights():
     """Guards the weights of text: 1 over what pays, OTHER_TEXT over the rest. Of two siblings the
-    one that expects an answer more learns more from it, by the softmax of twice its reward."""
+    one that expects an answer more learns more from it, by the softmax of twice its reward. The
+    longest rounds of a stage, from the second on, teach nothing."""
     pays = torch.tensor([[1.0, 0, 1.0], [1.0, 0, 1.0]])
     text, other, s = Text(texts(2, 4), 1, pays, pays), OTHER_TEXT / 2, settings(samples=2)
     alike, apart = torch.zeros(2, 3), torch.tensor([[-1.0, 0, 0], [-0.5, 0, 0]])
@@ -393,6 +394,11 @@ def test_text_weights():
     first, second = text_weights(text, s, apart).tolist()
     assert first == pytest.approx([0.5 / (1 + math.e), other, 0.25])
     assert second == pytest.approx([0.5 * math.e / (1 + math.e), other, 0.25])
+    level = torch.tensor([[1, 0, 2], [1, 0, 2]])
+    later = replace(text, level=level, stage=2)
+    assert text_weights(later, s, alike).tolist() == [pytest.approx([0.25, other, 0])] * 2
+    for more in (dict(thoughts="filler"), dict(approach="next_token")):
+        assert torch.equal(text_weights(later, replace(s, **more), alike), both)
     off = text_weights(text, replace(s, answer_grad="off"), apart)
     assert off[pays > 0].sum() == 0 and off.sum().item() == pytest.approx(OTHER_TEXT)
     plain = text_weights(replace(text, pays=torch.ones(2, 3)), s, alike)
