@@ -30,11 +30,12 @@ from tqdm import tqdm
 
 from data import Source, Text, open_source
 from evaluate import evaluate, print_report
-from model import GPT, as_checkpoint, from_checkpoint, load, read_weights, save
+from model import GPT, as_checkpoint, from_checkpoint, load
 from reward import Credit, Score, all_rows, sibling_spread
 from rollout import Luck, Rules
 from settings import Settings, from_dict
 from tokenizer import CSS, Tokenizer
+from weights import read_weights, save
 
 # torchrun says how many processes there are, and which one this is
 WORLD, RANK = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
@@ -295,7 +296,7 @@ def open_run(path: str | Path, plain: bool = False) -> Run:
         raise ValueError(f"there is no {path} yet: `python train.py --think_vocab 2048` makes "
                          "out/ckpt.pt")
     # (a folder, or a file in that format, is somebody else's model)
-    saved = {} if path.is_dir() or path.suffix == ".safetensors" else read_weights(path)
+    saved = {} if path.is_dir() or path.suffix in (".safetensors", ".json") else read_weights(path)
     old = "args" in saved  # format 2
     if "rules" not in saved or not {"args", "settings"} & saved.keys():
         if not plain:

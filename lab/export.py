@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model import GPT, TRANSPOSED, load
+from model import GPT, load
 from settings import Parser
 from tokenizer import END_OF_TEXT
+from weights import TRANSPOSED
 
 
 def their_weights(model: GPT) -> dict[str, Tensor]:

@@ -38,10 +38,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data import OPENING, Cups, Story, seeded
-from model import GPT, PICO, Config, as_checkpoint, save
+from model import GPT, PICO, Config, as_checkpoint
 from rollout import visible_text
 from settings import Parser
 from tokenizer import RANKS, Tokenizer
+from weights import save
 
 B, S, CONTEXT = 64, 64, 256
 SOURCES = {  # what OpenAI published; the file of ranks is these two in tiktoken's own format

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import data
-import model as model_py
 from conftest import refuses
 from data import Cups, TextFile, open_source, seeded
 from model import GPT, Config, as_checkpoint, from_openai, load
 from tokenizer import END_OF_TEXT, Tokenizer
+from weights import TRANSPOSED, of_state
 
 
 @pytest.fixture(autouse=True)
@@ -184,10 +184,11 @@ def test_held_out_file(tmp_path):
 def good(tmp_path):
     """A folder with a good model in two formats, to be spoilt."""
     m = GPT(Config(1, 1, 64, 8, 20, 0))
-    state = {k: v.T.contiguous() if k.endswith(model_py.TRANSPOSED) else v.contiguous()
+    state = {k: v.T.contiguous() if k.endswith(TRANSPOSED) else v.contiguous()
              for k, v in m.state_dict().items() if k not in ("think", "gate_bias")}
     torch.save(state, tmp_path / "a.bin")
     torch.save(as_checkpoint(m), tmp_path / "ckpt.pt")
+    (tmp_path / "config.json").write_text('{"n_head": 1}')
     for name in ("a.bin", "ckpt.pt"):
         load(tmp_path / name)
     return tmp_path
@@ -206,9 +207,11 @@ def test_missing(tmp_path):
 def test_folders(good):
     """Guards a folder that lacks a part: no config.json, one without heads or cut, or no weights.
     (A run's folder is its checkpoint.)"""
+    (good / "config.json").unlink()
     assert load(good).config.vocab_size == 20
     (good / "ckpt.pt").unlink()
     assert "config.json" in no_model(good)
+    assert "how many heads" in no_model(good / "a.bin")
     for text in ("", "{", "{}", "[1]", "null"):
         (good / "config.json").write_text(text)
         assert "config.json" in no_model(good)
@@ -276,7 +279,7 @@ def test_wrong_shape(good, key, change):
     state = torch.load(good / "a.bin")
     state[key] = change(state[key])
     state = {k: v for k, v in state.items() if v is not None}
-    text = refuses(lambda: from_openai(state))
+    text = refuses(lambda: from_openai(of_state(state, good / "b.bin", n_head=1)))
     assert key in text or "layout" in text
     torch.save(state, good / "b.bin")
     no_model(good / "b.bin")

@@ -36,10 +36,11 @@ import sample  # noqa: E402
 import test_nothing_lost as quick  # noqa: E402
 import tokenizer  # noqa: E402
 import train  # noqa: E402
-from model import GPT, Config, as_checkpoint, load, save  # noqa: E402
+from model import GPT, Config, as_checkpoint, load  # noqa: E402
 from settings import FLAGS, parser, resolve  # noqa: E402
 from test_nothing_lost import (APPROACHES, child, ended, is_complete, left, limited,  # noqa: E402
                                run, same, small_world, tiny)
+from weights import save  # noqa: E402
 
 
 def undisturbed(approach: str, folder: Path) -> tuple[tuple, float]:
