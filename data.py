@@ -105,6 +105,7 @@ class Source:
     patience = 0  # steps in a stage before a run begins again with new weights; 0: any number
     levels = 0  # that `questions` asks for; 0: there are no questions
     of = "level"  # what a level is called
+    digest = ""  # of a file's content: --resume notices another one
 
     def take(self, rows: int, L: int, rng: np.random.Generator, prompt: int = 0,
              held_out: bool = False) -> Tensor:  # -> [rows, L] ids

@@ -22,7 +22,14 @@ Letters: B contexts, G siblings, R = B G rows, S new text tokens, T places, V te
 N thinking rows, C width, n chosen places.
 """
 import math
+import sys
+from pathlib import Path
 from typing import NamedTuple
+
+if __name__ == "__main__":  # before torch, which takes seconds to load
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
+    import command
+    command.begin()
 
 import torch
 import torch.distributed as dist

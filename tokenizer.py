@@ -7,7 +7,7 @@ text.
     python tokenizer.py "some text"           # the pieces and their ids
 
 Left out on purpose: a way to type a thought. encode() never makes one, not even from the letters
-"<think17>". Knows no model and no other file. A model of a small language keeps `text_ids`, the
+"<think17>". Knows command.py. A model of a small language keeps `text_ids`, the
 GPT-2 ids that occur in it.
 """
 import argparse
@@ -16,10 +16,18 @@ import hashlib
 import html
 import os
 import re
+import sys
 from pathlib import Path
+
+if __name__ == "__main__":  # before what takes long to load
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
+    import command
+    command.begin()
 
 import tiktoken
 from tiktoken.load import load_tiktoken_bpe
+
+from command import environ
 
 # 50,256 byte sequences, the most frequent merges first
 RANKS = Path(__file__).resolve().parent / "assets" / "gpt2.tiktoken"
@@ -37,13 +45,13 @@ def gpt2_encoding(file: Path) -> tiktoken.Encoding:
     """GPT-2's own encoding: 50,256 byte sequences and one separator. Raises ValueError on a
     damaged file."""
     from tiktoken_ext.openai_public import r50k_pat_str  # how GPT-2 splits text into words
-    # tiktoken copies whatever it loads to a shared temporary folder; "" turns that off
-    os.environ.setdefault("TIKTOKEN_CACHE_DIR", "")
     try:
         # tiktoken checks the hash only of what it caches: half a file is a smaller vocabulary
         if hashlib.sha256(file.read_bytes()).hexdigest() != RANKS_SHA256:
             raise ValueError("its sha256 differs")
-        ranks = load_tiktoken_bpe(str(file), expected_hash=RANKS_SHA256)
+        # it copies whatever it loads to a shared temporary folder; "" turns that off
+        with environ("TIKTOKEN_CACHE_DIR", ""):
+            ranks = load_tiktoken_bpe(str(file), expected_hash=RANKS_SHA256)
     except (OSError, ValueError) as e:
         raise ValueError(f"assets/{file.name} is missing or damaged ({type(e).__name__}): "
                          "restore it with `git checkout assets`") from e
@@ -166,4 +174,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

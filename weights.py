@@ -11,7 +11,7 @@ config.json that changes the function is refused by its name and value, a tensor
 Checkpoints of our own are sealed by a checksum; `save` writes them and `read_weights` reads them.
 
 Left out on purpose: weights of other models, and a way to convert them; the package `safetensors`,
-whose format is a line of JSON and the bytes. Knows no other file.
+whose format is a line of JSON and the bytes. Knows command.py.
 
 Letters: C width, V text rows.
 """
@@ -26,6 +26,8 @@ from typing import BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
+
+from command import write_whole
 
 FORMAT = 3  # of checkpoints; 2 had other names in it, 1 had no seal
 SEAL = b"\nsha256:"  # a checkpoint ends in this and the digest of all bytes before it
@@ -404,25 +406,6 @@ def is_sealed(path: Path) -> bool:
         if end.startswith(SEAL) and digest(f, size) != end:
             raise ValueError(f"{path} is damaged: its checksum differs")
     return end.startswith(SEAL)
-
-
-def write_whole(path: Path, write) -> None:
-    """write(f) makes a file, whole or not at all. What was at `path` before stays whole. A link is
-    followed: its target is written, so the file stays on the disk that was chosen for it. Raises
-    OSError."""
-    path = Path(os.path.realpath(path))
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "w+b") as f:
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())  # on the disk before the name points at it
-        os.replace(part, path)  # in one step: there is never half a file at `path`
-    except RuntimeError as e:  # torch's word for a write that failed, without the reason
-        raise OSError(f"{part} can't be written whole: the disk is full, or files may not grow "
-                      "so large") from e
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def save(path: Path, state: dict) -> None:

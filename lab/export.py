@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import command
 from model import GPT, load
 from settings import Parser
 from tokenizer import END_OF_TEXT
@@ -53,8 +54,8 @@ def export(model: GPT, folder: Path) -> None:
 
 
 def main() -> None:
-    p = Parser(prog="lab.export", description=__doc__.splitlines()[0], allow_abbrev=False)
-    p.add_argument("folder", type=Path, metavar="DIR", help="folder to write")
+    p = Parser(prog="lab.export", description=command.first_line(__doc__), allow_abbrev=False)
+    p.add_argument("folder", type=command.path, metavar="DIR", help="folder to write")
     p.add_argument("--model", default="pico", help="a name or a path [pico]")
     args = p.parse_args()
     try:
@@ -69,4 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

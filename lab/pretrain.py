@@ -37,6 +37,7 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import command
 from data import OPENING, Cups, Story, seeded
 from model import GPT, PICO, Config, as_checkpoint
 from rollout import visible_text
@@ -234,7 +235,7 @@ def main() -> None:
     p = Parser(prog="lab.pretrain", description="make what is in assets/", allow_abbrev=False)
     p.add_argument("what", choices=[*ROLES, "ranks"])
     p.add_argument("folder", nargs="?", help="for ranks: where OpenAI's two files are")
-    p.add_argument("--out", type=Path, help="a model's file [assets/pico/...]")
+    p.add_argument("--out", type=command.path, help="a model's file [assets/pico/...]")
     p.add_argument("--steps", type=int)
     p.add_argument("--width", type=int, default=64)
     p.add_argument("--seed", type=int, default=0)
@@ -257,4 +258,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main, goes_on=True)
