@@ -248,7 +248,7 @@ class Run:
         rows = ro.rows(slice(8)).kept()
         samples = [self.tokenizer.show(row, ro.P, "html") for row in rows]
         page = html_page(samples, f"step {self.progress.step}")
-        write_whole(self.out / "samples.html", page.encode("utf-8", "replace"))
+        (self.out / "samples.html").write_text(page, encoding="utf-8", errors="replace")
 
     def look_and_save(self, stopping: bool) -> None:
         """An evaluation where one is due; a checkpoint there, at the end, and once a minute."""

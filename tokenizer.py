@@ -14,6 +14,7 @@ import argparse
 import functools
 import hashlib
 import html
+import json
 import os
 import re
 import sys
@@ -85,12 +86,15 @@ class Tokenizer:
         ids = [i for part in parts for i in self.gpt2.encode_ordinary(part)]
         if self.text_ids is None:  # all of GPT-2's
             return ids
-        unknown = [self.gpt2.decode([g]) for g in ids if g not in self._row]
-        unknown = list(dict.fromkeys(unknown))  # each once, in order
-        if unknown:  # said by the piece, as a person reads it
+        if any(g not in self._row for g in ids):  # said by the piece, as a person reads it
+            text, starts = self.gpt2.decode_with_offsets(ids)
+            # (an id may be a part of a character, which is then said whole)
+            unknown = [text[a:max(b, a + 1)] for g, a, b in zip(ids, starts, [*starts[1:], None])
+                       if g not in self._row]
+            unknown = list(dict.fromkeys(unknown))  # each once, in order
             raise ValueError(f"{len(unknown)} piece(s) of the text are outside this model's "
                              f"language: {', '.join(map(repr, unknown[:12]))}; it knows: "
-                             f"{' '.join(self.words())}")
+                             f"{', '.join(json.dumps(x) for x in self.words())}")
         return [self._row[g] for g in ids]
 
     def check(self, V: int) -> None:
