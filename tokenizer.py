@@ -89,7 +89,8 @@ class Tokenizer:
         if any(g not in self._row for g in ids):  # said by the piece, as a person reads it
             text, starts = self.gpt2.decode_with_offsets(ids)
             # (an id may be a part of a character, which is then said whole)
-            unknown = [text[a:max(b, a + 1)] for g, a, b in zip(ids, starts, [*starts[1:], None])
+            ends = [*starts[1:], len(text)]
+            unknown = [text[a:max(b, a + 1)] for g, a, b in zip(ids, starts, ends)
                        if g not in self._row]
             unknown = list(dict.fromkeys(unknown))  # each once, in order
             raise ValueError(f"{len(unknown)} piece(s) of the text are outside this model's "
