@@ -12,16 +12,24 @@ stopped by Ctrl-C or SIGTERM; 141 its reader had gone.
 
 Left out on purpose: logs, colours (tokenizer.py). Knows no other file, and loads no library.
 """
+import os
+import signal
+import sys
+
+# at once where this is one of our commands, as even what follows takes a tenth of a second: Ctrl-C
+# is quiet while libraries are loaded. There is nothing to save yet. (nohup ignores it; so it stays)
+if ((sys.argv[:1] == ["-m"] or os.path.dirname(os.path.abspath(
+        getattr(sys.modules["__main__"], "__file__", None) or os.devnull)) == os.path.dirname(
+        os.path.abspath(__file__))) and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN):
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
 import atexit
 import contextlib
 import difflib
 import json
 import math
-import os
 import shlex
-import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -203,15 +211,8 @@ def name() -> str:
     return f"lab.{file.stem}" if file.parent.name == "lab" else file.name
 
 
-def leave(*_) -> None:
-    """Ctrl-C while libraries are loaded: there is nothing to save yet."""
-    os._exit(130)
-
-
 def begin() -> None:
-    """Before anything else: a terminal of any kind will do, and Ctrl-C is quiet from here on."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # (nohup ignores it)
-        signal.signal(signal.SIGINT, leave)
+    """Before anything else, so that a terminal of any kind will do."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -229,8 +230,8 @@ def run(main: Callable[[], None], goes_on: bool = False) -> None:
     """main(), and a quiet end whatever happens. goes_on: it works on after its reader has gone."""
     if isinstance(sys.stdout, Steady):
         sys.stdout.goes_on = goes_on
-    if signal.getsignal(signal.SIGINT) is leave:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
         sys.stdout.flush()

@@ -21,15 +21,16 @@ network, since siblings are the baseline. Knows rollout.py, model.py, data.py, f
 Letters: B contexts, G siblings, R = B G rows, S new text tokens, T places, V text rows,
 N thinking rows, C width, n chosen places.
 """
-import math
+import os
 import sys
-from pathlib import Path
-from typing import NamedTuple
 
-if __name__ == "__main__":  # before torch, which takes seconds to load
-    sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
+if __name__ == "__main__":  # before libraries, which take seconds to load
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -P leaves it out
     import command
     command.begin()
+
+import math
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist

@@ -354,7 +354,8 @@ def read_log(path: Path) -> list[dict]:
     if not path.exists():
         return []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError,
+                                 RecursionError):
             x = {k: math.nan if v is None else v for k, v in json.loads(text).items()}
             numbers = [x["step"], *(x[k] for k in NEEDED[x["kind"]])]
             if type(x["step"]) is int and all(isinstance(n, int | float) for n in numbers):
@@ -411,7 +412,7 @@ def set_aside(out: Path) -> None:
     """All that this run would write over moves to old1, old2, ... in the folder, so nothing is
     lost, whoever made it. A run of ours that made no step does not count."""
     names = [FILES[0], *sorted(x.name for x in out.glob("ckpt_*.pt")), *FILES[1:]]
-    there = [name for name in names if os.path.lexists(out / name)]
+    there = [name for name in names if (out / name).exists()]  # (a link to no file is a wish)
     parts = [x.name for x in out.glob("ckpt*.part") if not is_without_steps(x)]
     if not parts and (not there or is_new(out, there)):
         return

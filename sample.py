@@ -16,16 +16,18 @@ with; they are in its checkpoint. From Python:
 Left out on purpose: batches of different prompts, since GPT-2's absolute positions break under
 padding; chat. Knows run.py and what is below it.
 """
-import argparse
+import os
 import sys
+
+if __name__ == "__main__":  # before libraries, which take seconds to load
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -P leaves it out
+    import command
+    command.begin()
+
+import argparse
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
-
-if __name__ == "__main__":  # before torch, which takes seconds to load
-    sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
-    import command
-    command.begin()
 
 import torch
 

@@ -10,20 +10,21 @@ Left out on purpose: a way to type a thought. encode() never makes one, not even
 "<think17>". Knows command.py. A model of a small language keeps `text_ids`, the
 GPT-2 ids that occur in it.
 """
+import os
+import sys
+
+if __name__ == "__main__":  # before libraries, which take seconds to load
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -P leaves it out
+    import command
+    command.begin()
+
 import argparse
 import functools
 import hashlib
 import html
 import json
-import os
 import re
-import sys
 from pathlib import Path
-
-if __name__ == "__main__":  # before what takes long to load
-    sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
-    import command
-    command.begin()
 
 import tiktoken
 from tiktoken.load import load_tiktoken_bpe

@@ -15,16 +15,18 @@ since siblings are the baseline. Left out of this file: what a run leaves on dis
 Letters: B contexts, G siblings, R = B G rows, P prompt tokens, S new text tokens, L = P + S,
 T places of text and thoughts, C width.
 """
+import os
 import sys
+
+if __name__ == "__main__":  # before libraries, which take seconds to load
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -P leaves it out
+    import command
+    command.begin()
+
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-
-if __name__ == "__main__":  # before torch, which takes seconds to load
-    sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
-    import command
-    command.begin()
 
 import torch
 from torch import Tensor

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -220,13 +221,24 @@ def test_one_line():
 
 # Ctrl-C
 
-@pytest.mark.parametrize("argv", [["sample.py"], ["train.py"], ["tokenizer.py"], ["reward.py"],
-                                  ["-m", "lab.probe"], ["-m", "lab.experiments"]], ids=str)
+def heeds() -> None:
+    """Ctrl-C is for this process. (One that a shell starts in the background ignores it.)"""
+    small_world()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.mark.parametrize("argv", [["sample.py"], ["train.py", "--out", "/dev/null"],
+                                  ["tokenizer.py"], ["-m", "lab.probe"]], ids=str)
 def test_interrupted_while_it_imports(argv, tmp_path):
     """Guards Ctrl-C in the seconds before a command does anything."""
-    for seconds in (0.3, 1.0):
+    for seconds in (0, 0.5):
         job = subprocess.Popen([sys.executable, *argv], cwd=ROOT, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, env=os.environ | {"TMPDIR": str(tmp_path)})
+                               stderr=subprocess.PIPE, preexec_fn=heeds,
+                               env=os.environ | {"TMPDIR": str(tmp_path)})
+        maps = Path(f"/proc/{job.pid}/maps")
+        while job.poll() is None and maps.exists() and not re.search("torch|tiktoken|numpy",
+                                                                     maps.read_text()):
+            time.sleep(0.01)  # (before that, Python itself may not have begun)
         time.sleep(seconds)
         job.send_signal(signal.SIGINT)
         _, err = job.communicate(timeout=120)
@@ -236,14 +248,14 @@ def test_interrupted_while_it_imports(argv, tmp_path):
 @pytest.mark.parametrize("main", [sample.main, page.main, export.main, probe.main, tokenizer.main])
 def test_interrupted_at_work(main, monkeypatch):
     """Guards it later: quiet as well."""
-    def interrupted(*_):
+    def interrupted(*_, **__):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(5)
     for where, name in ((sample, "open_run"), (page, "open_run"), (export, "load"),
                         (probe, "opened"), (tokenizer, "Tokenizer")):
         monkeypatch.setattr(where, name, interrupted)
     argv = ["x"] if main in (export.main, tokenizer.main) else []
-    assert says(argv, main) == (130, "")
+    assert says(argv, main, heeds) == (130, "")
 
 
 # Surroundings

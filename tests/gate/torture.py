@@ -390,9 +390,9 @@ def files(folder: Path, count: int, numbers: random.Random) -> str:
     status = Path("/proc/self/status").read_text().splitlines()
     peak = int(next(x for x in status if x.startswith("VmHWM")).split()[1]) >> 10
     return (f"20 files of noise refused, 20 bad bytes found, {n} of 2000 jsonl lines broken "
-            f"(skipped, counted), one line of {len(long) >> 20} MB as .txt and of {len(words) >> 20} MB as .jsonl: all "
-            f"came back to the byte; the long lines took {time.time() - t0:.0f} s, peak memory "
-            f"{peak} MB")
+            f"(skipped, counted), one line of {len(long) >> 20} MB as .txt and of "
+            f"{len(words) >> 20} MB as .jsonl: all came back to the byte; "
+            f"the long lines took {time.time() - t0:.0f} s, peak memory {peak} MB")
 
 
 def seeds(folder: Path, count: int, numbers: random.Random) -> str:
