@@ -18,9 +18,11 @@ import sys
 
 # at once where this is one of our commands, as even what follows takes a tenth of a second: Ctrl-C
 # is quiet while libraries are loaded. There is nothing to save yet. (nohup ignores it; so it stays)
-if ((sys.argv[:1] == ["-m"] or os.path.dirname(os.path.abspath(
-        getattr(sys.modules["__main__"], "__file__", None) or os.devnull)) == os.path.dirname(
-        os.path.abspath(__file__))) and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN):
+if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN and (
+        sys.argv[:1] == ["-m"] or os.path.abspath(
+            getattr(sys.modules["__main__"], "__file__", None) or os.devnull) in [
+        os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.py")
+        for name in ("train", "sample", "tokenizer", "reward")]):
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import argparse

@@ -245,6 +245,9 @@ def main() -> None:
     if args.out is None and (args.steps, args.width, args.seed) != (None, 64, 0):
         p.error("that would not be the model that ships with the repository: say with --out where "
                 "it belongs")
+    if args.out and args.out.exists():
+        p.error(f"--out {args.out} is there already, and may be a trained model: choose another "
+                "name")
     try:
         if args.what == "ranks":
             build_ranks(args.folder)
