@@ -37,7 +37,7 @@ from lab.report import (
     in_words, mean_area, mean_at, parts, probed, reach, right_and_area, right_by_n, section, slope,
     table, unaided, updates_to, verdicts, write_page)
 from rollout import visible
-from run import open_run, read_log
+from run import open_run
 from settings import Parser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -445,7 +445,7 @@ def folder(experiment: Experiment, arm: str, seed: int) -> Path:
 
 
 def evaluations(out: Path) -> list[dict]:
-    lines = read_log(out / "metrics.jsonl")
+    lines = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()]
     return [x for x in lines if x["kind"] == "eval"]
 
 
