@@ -16,15 +16,15 @@ where the ball is, so its cup is the only hidden state. Variants, as in --data "
     swaps=12     the longest round of the curriculum
 
 Left out on purpose: shuffled epochs, since windows are drawn at random; padding, since all rows
-are equally long. Knows tokenizer.py and download.py.
+are equally long. Knows tokenizer.py, reader.py and download.py.
 
 Letters: B contexts, G siblings, R = B G rows, P prompt tokens, S new text tokens, L = P + S,
 V text rows, m cups, n moves since the last answer.
 """
-import codecs
+import contextlib
 import hashlib
-import json
 import os
+from collections import Counter
 from dataclasses import dataclass, fields, replace
 from itertools import combinations, permutations
 from pathlib import Path
@@ -36,9 +36,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from download import download
+from reader import documents, encoding_of, open_sealed, seal, told
 from tokenizer import END_OF_TEXT, Tokenizer
 
-CACHE = Path(__file__).resolve().parent / "cache"
+CACHE = Path(os.path.expanduser(os.environ.get("NANOTHINK_CACHE") or
+                                Path(__file__).resolve().parent / "cache"))
 WEBTEXT = ("https://openaipublic.blob.core.windows.net/gpt-2/output-dataset/v1/"
            "webtext.{}.jsonl")
 PIECE = 1 << 22  # characters encoded at once: the ids of a line of 100 MB are a list of 3 GB
@@ -105,6 +107,7 @@ class Source:
     patience = 0  # steps in a stage before a run begins again with new weights; 0: any number
     levels = 0  # that `questions` asks for; 0: there are no questions
     of = "level"  # what a level is called
+    digest = ""  # of a file's content: --resume notices another one
 
     def take(self, rows: int, L: int, rng: np.random.Generator, prompt: int = 0,
              held_out: bool = False) -> Tensor:  # -> [rows, L] ids
@@ -444,63 +447,56 @@ class TextFile(Source):
         with open(path, "rb") as f:
             while block := f.read(1 << 22):
                 digest.update(block)
-        cached = CACHE / f"{digest.hexdigest()[:32]}{path.suffix}.bin"
-        if not cached.exists():
-            CACHE.mkdir(exist_ok=True)
-            part = cached.with_suffix(f".{os.getpid()}.part")
-            try:
-                with open(path, "rb") as f, open(part, "wb") as out:
-                    self._encode(f, path, out)
-                part.rename(cached)  # whole or not at all
-            finally:
-                part.unlink(missing_ok=True)
-        if cached.stat().st_size == 0:
-            raise ValueError(f"{path} is empty: there is no text in it")
-        return np.memmap(cached, np.uint16, "r")
+        self.digest += digest.hexdigest()
+        cached = CACHE / f"{digest.hexdigest()[:32]}{path.suffix.lower()}.bin"
+        if (found := open_sealed(cached)) is None:
+            self._encode(path, cached)
+            found = open_sealed(cached)
+        ids, skipped = found
+        if not len(ids):
+            lines = f": its lines {told(skipped)}, none has a field `text`" if skipped else (
+                ": there is no text in it")
+            raise ValueError(f"{path} is empty{lines}")
+        if skipped:
+            print(f"{path}: skipped {skipped.total()} broken line(s), which are no JSON with a "
+                  f"field `text`: {told(skipped)}")
+        return ids
 
-    def _encode(self, f, path: Path, out) -> None:
-        small, jsonl = self.text_ids is not None, path.suffix == ".jsonl"
-        with tqdm(total=path.stat().st_size, unit="B", unit_scale=True,
-                  desc=f"reading {path.name}", disable=None) as bar:
-            for text, size in documents(f, path.suffix):
-                if small:  # a small language knows no line breaks: a line is a story
-                    text = "".join(text.splitlines())
-                for i in range(0, len(text), PIECE):
-                    np.array(self.tokenizer.encode(text[i:i + PIECE]), np.uint16).tofile(out)
-                if jsonl and not small:  # a document ends here
-                    np.array([END_OF_TEXT], np.uint16).tofile(out)
-                bar.update(size)
+    def _encode(self, path: Path, cached: Path) -> None:
+        """Make the cache, whole or not at all. Raises ValueError."""
+        small, kind, skipped = self.text_ids is not None, path.suffix.lower(), Counter()
+        part = cached.with_suffix(f".{os.getpid()}.part")
+        try:
+            CACHE.mkdir(parents=True, exist_ok=True)
+            with open(path, "rb") as f, open(part, "w+b") as out, tqdm(
+                    total=path.stat().st_size, unit="B", unit_scale=True,
+                    desc=f"reading {path.name}", disable=None) as bar:
+                for text, size in documents(f, kind, skipped):
+                    if small:  # a small language knows no line breaks: a line is a story
+                        text = "".join(text.splitlines())
+                    for i in range(0, len(text), PIECE):
+                        ids = self.tokenizer.encode(text[i:i + PIECE])
+                        out.write(np.array(ids, np.uint16).tobytes())
+                    if kind == ".jsonl" and not small:  # a document ends here
+                        out.write(np.array([END_OF_TEXT], np.uint16).tobytes())
+                    bar.update(size)
+                seal(out, skipped)
+            os.replace(part, cached)
+        except OSError as e:
+            raise ValueError(f"{CACHE} can't be written ({e.strerror}): name another folder for "
+                             "text as ids, as in NANOTHINK_CACHE=/tmp/cache") from e
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink()
 
 
 def check_path(path: str | Path) -> None:
     """Raises ValueError for what is no text file, before anything is downloaded for it."""
     if not Path(path).is_file():
         raise ValueError(f"there is no file {path}")
-    if Path(path).suffix not in (".txt", ".jsonl"):
-        raise ValueError(f"{path} is no .txt or .jsonl file")
-
-
-def documents(f, suffix: str):
-    """(text, bytes read) pairs: blocks cut at a line's end; jsonl: one document per line."""
-    broken = 0  # lines, which are skipped and counted in one closing line
-    if suffix == ".txt":
-        # a block may end within a character, which an incremental decoder keeps for the next
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        while block := f.read(1 << 20) + f.readline(1 << 20):
-            yield decoder.decode(block), len(block)
-        yield decoder.decode(b"", True), 0
-        return
-    for line in f:
-        try:
-            text = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            text = None
-        if isinstance(text, str):
-            yield text, len(line)
-        else:
-            broken += bool(line.strip())
-    if broken:
-        print(f"{f.name}: skipped {broken} broken line(s), which are no JSON with a field `text`")
+    if Path(path).suffix.lower() not in (".txt", ".jsonl"):
+        raise ValueError(f"{path} is no .txt or .jsonl file: its name has to end so")
+    encoding_of(path)
 
 
 CUPS = dict(m=int, balls=str, moves=str, idle=float, swaps=int)  # what a spec may set

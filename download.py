@@ -7,6 +7,7 @@ for each way to fail.
 Left out on purpose: going on with half a file. Knows no other file.
 """
 import http.client
+import os
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -34,6 +35,8 @@ def download(url: str, path: Path, sha256: str | None = None) -> Path:
         if length and part.stat().st_size != length:
             raise ValueError(f"the connection was cut: {part.stat().st_size:,} of {length:,} bytes "
                              f"of {url} came; try again, {by_hand}")
+        with open(part, "r+b") as f:
+            os.fsync(f.fileno())  # on the disk before the name points at it
         part.rename(path)
     except urllib.error.HTTPError as e:
         raise ValueError(f"{url} answered {e.code} {e.reason}; check the address, {by_hand}") from e

@@ -123,14 +123,15 @@ def plain_nats(model: GPT, ids: Tensor, window: int) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def gain(model: GPT, text: Text, rules: Rules) -> tuple[float, float]:
+def gain(model: GPT, text: Text, rules: Rules) -> tuple[float, float | None]:
     """What own sampled thoughts add to log p_text of held-out text, in nats per token, and half
-    of its 95 % interval over rows."""
+    of its 95 % interval over rows. One row has no interval."""
     without = replace(rules, think="never", budget=0)
     r = [score(model, roll(model, text, its, Luck(0, 2, "eval_rollout")), text.pays).r.mean(1)
          for its in (rules, without)]
     more = r[0] - r[1]  # [R]: with thoughts, minus without
-    return more.mean().item(), 1.96 * more.std().item() / len(more) ** 0.5
+    half = 1.96 * more.std().item() / len(more) ** 0.5 if len(more) > 1 else None
+    return more.mean().item(), half
 
 
 @torch.no_grad()
@@ -173,7 +174,8 @@ def evaluate(model: GPT, source: Source, rules: Rules, settings, teacher: GPT | 
     out = {"p_think": p_think, "nats_without_thoughts": nats, **free}
     if rules.think != "never":
         text = plain(held_out(source, rows, P + S, 3000, P), P, S)
-        out["gain"], out["gain_95"] = gain(model, text.to(model.device), rules)
+        out["gain"], half = gain(model, text.to(model.device), rules)
+        out |= {"gain_95": half} if half is not None else {}
     if source.levels:
         out |= given_questions(model, source, rules, source.questions(each, 0))
         first = out[f"accuracy_by_{source.of}"][:10]

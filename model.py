@@ -9,18 +9,13 @@ them, and GPT-2 is back.
     gpt.logits(h), gpt.text_logits(h)  # [R, T, V + N], [R, T, V]
 
 Left out on purpose: dropout, since rollout and gradient pass must be the same function; weight
-decay. Knows download.py and fast.py.
+decay. Knows download.py, fast.py and weights.py.
 
 Letters: R rows of a batch, T places, C width, H heads, D = C / H, V text rows, N thinking rows.
 """
-import hashlib
-import json
 import math
-import os
-import pickle
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 import torch.nn as nn
@@ -29,6 +24,7 @@ from torch import Tensor
 
 from download import download
 from fast import unembed
+from weights import Found, check_tensor, of_state, read_gpt2, read_weights
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 PICO = {"pico": ASSETS / "pico" / "student.pt", "pico-teacher": ASSETS / "pico" / "teacher.pt"}
@@ -37,9 +33,6 @@ SIZES = {  # layers, heads, width
     "gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600)}
 WEIGHTS = "https://huggingface.co/openai-community/{}/resolve/main/pytorch_model.bin"
 GPT2_SHA256 = "7c5d3f4b8b76583b422fcb9189ad6c89d5d97a094541ce8932dce3ecabde1421"
-FORMAT = 3  # of checkpoints; 2 had other names in it, 1 had no seal
-SEAL = b"\nsha256:"  # a checkpoint ends in this and the digest of all bytes before it
-TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
 @dataclass(frozen=True)
@@ -279,56 +272,33 @@ def load(name: str | Path) -> GPT:
     A run's checkpoint also has rules, such as a window. `run.open_run` reads both.
     Raises ValueError, one line.
     """
-    if str(name) in SIZES:
+    path = PICO.get(str(name), Path(name))
+    # (a folder of that name is meant, as in transformers)
+    if str(name) in SIZES and not (path / "config.json").exists():
         cached = Path(torch.hub.get_dir()) / "checkpoints" / f"{name}-pytorch_model.bin"
         sha256 = GPT2_SHA256 if name == "gpt2" else None
         path = download(WEIGHTS.format(name), cached, sha256)  # once, then the cached file
-        return from_openai(read_weights(path), SIZES[name][1])
-    path = PICO.get(str(name), Path(name))
+        return from_openai(of_state(read_weights(path), path, n_head=SIZES[name][1]))
     if not path.exists():
         raise ValueError(f"there is no model {str(name)!r}: neither a file or folder nor one of "
                          f"{', '.join([*PICO, *SIZES])}")
-    if (path / "ckpt.pt").exists() and not (path / "config.json").exists():
+    if (path / "ckpt.pt").exists():
+        if (path / "config.json").exists():
+            raise ValueError(f"{path} holds the checkpoint of a run and a model of Hugging Face's: "
+                             "name the file, not the folder")
         path = path / "ckpt.pt"  # the folder of a run
-    n_head = text_ids = None
-    if path.is_dir():
-        path, n_head, text_ids = look_into(path)
-    state = read_weights(path)
-    if "config" in state:  # a checkpoint of ours
+    state = None if path.is_dir() or path.suffix == ".json" else read_weights(path)
+    if state and {"config", "text_ids"} <= state.keys():  # a checkpoint of ours
         return from_checkpoint(state, path)
-    return from_openai(state, n_head, text_ids)
+    return from_openai(read_gpt2(path, state))
 
 
-def look_into(folder: Path) -> tuple[Path, int, list[int] | None]:
-    """A folder of Hugging Face's -> its file of weights, heads, text_ids. Raises ValueError."""
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        n_head, text_ids = config["n_head"], config.get("text_ids")  # the latter: lab/export.py
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ValueError(f"{folder} has no config.json of a GPT-2 (with n_head)") from e
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).exists():
-            return folder / name, n_head, text_ids
-    raise ValueError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
-
-
-def from_openai(state: dict[str, Tensor], n_head: int | None = None,
-                text_ids: list[int] | None = None) -> GPT:
-    """A GPT-2 state dict in Hugging Face's layout, of any size. Raises ValueError."""
-    # causal masks are no weights, and lm_head is wte a second time
-    drop = (".attn.bias", ".attn.masked_bias", "lm_head.weight")
-    try:
-        state = {k.removeprefix("transformer."): v.float()
-                 for k, v in state.items() if not k.endswith(drop)}
-        (V, C), (n_ctx, _) = state["wte.weight"].shape, state["wpe.weight"].shape
-    except (AttributeError, KeyError, ValueError) as e:
-        raise ValueError(f"these are no GPT-2 weights in Hugging Face's layout ({e})") from e
-    # the size can be read off the shapes; heads can't, but OpenAI's have a width of 64
-    n_layer = sum(k.endswith("ln_1.weight") for k in state)
-    model = GPT(Config(n_layer, n_head or max(1, C // 64), C, n_ctx, V), text_ids)
-    # OpenAI stored Linear weights as [in, out]; torch's are [out, in]
-    state = {k: v.T.contiguous() if k.endswith(TRANSPOSED) else v for k, v in state.items()}
-    return fill(model, {"think": model.think.data, "gate_bias": model.gate_bias.data, **state})
+def from_openai(found: Found) -> GPT:
+    """A GPT-2 of any size, without thinking rows. Raises ValueError."""
+    c = Config(found.n_layer, found.n_head, found.n_embd, found.n_ctx, found.vocab_size)
+    model = GPT(c, found.text_ids)
+    own = {"think": model.think.data, "gate_bias": model.gate_bias.data}
+    return fill(model, {**found.weights, **own})
 
 
 def from_checkpoint(saved: dict, path: Path) -> GPT:
@@ -337,6 +307,8 @@ def from_checkpoint(saved: dict, path: Path) -> GPT:
         weights = dict(saved["model"])
         if "think_offset" in weights:  # its name up to format 2
             weights["gate_bias"] = weights.pop("think_offset")
+        for name, v in weights.items():
+            check_tensor(name, v, path)
         return fill(GPT(Config(**saved["config"]), saved["text_ids"]), weights)
     except (KeyError, TypeError) as e:
         raise ValueError(f"{path} has a config, but is no checkpoint of ours ({e})") from e
@@ -351,87 +323,7 @@ def fill(model: GPT, state: dict[str, Tensor]) -> GPT:
     return model
 
 
-def read_weights(path: Path) -> dict:
-    """A file of weights, never one that runs code. Raises ValueError, one line, for any other."""
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    sealed = is_sealed(path)
-    try:
-        # weights_only: a pickle could otherwise run any code
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # damage shows as IndexError, RuntimeError, OSError, ...
-        code = isinstance(e, pickle.UnpicklingError)
-        what = "what would run code (weights_only)" if code else "something else"
-        raise ValueError(f"{path} can't be read as weights, it is damaged or holds {what} "
-                         f"({type(e).__name__})") from e
-    if not isinstance(state, dict):
-        raise ValueError(f"{path} holds a {type(state).__name__}, not a dictionary of weights")
-    version = state.get("format", 1)
-    if version not in range(1, FORMAT + 1):
-        raise ValueError(f"{path} is of a newer version: format {version!r}, and this code reads "
-                         f"1 to {FORMAT}")
-    if version > 1 and not sealed:
-        raise ValueError(f"{path} has lost its end, with the checksum: it is damaged")
-    return state
-
-
-def read_safetensors(path: Path) -> dict:
-    """Raises ValueError where the file is damaged or the package is missing."""
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as e:
-        raise ValueError(f"{path} needs `pip install safetensors`, or save it as "
-                         "pytorch_model.bin") from e
-    try:
-        return load_file(str(path))
-    except (OSError, SafetensorError) as e:
-        raise ValueError(f"{path} can't be read as weights, it is damaged "
-                         f"({type(e).__name__})") from e
-
-
-def digest(f: BinaryIO, size: int) -> bytes:
-    """The seal of a file's next `size` bytes."""
-    sha = hashlib.sha256()
-    while block := f.read(min(1 << 22, size)):
-        sha.update(block)
-        size -= len(block)
-    return SEAL + sha.hexdigest().encode()
-
-
-def is_sealed(path: Path) -> bool:
-    """Does the file end in a checksum? OpenAI's do not. Raises ValueError where it differs: a
-    flipped bit in a weight would be loaded in silence."""
-    with open(path, "rb") as f:
-        size = max(0, f.seek(0, os.SEEK_END) - len(SEAL) - 64)  # 64: of a sha256 in hex
-        f.seek(size)
-        end = f.read()
-        f.seek(0)
-        if end.startswith(SEAL) and digest(f, size) != end:
-            raise ValueError(f"{path} is damaged: its checksum differs")
-    return end.startswith(SEAL)
-
-
 def as_checkpoint(model: GPT) -> dict:
     """What `load` reads back. A run adds its own keys to these."""
     return {"config": asdict(model.config), "text_ids": model.text_ids,
             "model": {k: v.detach().cpu() for k, v in model.state_dict().items()}}
-
-
-def save(path: Path, state: dict) -> None:
-    """A checkpoint, whole or not at all. What was at `path` before stays whole. Raises OSError."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "w+b") as f:
-            torch.save({"format": FORMAT, **state}, f)
-            size = f.tell()
-            f.seek(0)
-            f.write(digest(f, size))
-            f.flush()
-            os.fsync(f.fileno())  # on the disk before the name points at it
-        os.replace(part, path)  # in one step: there is never half a file at `path`
-    except RuntimeError as e:  # torch's word for a write that failed, without the reason
-        raise OSError(f"{part} can't be written whole: the disk is full, or files may not grow "
-                      "so large") from e
-    finally:
-        part.unlink(missing_ok=True)

@@ -21,6 +21,14 @@ network, since siblings are the baseline. Knows rollout.py, model.py, data.py, f
 Letters: B contexts, G siblings, R = B G rows, S new text tokens, T places, V text rows,
 N thinking rows, C width, n chosen places.
 """
+import os
+import sys
+
+if __name__ == "__main__":  # before libraries, which take seconds to load
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -P leaves it out
+    import command
+    command.begin()
+
 import math
 from typing import NamedTuple
 

@@ -28,16 +28,22 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
+from command import (as_json, is_short_of_memory, one_line, pyplot, script, typed,
+                     write_whole)
 from data import Source, Text, open_source
 from evaluate import evaluate, print_report
-from model import GPT, as_checkpoint, from_checkpoint, load, read_weights, save
+from model import GPT, as_checkpoint, from_checkpoint, load
 from reward import Credit, Score, all_rows, sibling_spread
 from rollout import Luck, Rules
-from settings import Settings, from_dict
+from settings import Settings, from_dict, processes
 from tokenizer import CSS, Tokenizer
+from weights import read_weights, save
 
 # torchrun says how many processes there are, and which one this is
-WORLD, RANK = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+try:
+    WORLD, RANK = processes()
+except ValueError:  # `join_processes` says why
+    WORLD, RANK = 1, 0
 SAVE_SECONDS = 60  # kill -9 loses a minute of work at most
 DEAD_SPREAD, DEAD_STEPS = 0.002, 50  # siblings that do not differ, for so long: a hint
 FILES = ("ckpt.pt", "metrics.jsonl", "settings.json", "curves.png", "samples.html", "probe.json",
@@ -79,6 +85,7 @@ class Run:
         self.teacher: GPT | None = None
         self.optimizer: torch.optim.Optimizer | None = None
         self.saved_moments: dict | None = None  # the optimizer's, from a checkpoint
+        self.saved_data = ""  # the digest of the text that it was trained on
         self.resumed, self.stop = False, []  # stop: signals that came
         self.resumable = True  # False: its loop is not train.py's, so --resume would be another one
         self.line: dict[str, float] = {}  # what metrics.jsonl will say of this step
@@ -160,7 +167,7 @@ class Run:
             dist.barrier()
             dist.destroy_process_group()
         if p.step < p.end:
-            go_on = f"; go on with: python train.py --resume --out {self.out}"
+            go_on = f"; go on with: python {script('train.py')} --resume --out {typed(self.out)}"
             print(f"stopped after step {p.step}{go_on if self.resumable else ''}")
             sys.exit(128 + (self.stop or [signal.SIGTERM])[0])
 
@@ -171,10 +178,8 @@ class Run:
             set_aside(self.out)
             # before the log begins: at any moment the two belong to one run
             save(self.out / "ckpt.pt", self.whole())
-        text = json.dumps(asdict(self.settings), indent=1)
-        part = self.out / "settings.json.part"
-        part.write_text(text + "\n")
-        os.replace(part, self.out / "settings.json")  # as with checkpoints: never half of it
+        text = as_json(asdict(self.settings), indent=1) + "\n"
+        write_whole(self.out / "settings.json", text.encode())
         self.log, self.saved_at = Log(self.out, self.progress.step), time.time()
         if not self.log.evals:
             self.measure(whole=True)
@@ -243,7 +248,7 @@ class Run:
         rows = ro.rows(slice(8)).kept()
         samples = [self.tokenizer.show(row, ro.P, "html") for row in rows]
         page = html_page(samples, f"step {self.progress.step}")
-        (self.out / "samples.html").write_text(page, encoding="utf-8")
+        (self.out / "samples.html").write_text(page, encoding="utf-8", errors="replace")
 
     def look_and_save(self, stopping: bool) -> None:
         """An evaluation where one is due; a checkpoint there, at the end, and once a minute."""
@@ -269,7 +274,8 @@ class Run:
         """All that is read from a checkpoint, except by --resume: a third of the size."""
         return as_checkpoint(self.model) | {"settings": asdict(self.settings),
                                             "rules": asdict(self.rules),
-                                            "progress": asdict(self.progress)}
+                                            "progress": asdict(self.progress),
+                                            "data": self.source.digest}
 
     def whole(self) -> dict:
         moments = {"optimizer": self.optimizer.state_dict()} if self.resumable else {}
@@ -281,7 +287,7 @@ class Run:
         forced = self.settings.think == "forced"
         print_report(self.log.evals[0], self.log.evals[-1], forced, self.source.of)
         print(f"{time.time() - self.log.t0:.0f} s; {self.out}/ holds {', '.join(FILES[:5])}; now "
-              f"try\n  python sample.py --checkpoint {self.out}")
+              f"try\n  python {script('sample.py')} --checkpoint {typed(self.out)}")
 
 
 def open_run(path: str | Path, plain: bool = False) -> Run:
@@ -295,7 +301,7 @@ def open_run(path: str | Path, plain: bool = False) -> Run:
         raise ValueError(f"there is no {path} yet: `python train.py --think_vocab 2048` makes "
                          "out/ckpt.pt")
     # (a folder, or a file in that format, is somebody else's model)
-    saved = {} if path.is_dir() or path.suffix == ".safetensors" else read_weights(path)
+    saved = {} if path.is_dir() or path.suffix in (".safetensors", ".json") else read_weights(path)
     old = "args" in saved  # format 2
     if "rules" not in saved or not {"args", "settings"} & saved.keys():
         if not plain:
@@ -312,6 +318,7 @@ def open_run(path: str | Path, plain: bool = False) -> Run:
     # without its progress, or settings that are all there, a run can't go on
     complete = "progress" in saved and asdict(settings).keys() <= saved["settings"].keys()
     run.saved_moments = saved.get("optimizer") if complete else None
+    run.saved_data = saved.get("data", "")
     return run
 
 
@@ -323,26 +330,37 @@ class Log:
         made again."""
         self.path, self.t0 = out / "metrics.jsonl", time.time()
         done = {"step": step, "eval": step + 1}  # an evaluation is logged before it is saved
-        kept = []
-        there = self.path.read_text(errors="replace") if step and self.path.exists() else ""
-        for text in there.splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:  # half a line is the last thing that a killed run wrote
-                break
-            kept += [line] if line["step"] < done[line["kind"]] else []
+        there = read_log(self.path) if step else []
+        kept = [x for x in there if x["step"] < done[x["kind"]]]
         # as with checkpoints: at no moment is there less than before
-        part = self.path.with_name("metrics.jsonl.part")
-        part.write_text("".join(json.dumps(x) + "\n" for x in kept))
-        os.replace(part, self.path)
+        write_whole(self.path, "".join(as_json(x) + "\n" for x in kept).encode())
         self.evals = [x for x in kept if x["kind"] == "eval"]
 
     def write(self, kind: str, step: int, values: dict) -> None:
         """One line. The file is closed each time, so a run that is killed has lost none."""
         line = {"kind": kind, "step": step, "seconds": time.time() - self.t0, **values}
         with open(self.path, "a") as f:
-            f.write(json.dumps(line) + "\n")
+            f.write(as_json(line) + "\n")
         self.evals += [line] if kind == "eval" else []
+
+
+NEEDED = {"step": ("reward", "spread", "entropy"), "eval": ("nats_without_thoughts",)}
+
+
+def read_log(path: Path) -> list[dict]:
+    """The lines of a log that a run wrote, whole. Half a line is the last thing that a killed run
+    wrote, and other tools add lines of theirs. null, where there was no number, becomes NaN."""
+    found = []
+    if not path.exists():
+        return []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError,
+                                 RecursionError):
+            x = {k: math.nan if v is None else v for k, v in json.loads(text).items()}
+            numbers = [x["step"], *(x[k] for k in NEEDED[x["kind"]])]
+            if type(x["step"]) is int and all(isinstance(n, int | float) for n in numbers):
+                found.append(x)
+    return found
 
 
 def html_page(samples: list[str], title: str) -> str:
@@ -362,10 +380,7 @@ def html_page(samples: list[str], title: str) -> str:
 
 def draw_curves(out: Path, of: str) -> None:
     """curves.png from metrics.jsonl."""
-    import matplotlib  # a second of start-up
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    plt, lines = pyplot(), read_log(out / "metrics.jsonl")
     steps, evals = ([x for x in lines if x["kind"] == kind] for kind in ("step", "eval"))
     figure, axes = plt.subplots(2, 2, figsize=(11, 7))
     panels = {"reward": "reward (nats per paying token)",
@@ -394,22 +409,41 @@ def draw_curves(out: Path, of: str) -> None:
 # The folder of a run, and who stops it
 
 def set_aside(out: Path) -> None:
-    """A run that the folder holds already moves to old1, old2, ... in it, so nothing is lost. A run
-    that made no step does not count."""
-    log = out / "metrics.jsonl"
-    if log.exists():
-        there = '"kind": "step"' in log.read_text(errors="replace")
-    else:
-        there = (out / "ckpt.pt").exists()
-    if not there:
+    """All that this run would write over moves to old1, old2, ... in the folder, so nothing is
+    lost, whoever made it. A run of ours that made no step does not count."""
+    names = [FILES[0], *sorted(x.name for x in out.glob("ckpt_*.pt")), *FILES[1:]]
+    there = [name for name in names if (out / name).exists()]  # (a link to no file is a wish)
+    parts = [x.name for x in out.glob("ckpt*.part") if not is_without_steps(x)]
+    if not parts and (not there or is_new(out, there)):
         return
-    old = next(x for i in itertools.count(1) if not (x := out / f"old{i}").exists())
+    old = next(x for i in itertools.count(1) if not os.path.lexists(x := out / f"old{i}"))
     old.mkdir()
-    for name in [FILES[0], *(x.name for x in out.glob("ckpt_*.pt")), *FILES[1:]]:
-        if (out / name).exists():
-            (out / name).rename(old / name)
-    print(f"{out}/ held a run already (--resume would have gone on with it): it is now in {old}/",
-          flush=True)
+    for name in there + parts:
+        file = out / name
+        if file.is_symlink():  # a relative one would lead nowhere from there
+            (old / name).symlink_to(os.path.realpath(file))
+            file.unlink()
+        else:
+            file.rename(old / name)
+    print(f"{out}/ held a run already (--resume would have gone on with it), or files of its "
+          f"names: all of it is now in {old}/", flush=True)
+
+
+def is_new(out: Path, there: list[str]) -> bool:
+    """Is all that is there a run of ours before its first step?"""
+    log = out / "metrics.jsonl"
+    lines = log.read_bytes().splitlines() if log.is_file() else []
+    return (there[0] == FILES[0] and not [x for x in there if x.startswith("ckpt_")]
+            and is_without_steps(out / FILES[0])
+            and ["eval"] * len(lines) == [x["kind"] for x in read_log(log)])
+
+
+def is_without_steps(file: Path) -> bool:
+    """Is this a checkpoint from before a run's first step, or not even half of one?"""
+    try:
+        return read_weights(file)["progress"]["step"] == 0
+    except (ValueError, KeyError, TypeError):
+        return file.suffix == ".part"
 
 
 @contextlib.contextmanager
@@ -456,30 +490,36 @@ def ask_to_stop() -> list[int]:
 
 
 def guarded(p, begin: Callable, go: Callable) -> None:
-    """A command: go(begin(folder)). p: the parser, which says errors in one line.
-
-    Exit codes: 0 done; 1 the run broke off, what was saved is whole; 2 refused before the first
-    step; 130, 143 stopped by Ctrl-C or SIGTERM, and saved.
-    """
+    """A command that trains: go(begin(folder)). p: the parser, which says errors in one line.
+    Exit codes: command.py; 130 and 143 after all is saved."""
     with contextlib.ExitStack() as folder:
         try:
             run = begin(folder)
         except (ValueError, OSError) as e:
             p.error(str(e))
         except (RuntimeError, MemoryError) as e:
-            if "allocate" not in str(e):
+            if not is_short_of_memory(e):
                 raise
-            p.error("such a model or its data do not fit into memory "
-                    f"({str(e).splitlines()[0]})")
+            p.error(f"such a model or its data do not fit into memory ({reason(e)})")
         except KeyboardInterrupt:
             sys.exit(130)
         try:
             return go(run)
         except (OSError, FloatingPointError) as e:
             broken = str(e)
+        except (RuntimeError, MemoryError) as e:
+            if not is_short_of_memory(e):
+                raise
+            broken = ("a step does not fit into memory: lower --micro_batch or --prompts "
+                      f"({reason(e)})")
         # by now the bar is gone, and has ended its line
-        go_on = "" if p.prog.startswith("lab.") else "; --resume goes on from the last checkpoint"
-        sys.exit(f"{p.prog}: {broken}{go_on}")
+        saved = isinstance(run, Run) and (run.out / "ckpt.pt").exists() and run.resumable
+        sys.exit(f"{p.prog}: {one_line(broken)}"
+                 + ("; --resume goes on from the last checkpoint" if saved else ""))
+
+
+def reason(e: BaseException) -> str:
+    return (str(e).splitlines() or [type(e).__name__])[0]
 
 
 def asked_to_stop(stop: list[int], device) -> bool:
@@ -489,8 +529,9 @@ def asked_to_stop(stop: list[int], device) -> bool:
 
 
 def join_processes() -> None:
-    """torchrun: find the others. Raises ValueError where there are fewer GPUs than processes."""
-    if WORLD == 1:
+    """torchrun: find the others. Raises ValueError where there are fewer GPUs than processes, or
+    where its variables do not fit together."""
+    if processes() == (1, 0):
         return
     gpus, here = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
     if gpus and here >= gpus:

@@ -16,15 +16,22 @@ with; they are in its checkpoint. From Python:
 Left out on purpose: batches of different prompts, since GPT-2's absolute positions break under
 padding; chat. Knows run.py and what is below it.
 """
-import argparse
-import signal
+import os
 import sys
+
+if __name__ == "__main__":  # before libraries, which take seconds to load
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -P leaves it out
+    import command
+    command.begin()
+
+import argparse
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from command import first_line, path
 from data import plain
 from next_token import roll
 from rollout import SAMPLED, Dials, Edit, Luck, Rollout
@@ -99,9 +106,9 @@ def overwritten(pairs: list[str], V: int, N: int) -> torch.Tensor:  # -> [V + N]
 
 
 def parse() -> argparse.Namespace:
-    p = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    p = Parser(description=first_line(__doc__), allow_abbrev=False)
     p.add_argument("--prompt", default="The ball is under cup B. Moves:", help="text to continue")
-    p.add_argument("--checkpoint", type=Path, default=Path("out"),
+    p.add_argument("--checkpoint", type=path, default=Path("out"),
                    help="made by train.py, or its folder (out)")
     p.add_argument("--new_tokens", type=int, default=48, help="text tokens to write (48)")
     p.add_argument("--temperature", type=float, default=1.0,
@@ -142,6 +149,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `python sample.py | head -1` ends quietly
-    main()
+    command.run(main)

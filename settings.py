@@ -6,16 +6,16 @@ was typed, the presets and what follows from them. What does not fit together is
 line, before a model is built.
 
 Left out on purpose: files of settings and environment variables. A run is the line that started it,
-and its out/settings.json is the whole list. Knows data.py and model.py.
+and its out/settings.json is the whole list. Knows command.py, data.py and model.py.
 """
 import argparse
-import difflib
 import os
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
 
+from command import Parser, place
 from data import check_path, read_spec, write_spec
 from model import PICO, SIZES
 
@@ -91,6 +91,7 @@ class Settings:
 
 
 FLAGS = {f.name: f for f in fields(Settings) if f.metadata}
+PATHS = {"out": place, "model": place, "teacher": place, "data": os.path.expanduser}  # `~` is home
 # A window, because a model that sees all text does not need thoughts. While they are noise they
 # change nothing, so siblings get equal rewards and nothing is learned.
 PRESETS = {
@@ -115,18 +116,6 @@ ONLY = {  # flags that mean something in one setting alone; anywhere else they a
     "budget": "thoughts that stay", "answer_grad": "a given text", "curriculum": "--data cups"}
 
 
-class Parser(argparse.ArgumentParser):
-    """One clear line and exit code 2, with the nearest flag's name."""
-
-    def error(self, message: str):
-        if message.startswith("unrecognized arguments"):
-            flags = [f for action in self._actions for f in action.option_strings]
-            near = difflib.get_close_matches(message.split()[2].split("=")[0], flags, 1)
-            hint = f"did you mean {near[0]}?" if near else f"{self.prog} --help lists them"
-            message += f" ({hint})"
-        self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
-
-
 def parser() -> Parser:
     """All flags of train.py. What was not typed is absent from the result."""
     p = Parser(description="Teach GPT-2 to think in tokens of its own.",
@@ -134,7 +123,7 @@ def parser() -> Parser:
                epilog="Defaults are those of text; 'cups' and so on: what differs there. On cups "
                       "in harder worlds --steps is 12000 at most.")
     for name, f in FLAGS.items():
-        kind = f.type if f.type in (int, float) else str
+        kind = PATHS.get(name, f.type if f.type in (int, float) else str)
         p.add_argument(f"--{name}", type=kind, choices=f.metadata.get("choices"),
                        help=f"{f.metadata['help']} [{defaults(name)}]".replace("%", "%%"))
     p.add_argument("--resume", action="store_true", help="go on from OUT/ckpt.pt, as it was")
@@ -161,7 +150,7 @@ def resolve(typed: dict) -> Settings:
         values |= of_this_game(spec, approach, typed)
         limit_rounds(spec, {"new_tokens": values["new_tokens"]} | typed)
         data = write_spec(spec)
-    values |= {"data": data, "device": device, "processes": int(os.environ.get("WORLD_SIZE", 1))}
+    values |= {"data": data, "device": device, "processes": processes()[0]}
     # "auto" is what is chosen where nothing is typed; a spec has been completed
     typed = {k: v for k, v in typed.items() if v != "auto"} | {"data": data}
     s = settle(Settings(**(values | typed)), typed)
@@ -169,6 +158,24 @@ def resolve(typed: dict) -> Settings:
     check(s)
     s = replace(s, compile=choose_compile(s))
     return s
+
+
+def processes() -> tuple[int, int]:
+    """How many processes torchrun started, and which one this is. Raises ValueError where they
+    could not find each other. (Some clusters set a part of this for every command.)"""
+    if os.environ.get("WORLD_SIZE", "") in ("", "1"):
+        return 1, 0
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
+        if not os.environ.get(name, "").isdecimal():
+            raise ValueError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']!r} and {name} is "
+                             f"{os.environ.get(name, 'not set')!r}: start several processes with "
+                             "torchrun, or one with `unset WORLD_SIZE`")
+    world, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    if not rank < world or not os.environ.get("MASTER_ADDR"):
+        raise ValueError(f"WORLD_SIZE is {world}, RANK {rank} and MASTER_ADDR "
+                         f"{os.environ.get('MASTER_ADDR', 'not set')!r}: start several processes "
+                         "with torchrun, or one with `unset WORLD_SIZE`")
+    return world, rank
 
 
 def introduce(s: Settings, typed: dict) -> None:

@@ -7,19 +7,29 @@ text.
     python tokenizer.py "some text"           # the pieces and their ids
 
 Left out on purpose: a way to type a thought. encode() never makes one, not even from the letters
-"<think17>". Knows no model and no other file. A model of a small language keeps `text_ids`, the
+"<think17>". Knows command.py. A model of a small language keeps `text_ids`, the
 GPT-2 ids that occur in it.
 """
+import os
+import sys
+
+if __name__ == "__main__":  # before libraries, which take seconds to load
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -P leaves it out
+    import command
+    command.begin()
+
 import argparse
 import functools
 import hashlib
 import html
-import os
+import json
 import re
 from pathlib import Path
 
 import tiktoken
 from tiktoken.load import load_tiktoken_bpe
+
+from command import environ
 
 # 50,256 byte sequences, the most frequent merges first
 RANKS = Path(__file__).resolve().parent / "assets" / "gpt2.tiktoken"
@@ -37,13 +47,13 @@ def gpt2_encoding(file: Path) -> tiktoken.Encoding:
     """GPT-2's own encoding: 50,256 byte sequences and one separator. Raises ValueError on a
     damaged file."""
     from tiktoken_ext.openai_public import r50k_pat_str  # how GPT-2 splits text into words
-    # tiktoken copies whatever it loads to a shared temporary folder; "" turns that off
-    os.environ.setdefault("TIKTOKEN_CACHE_DIR", "")
     try:
         # tiktoken checks the hash only of what it caches: half a file is a smaller vocabulary
         if hashlib.sha256(file.read_bytes()).hexdigest() != RANKS_SHA256:
             raise ValueError("its sha256 differs")
-        ranks = load_tiktoken_bpe(str(file), expected_hash=RANKS_SHA256)
+        # it copies whatever it loads to a shared temporary folder; "" turns that off
+        with environ("TIKTOKEN_CACHE_DIR", ""):
+            ranks = load_tiktoken_bpe(str(file), expected_hash=RANKS_SHA256)
     except (OSError, ValueError) as e:
         raise ValueError(f"assets/{file.name} is missing or damaged ({type(e).__name__}): "
                          "restore it with `git checkout assets`") from e
@@ -77,12 +87,16 @@ class Tokenizer:
         ids = [i for part in parts for i in self.gpt2.encode_ordinary(part)]
         if self.text_ids is None:  # all of GPT-2's
             return ids
-        unknown = [self.gpt2.decode([g]) for g in ids if g not in self._row]
-        unknown = list(dict.fromkeys(unknown))  # each once, in order
-        if unknown:  # said by the piece, as a person reads it
+        if any(g not in self._row for g in ids):  # said by the piece, as a person reads it
+            text, starts = self.gpt2.decode_with_offsets(ids)
+            # (an id may be a part of a character, which is then said whole)
+            ends = [*starts[1:], len(text)]
+            unknown = [text[a:max(b, a + 1)] for g, a, b in zip(ids, starts, ends)
+                       if g not in self._row]
+            unknown = list(dict.fromkeys(unknown))  # each once, in order
             raise ValueError(f"{len(unknown)} piece(s) of the text are outside this model's "
                              f"language: {', '.join(map(repr, unknown[:12]))}; it knows: "
-                             f"{' '.join(self.words())}")
+                             f"{', '.join(json.dumps(x) for x in self.words())}")
         return [self._row[g] for g in ids]
 
     def check(self, V: int) -> None:
@@ -166,4 +180,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

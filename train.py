@@ -15,6 +15,14 @@ since siblings are the baseline. Left out of this file: what a run leaves on dis
 Letters: B contexts, G siblings, R = B G rows, P prompt tokens, S new text tokens, L = P + S,
 T places of text and thoughts, C width.
 """
+import os
+import sys
+
+if __name__ == "__main__":  # before libraries, which take seconds to load
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -P leaves it out
+    import command
+    command.begin()
+
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -322,6 +330,8 @@ def resume(typed: dict) -> Run:
     p.wanted, p.end = p.wanted or "steps" in typed, steps
     run.resumed = True
     check_together(run)
+    if run.saved_data not in ("", run.source.digest):
+        print(f"{s.data} has changed since this run began: it goes on with other text")
     run.model.to(s.device)
     run.optimizer = make_optimizer(run)
     if p.step == p.end:
@@ -358,4 +368,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main, goes_on=True)

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
+import command
 from data import plain, seeded
 from evaluate import held_out
 from fast import rows_at_once
@@ -137,4 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main, goes_on=True)

@@ -44,6 +44,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+import command
 import reward
 import train
 from data import Source, plain
@@ -514,9 +515,7 @@ def scale(size: Size) -> list[dict]:
 
 def draw_growth(found: dict[str, list[tuple]]) -> None:
     """dial -> points (its value, seconds, MiB), one panel each."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = command.pyplot()
     figure, axes = plt.subplots(1, len(found), figsize=(3.4 * len(found), 3.2))
     for axis, (name, points) in zip(axes, found.items()):
         x, spent, peak = zip(*points)
@@ -658,7 +657,7 @@ SECTIONS = {"rollout": rollouts, "sampler": sampler, "loss": loss, "update": upd
 
 
 def arguments():
-    p = Parser(prog="lab.bench", description=__doc__.splitlines()[0], allow_abbrev=False)
+    p = Parser(prog="lab.bench", description=command.first_line(__doc__), allow_abbrev=False)
     p.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS),
                    metavar="SECTION", help=", ".join(SECTIONS))
     p.add_argument("--threads", type=int, default=torch.get_num_threads(),
@@ -690,8 +689,8 @@ def main() -> None:
                    "gb_per_second": stream / 1e9, "tables": SECTIONS[name](size)}
         results = json.loads(out.read_text()) if out.exists() else {}
         results[f"{name}, threads {args.threads}" + ", quick" * args.quick] = section
-        out.write_text(json.dumps(results, indent=1) + "\n")
+        command.write_whole(out, (command.as_json(results, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main, goes_on=True)

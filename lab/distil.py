@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import command
 from data import Cups, Text, read_spec
 from model import GPT
 from next_token import layout, roll
@@ -157,11 +158,12 @@ def prepare(typed: dict, folder: ExitStack) -> tuple[Run, Run | None]:
 def main() -> None:
     p = parser()
     p.prog = "lab.distil"
-    p.add_argument("--thinker", type=Path, help="a run whose thoughts are learned, or its folder")
+    p.add_argument("--thinker", type=command.path,
+                   help="a run whose thoughts are learned, or its folder")
     p.add_argument("--oracle", action="store_true", help="learn the true state of the game")
     typed = vars(p.parse_args())
     guarded(p, lambda folder: prepare(typed, folder), lambda both: distil(*both))
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main, goes_on=True)

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import command
 from data import OPENING
 from lab.report import (
     GROUPS, LAYERS, OTHERS, SHOWN, Claim, as_words, by_distance, courses, cut, draw, in_layers,
@@ -638,6 +639,7 @@ def write_report(checkpoint: Path | None, out: Path | None) -> None:
                          "results, --checkpoint PATH tells stories")
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder: a file is wanted, as {out / 'report.html'}")
+    command.check_page(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_page(out, found, checkpoint)
     print(f"{out}: {len(found)} experiments, " + (
@@ -662,7 +664,7 @@ def answer(name: str, seeds: int) -> None:
     run_all(experiment, seeds)
     result = collect(name, seeds)
     figures.mkdir(exist_ok=True)
-    (figures / f"{name}.json").write_text(json.dumps(result, indent=1))
+    command.write_whole(figures / f"{name}.json", command.as_json(result, indent=1).encode())
     # the prediction as it stands, and of each sentence whether it held
     judged = in_words(verdicts(experiment.claims, result))
     draw(result, figures / f"{name}.png", f"Predicted: {judged}")
@@ -671,14 +673,14 @@ def answer(name: str, seeds: int) -> None:
 
 
 def main() -> None:
-    p = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    p = Parser(description=command.first_line(__doc__), allow_abbrev=False)
     p.prog = "lab.experiments"
     p.add_argument("name", nargs="?", choices=[*EXPERIMENTS, "report"],
                    help="which one, or a page of all results; none: list them")
     p.add_argument("--seeds", type=int, default=5, help="runs of each arm (5)")
-    p.add_argument("--checkpoint", type=Path,
+    p.add_argument("--checkpoint", type=command.path,
                    help="report: whose stories are told (a run of channel)")
-    p.add_argument("--out", type=Path, help="report: the page (figures/report.html)")
+    p.add_argument("--out", type=command.path, help="report: the page (figures/report.html)")
     args = p.parse_args()
     if args.seeds < 1:
         p.error(f"--seeds must be at least 1, not {args.seeds}")
@@ -695,4 +697,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main, goes_on=True)

@@ -7,14 +7,17 @@ Left out on purpose: the thinking rows, as that library has no place for what is
 tokenizer, which is GPT-2's own. Knows model.py.
 """
 import json
+import os
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from model import GPT, TRANSPOSED, load
+import command
+from model import GPT, load
 from settings import Parser
 from tokenizer import END_OF_TEXT
+from weights import TRANSPOSED
 
 
 def their_weights(model: GPT) -> dict[str, Tensor]:
@@ -31,15 +34,33 @@ def their_config(model: GPT) -> dict:
             "n_layer": c.n_layer, "n_head": c.n_head}
 
 
-def export(model: GPT, folder: Path) -> None:
-    """Raises ValueError where the folder is that of a run, OSError where it can't be written."""
-    if (folder / "ckpt.pt").exists():  # `load` would no longer find the run in it
+def check_folder(folder: Path) -> None:
+    """Raises ValueError for a folder that this would spoil: that of a run, somebody else's model,
+    or one in which another file would be read instead."""
+    names = sorted(x.name for x in folder.glob("*"))
+    if [x for x in names if (x.startswith("ckpt") and ".pt" in x) or x == "metrics.jsonl"]:
         raise ValueError(f"{folder} is the folder of a run: choose another one")
-    folder.mkdir(parents=True, exist_ok=True)
+    # transformers and `load` look for these first
+    before = [x for x in names if x.startswith(("model.", "model-")) or x == "adapter_config.json"
+              or x.endswith(".index.json")]
+    if before:
+        raise ValueError(f"{folder} holds {before[0]}, which would be read instead of what is "
+                         "written here: choose another folder")
     try:
-        torch.save(their_weights(model), folder / "pytorch_model.bin")
-    except RuntimeError as e:  # torch's word for a write that failed, without the reason
-        raise OSError(f"{folder}/pytorch_model.bin can't be written whole") from e
+        config = json.loads((folder / "config.json").read_bytes())
+        own = "text_ids" in config
+    except (OSError, ValueError, TypeError):
+        own = False
+    there = [x for x in ("pytorch_model.bin", "config.json") if x in names]
+    if there and not own:
+        raise ValueError(f"{folder} holds {there[0]} of another model: choose another folder")
+
+
+def export(model: GPT, folder: Path) -> None:
+    """Both files or none. Raises ValueError where the folder holds something else, OSError where
+    it can't be written."""
+    check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     rows = list(model.text_ids or range(model.config.vocab_size))
     # a small language has no end of text
     end = rows.index(END_OF_TEXT) if END_OF_TEXT in rows else None
@@ -48,12 +69,22 @@ def export(model: GPT, folder: Path) -> None:
         "activation_function": "gelu_new",  # the tanh form
         "bos_token_id": end, "eos_token_id": end, "tie_word_embeddings": True,
         "text_ids": model.text_ids}  # theirs ignores it, `load` reads it
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    text = command.as_json(config, indent=1).encode()
+    new = {"pytorch_model.bin": lambda f: torch.save(their_weights(model), f),
+           "config.json": lambda f: f.write(text)}
+    try:
+        for name, write in new.items():  # both are on the disk before one is seen
+            command.write_whole(folder / f"{name}.new", write)
+        for name in new:
+            os.replace(folder / f"{name}.new", folder / name)
+    finally:
+        for name in new:
+            (folder / f"{name}.new").unlink(missing_ok=True)
 
 
 def main() -> None:
-    p = Parser(prog="lab.export", description=__doc__.splitlines()[0], allow_abbrev=False)
-    p.add_argument("folder", type=Path, metavar="DIR", help="folder to write")
+    p = Parser(prog="lab.export", description=command.first_line(__doc__), allow_abbrev=False)
+    p.add_argument("folder", type=command.path, metavar="DIR", help="folder to write")
     p.add_argument("--model", default="pico", help="a name or a path [pico]")
     args = p.parse_args()
     try:
@@ -68,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

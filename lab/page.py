@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import command
 from model import GPT
 from rollout import Dials, Rollout, states_at
 from run import Run, open_run
@@ -113,10 +114,11 @@ def sample_page(run: Run, prompt: str, ro: Rollout) -> str:
 
 
 def main() -> None:
-    p = Parser(prog="lab.page", description=__doc__.splitlines()[0], allow_abbrev=False)
-    p.add_argument("--checkpoint", type=Path, default=Path("out"),
+    p = Parser(prog="lab.page", description=command.first_line(__doc__), allow_abbrev=False)
+    p.add_argument("--checkpoint", type=command.path, default=Path("out"),
                    help="made by train.py, or its folder (out)")
-    p.add_argument("--out", type=Path, default=Path("page.html"), help="the page (page.html)")
+    p.add_argument("--out", type=command.path, default=Path("page.html"),
+                   help="the page (page.html)")
     p.add_argument("--prompt", default="The ball is under cup B. Moves:", help="text to continue")
     p.add_argument("--new_tokens", type=int, default=48, help="text tokens to write (48)")
     p.add_argument("--samples", type=int, default=4, help="how many continuations (4)")
@@ -126,17 +128,20 @@ def main() -> None:
     try:
         for flag, least in dict(new_tokens=1, samples=1, temperature=0, seed=0).items():
             at_least(flag, getattr(args, flag), least)
+        command.check_page(args.out)
         if not args.out.absolute().parent.is_dir():  # better now than after the samples
             raise ValueError(f"--out {args.out}: there is no folder {args.out.parent}")
         run, prompt = open_run(args.checkpoint, plain=True), args.prompt.rstrip(" ")
         run.tokenizer.check(run.model.config.vocab_size)
         ro = continue_prompt(run, prompt, args.new_tokens, args.samples, Dials(args.temperature),
                              args.seed)
-        args.out.write_text(sample_page(run, prompt, ro), encoding="utf-8")
+        # (a prompt may hold half a character)
+        page = sample_page(run, prompt, ro).encode("utf-8", "replace")
+        command.write_whole(args.out, page)
     except (ValueError, OSError) as e:
         p.error(str(e))
     print(f"{args.out} holds {args.samples} samples with {int(ro.is_think.sum())} thoughts")
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+import command
 from data import LETTERS, plain, read_spec
 from next_token import roll
 from rollout import Dials, Luck
@@ -63,9 +64,7 @@ def story(checkpoint: Path, seed: int) -> list[Piece]:
 
 def draw(pieces: list[Piece], channel: dict, path: Path) -> None:
     """The two panels."""
-    import matplotlib  # a second of start-up
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = command.pyplot()
     figure = plt.figure(figsize=(13, 4.4))
     draw_story(figure.add_axes([0.01, 0.02, 0.52, 0.9]), pieces)
     draw_accuracy(figure.add_axes([0.59, 0.14, 0.4, 0.76]), channel)
@@ -108,10 +107,11 @@ def draw_accuracy(axis, channel: dict) -> None:
 
 
 def main() -> None:
-    p = Parser(prog="lab.picture", description=__doc__.splitlines()[0], allow_abbrev=False)
-    p.add_argument("--checkpoint", type=Path, default=Path("out"),
+    p = Parser(prog="lab.picture", description=command.first_line(__doc__), allow_abbrev=False)
+    p.add_argument("--checkpoint", type=command.path, default=Path("out"),
                    help="made by train.py on cups, or its folder (out)")
-    p.add_argument("--out", type=Path, default=ROOT / "figures" / "first.png", help="the picture")
+    p.add_argument("--out", type=command.path, default=ROOT / "figures" / "first.png",
+                   help="the picture")
     p.add_argument("--seed", type=int, default=0, help="of the rollout (0)")
     args = p.parse_args()
     try:
@@ -124,4 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

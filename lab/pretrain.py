@@ -37,11 +37,13 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import command
 from data import OPENING, Cups, Story, seeded
-from model import GPT, PICO, Config, as_checkpoint, save
+from model import GPT, PICO, Config, as_checkpoint
 from rollout import visible_text
 from settings import Parser
 from tokenizer import RANKS, Tokenizer
+from weights import save
 
 B, S, CONTEXT = 64, 64, 256
 SOURCES = {  # what OpenAI published; the file of ranks is these two in tiktoken's own format
@@ -233,7 +235,7 @@ def main() -> None:
     p = Parser(prog="lab.pretrain", description="make what is in assets/", allow_abbrev=False)
     p.add_argument("what", choices=[*ROLES, "ranks"])
     p.add_argument("folder", nargs="?", help="for ranks: where OpenAI's two files are")
-    p.add_argument("--out", type=Path, help="a model's file [assets/pico/...]")
+    p.add_argument("--out", type=command.path, help="a model's file [assets/pico/...]")
     p.add_argument("--steps", type=int)
     p.add_argument("--width", type=int, default=64)
     p.add_argument("--seed", type=int, default=0)
@@ -243,6 +245,9 @@ def main() -> None:
     if args.out is None and (args.steps, args.width, args.seed) != (None, 64, 0):
         p.error("that would not be the model that ships with the repository: say with --out where "
                 "it belongs")
+    if args.out and args.out.exists():
+        p.error(f"--out {args.out} is there already, and may be a trained model: choose another "
+                "name")
     try:
         if args.what == "ranks":
             build_ranks(args.folder)
@@ -256,4 +261,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main, goes_on=True)

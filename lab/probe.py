@@ -28,7 +28,7 @@ read and written (next_token: each).
 Letters: R rows, P prompt tokens, S new text tokens, L = P + S, T places, K thoughts per slot,
 V text rows, N thinking rows, m cups, n moves since the last answer.
 """
-import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -40,6 +40,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+import command
 from data import LETTERS, N_MAX, OPENING, Cups, Text, as_text, plain, read_spec, seeded
 from evaluate import by_level
 from model import GPT
@@ -756,9 +757,7 @@ PANELS = {"conditions": draw_conditions, "usage": draw_ids, "after_which": draw_
 def draw(out: dict, path: Path, caption: str) -> None:
     """probe.png: what other thoughts cost, what ids say, when it thinks, what writing does, what
     cutting does."""
-    import matplotlib  # a second of start-up
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = command.pyplot()
     panels = [panel for needs, panel in PANELS.items() if needs in out]
     rows = (len(panels) + 1) // 2
     figure, axes = plt.subplots(rows, min(2, len(panels)), figsize=(15, 6 * rows), squeeze=False)
@@ -788,12 +787,13 @@ def opened(path: Path, data: str | None = None) -> Run:
 
 
 def main() -> None:
-    p = Parser(prog="lab.probe", description=__doc__.splitlines()[0], allow_abbrev=False)
-    p.add_argument("--checkpoint", type=Path, default=Path("out"),
+    p = Parser(prog="lab.probe", description=command.first_line(__doc__), allow_abbrev=False)
+    p.add_argument("--checkpoint", type=command.path, default=Path("out"),
                    help="made by train.py, or its folder (out)")
-    p.add_argument("--data", help='"cups m=5", webtext, or a .txt or .jsonl file; default: what it '
-                   "was trained on")
-    p.add_argument("--out", type=Path,
+    p.add_argument("--data", type=os.path.expanduser,
+                   help='"cups m=5", webtext, or a .txt or .jsonl file; default: what it was '
+                   "trained on")
+    p.add_argument("--out", type=command.path,
                    help="folder for probe.json and probe.png; default: the checkpoint's")
     p.add_argument("--seed", type=int, default=0, help="of stories, windows, random thoughts (0)")
     p.add_argument("--stories", type=int, default=32,
@@ -809,7 +809,7 @@ def main() -> None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "probe.json").touch()  # better now than after minutes
         found = probe(run, args.stories, args.seed)
-        (out / "probe.json").write_text(json.dumps(found))
+        command.write_whole(out / "probe.json", command.as_json(found).encode())
         draw(found, out / "probe.png", f"{args.checkpoint} on {run.settings.data}, "
              f"--seed {args.seed} --stories {args.stories}")
     except (ValueError, OSError) as e:
@@ -819,4 +819,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

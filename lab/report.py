@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from command import pyplot, write_whole
 from data import LETTERS, read_spec
 from lab.page import html_page
 from lab.probe import NAMES, THEN, WhatIf, make_dictionary, opened, stories, what_if
@@ -328,9 +329,7 @@ def alphabet_rows(result: dict) -> list[str]:
 
 def draw(result: dict, path: Path, caption: str) -> None:
     """The experiment's figure: its question above, its prediction with verdicts below."""
-    import matplotlib
-    matplotlib.use("Agg")  # without a screen
-    import matplotlib.pyplot as plt
+    plt = pyplot()
     panels = VIEWS.get(result.get("view"), PLAIN).panels(result)
     rows = len(GROUPS) if result.get("view") == "depth" else 1
     wide = len(panels) // rows
@@ -666,4 +665,4 @@ def write_page(out: Path, sections: list[str], checkpoint: Path | None) -> None:
             "below.")
     page = html_page(told.stories, "Thinking tokens: stories and results", True, told.notes, hint,
                      "".join(sections))
-    out.write_text(page, encoding="utf-8")
+    write_whole(out, page.encode("utf-8", "replace"))

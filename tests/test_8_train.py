@@ -15,12 +15,13 @@ import train
 from conftest import AFTER, P, S, luck, refuses, settings, texts
 from data import Cups, Source, plain, seeded
 from evaluate import room, what_it_thinks_about, when_it_thinks
-from model import as_checkpoint, gate_logit, load, save
+from model import as_checkpoint, gate_logit, load
 from next_token import roll
 from rollout import GREEDY, Rules
 from run import Progress, Run, open_run
 from settings import Settings, from_dict, means, parser, resolve
 from train import climb, setup, take_text
+from weights import save
 
 SMALL = dict(prompts=2, samples=2, think_vocab=16, steps=8, eval_every=8)
 CUPS = Cups()

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LOST, CLI = "gate/test_nothing_lost.py", "gate/test_cli.py"
+END, BASE = "gate/test_command.py", "gate/test_weights.py"
 MUTANTS = [  # what is wrong, file, string, what it becomes, tests that must notice
     # what a thought is worth
     ("a return with the wrong sign", "reward.py", "running = r[:, i] + gamma * running",
@@ -79,9 +80,9 @@ MUTANTS = [  # what is wrong, file, string, what it becomes, tests that must not
     ("the exact GELU", "model.py", 'approximate="tanh"', 'approximate="none"', "test_2_model.py"),
     ("thinking rows without mean(wte)", "model.py", "self.set_rows((w.float().mean(0) + noise)",
      "self.set_rows((noise)", "test_2_model.py"),
-    ("a pickle may run code", "model.py", "weights_only=True)", "weights_only=False)",
+    ("a pickle may run code", "weights.py", "weights_only=True)", "weights_only=False)",
      f"{LOST}::test_sealed_code_is_not_run"),
-    ("the checksum is not compared", "model.py", "digest(f, size) != end",
+    ("the checksum is not compared", "weights.py", "digest(f, size) != end",
      'digest(f, size) == b""', f"{LOST}::test_damage_is_seen"),
     # text
     ("training sees the held-out text", "data.py",
@@ -119,6 +120,38 @@ MUTANTS = [  # what is wrong, file, string, what it becomes, tests that must not
     ("sampled thoughts are not those asked for", "sample.py",
      "table[V + int(old)] = V + int(new)", "table[V + int(new)] = V + int(old)",
      f"{CLI}::test_sample_shows_thoughts"),
+    # what other people's files and machines do
+    ("a setting of config.json is not looked at", "weights.py",
+     '"layer_norm_epsilon": (1e-5,), ', "", f"{BASE}::test_equal_or_refused"),
+    ("an untied head is dropped", "weights.py",
+     'if head is not None and not torch.equal(head, state["wte.weight"])', "if False",
+     f"{BASE}::test_equal_or_refused"),
+    ("weights may be NaN", "weights.py", "if not is_finite(v.float())", "if False",
+     f"{BASE}::test_equal_or_refused"),
+    ("integers pass for weights", "weights.py", "if v.dtype not in FLOATS or", "if",
+     f"{BASE}::test_equal_or_refused"),
+    ("another language's words", "weights.py", "            check_words(folder)\n", "",
+     f"{BASE}::test_equal_or_refused"),
+    ("an export hides behind an older file", "lab/export.py", "    if before:", "    if False:",
+     "lab/test_export.py::test_nothing_is_read_instead"),
+    ("wrong bytes are learned", "reader.py", '(encoding)("strict")', '(encoding)("replace")',
+     "gate/test_files.py::test_what_is_no_text"),
+    ("half a cache is taken", "reader.py",
+     'if 2 * n != size - length or sha.hexdigest() != about["sha256"]', "if False",
+     "gate/test_files.py::test_a_spoilt_cache_is_made_again"),
+    ("a trained checkpoint without its log is written over", "run.py",
+     'return read_weights(file)["progress"]["step"] == 0', "return True",
+     f"{END}::test_a_trained_checkpoint_is_set_aside"),
+    ("a link becomes a file", "command.py", "target = Path(os.path.realpath(path))",
+     "target = Path(path)", f"{END}::test_links_are_written_through"),
+    ("a text that changed is not noticed", "train.py",
+     'if run.saved_data not in ("", run.source.digest):', "if False:",
+     f"{END}::test_changed_data_are_noticed"),
+    ("a full disk ends a run through its terminal", "command.py",
+     "sys.stdout.goes_on = goes_on", "sys.stdout.goes_on = False",
+     f"{END}::test_closed_or_full"),
+    ("a log with NaN", "command.py", "isinstance(x, float) and not math.isfinite(x)", "False",
+     f"{END}::test_json_is_json"),
 ]
 
 

@@ -20,9 +20,10 @@ import train
 from conftest import run
 from data import Cups
 from lab import alphabet, distil
-from model import GPT, Config, as_checkpoint, load, read_weights, save
+from model import GPT, Config, as_checkpoint, load
 from run import open_run
 from settings import FLAGS, PRESETS, Settings
+from weights import read_weights, save
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FEW = "--steps 2 --eval_every 2 --prompts 2 --samples 2 --new_tokens 12".split()

@@ -1,6 +1,9 @@
 """Files that people bring: text as it is found on a disk, and weights that are cut, damaged or
 something else. Any text is read, and anything that can't be is one clear line."""
+import bz2
+import gzip
 import json
+import lzma
 import pickle
 from pathlib import Path
 
@@ -9,11 +12,11 @@ import pytest
 import torch
 
 import data
-import model as model_py
 from conftest import refuses
 from data import Cups, TextFile, open_source, seeded
 from model import GPT, Config, as_checkpoint, from_openai, load
 from tokenizer import END_OF_TEXT, Tokenizer
+from weights import TRANSPOSED, of_state
 
 
 @pytest.fixture(autouse=True)
@@ -94,16 +97,96 @@ def test_long_text_is_cut_at_lines(tmp_path):
     assert Tokenizer().decode(all_of(TextFile(path, Tokenizer()))) == text
 
 
-@pytest.mark.parametrize("content", [
-    b"\xff\xfe\x80 half \xc3", b"a\0b\0\0c", bytes(range(256)), b"\xed\xa0\x80 surrogate",
-    b"\xef\xbb\xbfBOM", b"one line without an end", b"\r\nwindows\r\n",
-])
-def test_any_bytes(tmp_path, content):
-    """Guards files that are no clean UTF-8: they are read, wrong bytes become U+FFFD."""
+SAID = "Grüße, 日本語 und 🙂\r\nZeile zwei\n"
+
+
+@pytest.mark.parametrize("encoding", [
+    "utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-le mark", "utf-16-be mark", "utf-32-be mark"])
+@pytest.mark.parametrize("kind", [".txt", ".jsonl", ".TXT", ".JSONL"])
+def test_encodings(tmp_path, encoding, kind):
+    """Guards text of every Unicode encoding that says which it is, and names in capitals."""
+    encoding, *mark = encoding.split()
+    text = SAID * 9 if kind.lower() == ".txt" else "".join(
+        json.dumps({"text": SAID}, ensure_ascii=False) + "\n" for _ in range(9))
+    (tmp_path / f"x{kind}").write_bytes((("\ufeff" if mark else "") + text).encode(encoding))
+    found = Tokenizer().decode(all_of(TextFile(tmp_path / f"x{kind}", Tokenizer())))
+    assert found.replace("<|endoftext|>", "") == SAID * 9
+
+
+def test_long_text_in_utf_16(tmp_path):
+    """Guards blocks that end within a character, and within a line's end of two bytes."""
+    text = "".join(f"{i} Äpfel, ऊ Ċ 日本語 🙂\n" for i in range(50_000))
+    (tmp_path / "x.txt").write_text(text, encoding="utf-16")
+    assert (tmp_path / "x.txt").stat().st_size > 2 << 20
+    assert Tokenizer().decode(all_of(TextFile(tmp_path / "x.txt", Tokenizer()))) == text
+
+
+@pytest.mark.parametrize("content, words", [
+    ("Ein Gruß\nund Grüße\n".encode("latin-1"), "is not UTF-8 at byte 7, in line 1"),
+    (b"good\n" * 300_000 + b"a\x80b\n", "at byte 1500001, in line 300001"),
+    ("naive".encode("utf-16-le"), "zero byte"), (b"a\0b\0\0c", "zero byte"),
+    (bytes(range(256)), "is not UTF-8"), (b"\xed\xa0\x80 surrogate", "byte 0"),
+    (b"half \xc3", "byte 5"), (b"\xff\xfe\x00\xd8A\x00", "is not UTF-16"),
+    (b"\xff\xfeodd", "is not UTF-16"), ("語".encode("shift-jis"), "is not UTF-8"),
+    (gzip.compress(b"text"), "gunzip"), (bz2.compress(b"text"), "bunzip2"),
+    (lzma.compress(b"text"), "unxz"), (b"PK\x03\x04rest", "zip"), (b"%PDF-1.7", "PDF"),
+    (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+], ids=range(16))
+def test_what_is_no_text(tmp_path, content, words):
+    """Guards against rubbish that is learned without a word: what can't be read is refused, with
+    the place, and leaves nothing in the cache."""
     path = tmp_path / "x.txt"
-    path.write_bytes(content * 20)
-    text = Tokenizer().decode(all_of(TextFile(path, Tokenizer())))
-    assert text == (content * 20).decode("utf-8", "replace")
+    path.write_bytes(content)
+    refuses(lambda: open_source(str(path)), "x.txt", words)
+    assert not list(tmp_path.glob("cache/*"))
+
+
+def test_a_bad_line_of_utf_16(tmp_path):
+    """Guards the place in a .jsonl file of that kind."""
+    good = json.dumps({"text": "good"}) + "\n"
+    (tmp_path / "x.jsonl").write_bytes((good * 3).encode("utf-16") + b"\x00\xd8\n\x00" * 2)
+    refuses(lambda: open_source(str(tmp_path / "x.jsonl")), "not UTF-16 at byte 104")
+
+
+@pytest.mark.parametrize("line, words", [
+    ({"prompt": "a", "answer": "b"}, "30 have other fields (answer, prompt)"),
+    ({"text": None}, "30 have a `text` that is no string"), ([1], "30 are no JSON object"),
+    ({}, "30 have no fields")], ids=range(4))
+def test_other_fields_are_named_each_time(tmp_path, line, words, capsys):
+    """Guards a .jsonl file of another kind: its fields are named, from the cache as well; and so
+    they are where only some lines are so."""
+    (tmp_path / "all.jsonl").write_text((json.dumps(line) + "\n") * 30)
+    (tmp_path / "some.jsonl").write_text(
+        (json.dumps(line) + "\n") * 30 + '{"text": "A good line."}\n' * 99)
+    for _ in range(3):
+        refuses(lambda: open_source(str(tmp_path / "all.jsonl")), "empty", words)
+        capsys.readouterr()
+        open_source(str(tmp_path / "some.jsonl"))
+        said = capsys.readouterr().out
+        assert "skipped 30 broken line(s)" in said and words in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda data: b"", lambda data: data[:len(data) // 2], lambda data: data[:-1],
+    lambda data: data + b"\0", lambda data: bytes([data[0] ^ 1]) + data[1:],
+    lambda data: b"\0" * len(data), lambda data: data[:99]], ids=range(7))
+def test_a_spoilt_cache_is_made_again(tmp_path, cached, spoil):
+    """Guards the cache against a machine that stopped while it was written."""
+    (tmp_path / "x.txt").write_text("Some words of a text. " * 90)
+    wanted = all_of(TextFile(tmp_path / "x.txt", Tokenizer()))
+    file, = cached.iterdir()
+    good = file.read_bytes()
+    file.write_bytes(spoil(good))
+    assert all_of(TextFile(tmp_path / "x.txt", Tokenizer())) == wanted
+    assert file.read_bytes() == good and len(list(cached.iterdir())) == 1
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    """Guards a checkout that is read-only: one line, which names the variable for another place."""
+    (tmp_path / "x.txt").write_text("Some words of a text. " * 90)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(data, "CACHE", tmp_path / "file" / "cache")
+    refuses(lambda: open_source(str(tmp_path / "x.txt")), "NANOTHINK_CACHE")
 
 
 def test_no_file(tmp_path):
@@ -184,10 +267,11 @@ def test_held_out_file(tmp_path):
 def good(tmp_path):
     """A folder with a good model in two formats, to be spoilt."""
     m = GPT(Config(1, 1, 64, 8, 20, 0))
-    state = {k: v.T.contiguous() if k.endswith(model_py.TRANSPOSED) else v.contiguous()
+    state = {k: v.T.contiguous() if k.endswith(TRANSPOSED) else v.contiguous()
              for k, v in m.state_dict().items() if k not in ("think", "gate_bias")}
     torch.save(state, tmp_path / "a.bin")
     torch.save(as_checkpoint(m), tmp_path / "ckpt.pt")
+    (tmp_path / "config.json").write_text('{"n_head": 1}')
     for name in ("a.bin", "ckpt.pt"):
         load(tmp_path / name)
     return tmp_path
@@ -206,9 +290,11 @@ def test_missing(tmp_path):
 def test_folders(good):
     """Guards a folder that lacks a part: no config.json, one without heads or cut, or no weights.
     (A run's folder is its checkpoint.)"""
+    (good / "config.json").unlink()
     assert load(good).config.vocab_size == 20
     (good / "ckpt.pt").unlink()
     assert "config.json" in no_model(good)
+    assert "how many heads" in no_model(good / "a.bin")
     for text in ("", "{", "{}", "[1]", "null"):
         (good / "config.json").write_text(text)
         assert "config.json" in no_model(good)
@@ -276,7 +362,7 @@ def test_wrong_shape(good, key, change):
     state = torch.load(good / "a.bin")
     state[key] = change(state[key])
     state = {k: v for k, v in state.items() if v is not None}
-    text = refuses(lambda: from_openai(state))
+    text = refuses(lambda: from_openai(of_state(state, good / "b.bin", n_head=1)))
     assert key in text or "layout" in text
     torch.save(state, good / "b.bin")
     no_model(good / "b.bin")

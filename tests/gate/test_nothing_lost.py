@@ -28,9 +28,10 @@ import train
 from conftest import one_line
 from data import plain
 from evaluate import free_text, held_out, plain_nats
-from model import FORMAT, GPT, PICO, Config, as_checkpoint, load, read_weights, save
+from model import GPT, PICO, Config, as_checkpoint, load
 from run import open_run
 from tokenizer import Tokenizer
+from weights import FORMAT, read_weights, save
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 APPROACHES = ["teacher", "stream", "next_token"]

@@ -211,7 +211,7 @@ def test_every_file_is_named():
 
 def test_the_lesson_is_the_file():
     """The README's fifteen lines are what `python reward.py` runs."""
-    main = SOURCE["reward.py"].split('\nif __name__ == "__main__":', 1)[1].split("\n", 1)[1]
+    main = SOURCE["reward.py"].rsplit('\nif __name__ == "__main__":', 1)[1].split("\n", 1)[1]
     block = next(code for language, code in fenced(README)[0] if "multinomial" in code)
     assert block == "import torch\n\n" + textwrap.dedent(main)
     assert len([line for line in block.splitlines() if line]) <= 15

@@ -36,10 +36,11 @@ import sample  # noqa: E402
 import test_nothing_lost as quick  # noqa: E402
 import tokenizer  # noqa: E402
 import train  # noqa: E402
-from model import GPT, Config, as_checkpoint, load, save  # noqa: E402
+from model import GPT, Config, as_checkpoint, load  # noqa: E402
 from settings import FLAGS, parser, resolve  # noqa: E402
 from test_nothing_lost import (APPROACHES, child, ended, is_complete, left, limited,  # noqa: E402
                                run, same, small_world, tiny)
+from weights import save  # noqa: E402
 
 
 def undisturbed(approach: str, folder: Path) -> tuple[tuple, float]:
@@ -354,12 +355,20 @@ def comes_back(folder: Path, name: str, content: bytes, text: bytes) -> str:
 
 
 def files(folder: Path, count: int, numbers: random.Random) -> str:
-    """Files that are no clean text: NUL bytes, invalid UTF-8, broken lines, one of `count` MB."""
+    """Files that are no clean text: noise, invalid UTF-8, broken lines, one of `count` MB."""
     data.CACHE = folder / "cache"
-    comes_back(folder, "nul.txt", b"a\0b\0\0c\n" * 9999, b"a\0b\0\0c\n" * 9999)
-    for i in range(20):
+    for _ in range(20):  # noise is refused; one bad byte in good text is, and where it is
         noise = numbers.randbytes(numbers.randrange(100, 3 << 20))
-        comes_back(folder, f"noise{i}.txt", noise, noise.decode("utf-8", "replace").encode())
+        good = ("some words 日本語\n" * numbers.randrange(9, 99_999)).encode()
+        at = good.index(b"\n", numbers.randrange(len(good))) + 1
+        for text, words in ((noise, "noise"), (good[:at] + b"\xff" + good[at:], f"byte {at},")):
+            (folder / "noise.txt").write_bytes(text)
+            try:
+                data.open_source(str(folder / "noise.txt"))
+            except ValueError as e:
+                assert words in str(e) and "\n" not in str(e), e
+            else:
+                raise AssertionError("noise was read as text")
     broken = [b"{", b"[" * 99999, b'{"text": ', b"\xff\xfe", b'{"title": "x"}', b"null", b"7",
               b'"text"', b'{"text": null}', b'{"text": [1]}', b'{"text": 1e', b"\0\0"]
     lines, text, n = [], b"", 0
@@ -380,10 +389,10 @@ def files(folder: Path, count: int, numbers: random.Random) -> str:
     comes_back(folder, "long.jsonl", b'{"text": "' + words + b'"}', words + b"<|endoftext|>")
     status = Path("/proc/self/status").read_text().splitlines()
     peak = int(next(x for x in status if x.startswith("VmHWM")).split()[1]) >> 10
-    return (f"NUL bytes, 20 files of noise, {n} of 2000 jsonl lines broken (skipped, counted), one "
-            f"line of {len(long) >> 20} MB as .txt and of {len(words) >> 20} MB as .jsonl: all "
-            f"came back to the byte; the long lines took {time.time() - t0:.0f} s, peak memory "
-            f"{peak} MB")
+    return (f"20 files of noise refused, 20 bad bytes found, {n} of 2000 jsonl lines broken "
+            f"(skipped, counted), one line of {len(long) >> 20} MB as .txt and of "
+            f"{len(words) >> 20} MB as .jsonl: all came back to the byte; "
+            f"the long lines took {time.time() - t0:.0f} s, peak memory {peak} MB")
 
 
 def seeds(folder: Path, count: int, numbers: random.Random) -> str:

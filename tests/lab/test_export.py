@@ -1,8 +1,10 @@
 """lab/export.py: transformers loads what it writes, and says the same."""
+import os
+
 import pytest
 import torch
 
-from conftest import one_line, run
+from conftest import one_line, refuses, run
 from lab import export
 from lab.export import export as write
 from model import GPT, Config, load
@@ -65,3 +67,36 @@ def test_full_disk(tmp_path, monkeypatch):
     with pytest.raises(OSError) as e:
         write(GPT(Config(1, 1, 8, 8, 3)), tmp_path / "hf")
     assert "pytorch_model.bin" in one_line(e)
+    assert not list((tmp_path / "hf").iterdir())
+
+
+def test_all_or_nothing(tmp_path, monkeypatch):
+    """Guards an export that is there: where the disk fills up, at either file, both stay whole."""
+    write(GPT(Config(1, 1, 8, 8, 3)), tmp_path / "hf")
+    before = {x.name: x.read_bytes() for x in (tmp_path / "hf").iterdir()}
+    write(GPT(Config(1, 1, 8, 8, 3)), tmp_path / "hf")  # again: an export may replace one
+    assert before.keys() == {x.name for x in (tmp_path / "hf").iterdir()}
+    before = {x.name: x.read_bytes() for x in (tmp_path / "hf").iterdir()}
+    sync = os.fsync
+    for at in range(2):
+        calls = iter(range(9))
+
+        def full(file, at=at, calls=calls):
+            if next(calls) == at:
+                raise OSError(28, "No space left on device")
+            sync(file)
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(OSError):
+            write(GPT(Config(2, 1, 8, 8, 3)), tmp_path / "hf")
+        assert {x.name: x.read_bytes() for x in (tmp_path / "hf").iterdir()} == before
+
+
+@pytest.mark.parametrize("name", [
+    "model.safetensors", "model.safetensors.index.json", "model-00001-of-00002.safetensors",
+    "pytorch_model.bin.index.json", "adapter_config.json", "ckpt.pt", "ckpt_000100.pt",
+    "metrics.jsonl", "pytorch_model.bin", "config.json"])
+def test_nothing_is_read_instead(tmp_path, name):
+    """Guards what lies in the folder: a file that readers prefer, a run, somebody else's model."""
+    (tmp_path / name).write_text("{}")
+    refuses(lambda: write(GPT(Config(1, 1, 8, 8, 3)), tmp_path))
+    assert [x.name for x in tmp_path.iterdir()] == [name]

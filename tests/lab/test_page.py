@@ -8,10 +8,11 @@ from conftest import run
 from data import Cups, plain
 from lab import page
 from lab.page import html_page, nearest_rows, notes_on
-from model import GPT, Config, as_checkpoint, save
+from model import GPT, Config, as_checkpoint
 from rollout import Luck, Rules, rollout
 from run import Run
 from tokenizer import Tokenizer
+from weights import save
 
 CUPS = Cups(3)
 

@@ -6,9 +6,9 @@ import pytest
 
 import train
 from lab import picture
-from model import save
 from run import Run
 from settings import resolve
+from weights import save
 
 FIGURES = Path(__file__).resolve().parent.parent.parent / "figures"
 

@@ -1,0 +1,249 @@
+"""How every command begins, speaks and ends: no traceback, nothing lost, one line that helps.
+
+    if __name__ == "__main__":
+        import command
+        command.begin()        # before torch is loaded, which takes seconds
+    ...
+    if __name__ == "__main__":
+        command.run(main)
+
+Exit codes: 0 done; 1 it broke off, what was saved is whole; 2 refused before it began; 130, 143
+stopped by Ctrl-C or SIGTERM; 141 its reader had gone.
+
+Left out on purpose: logs, colours (tokenizer.py). Knows no other file, and loads no library.
+"""
+import os
+import signal
+import sys
+
+# at once where this is one of our commands, as even what follows takes a tenth of a second: Ctrl-C
+# is quiet while libraries are loaded. There is nothing to save yet. (nohup ignores it; so it stays)
+if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN and (
+        sys.argv[:1] == ["-m"] or os.path.abspath(
+            getattr(sys.modules["__main__"], "__file__", None) or os.devnull) in [
+        os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.py")
+        for name in ("train", "sample", "tokenizer", "reward")]):
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+import argparse
+import atexit
+import contextlib
+import difflib
+import json
+import math
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+ROOT = Path(__file__).resolve().parent
+SHORT = ("allocate", "out of memory", "bad_alloc", "not enough memory", "start new thread")
+
+
+class Parser(argparse.ArgumentParser):
+    """One clear line and exit code 2, with the nearest flag's name."""
+
+    def error(self, message: str):
+        if message.startswith("unrecognized arguments"):
+            flags = [f for action in self._actions for f in action.option_strings]
+            near = difflib.get_close_matches(message.split()[2].split("=")[0], flags, 1)
+            hint = f"did you mean {near[0]}?" if near else f"{self.prog} --help lists them"
+            message += f" ({hint})"
+        self.exit(2, f"{self.prog}: {one_line(message)}\n")
+
+
+def one_line(message: str) -> str:
+    """As a person reads it on one line. Spaces stay: they may belong to a path or a word."""
+    lines = " ".join(x.strip() for x in message.splitlines() if x.strip())
+    # (a control character in a path could move the cursor)
+    return "".join(c if c.isprintable() or 0xd800 <= ord(c) < 0xe000 else repr(c)[1:-1]
+                   for c in lines)
+
+
+def first_line(doc: str | None) -> str:
+    """Of a docstring, which python -OO leaves out."""
+    return (doc or "").partition("\n")[0]
+
+
+def place(text: str) -> str:
+    """A path that was typed, for argparse. `--out=~/x` reaches us as it is, and `~` is home."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path (is a variable unset?)")
+    path = os.path.expanduser(text)
+    if path.startswith("~"):
+        raise argparse.ArgumentTypeError(f"{text}: that home is not known (./{text} is a name)")
+    return path
+
+
+def path(text: str) -> Path:
+    return Path(place(text))
+
+
+def check_page(out: Path) -> None:
+    """Raises ValueError for a page that would be written over something else, as a checkpoint."""
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--out {out}: a page's name ends in .html")
+
+
+def as_json(value, **form) -> str:
+    """JSON that every reader takes: it has no NaN and no infinity, so these become null."""
+    def plain(x):
+        if isinstance(x, dict):
+            return {k: plain(v) for k, v in x.items()}
+        if isinstance(x, (list, tuple)):
+            return [plain(v) for v in x]
+        return None if isinstance(x, float) and not math.isfinite(x) else x
+    return json.dumps(plain(value), allow_nan=False, **form)
+
+
+def write_whole(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
+    """A file, whole or not at all. What was at `path` before stays whole. content: its bytes, or
+    what writes them. Raises OSError.
+
+    A link is followed. Its target is written, as somebody chose that disk for it.
+    """
+    target = Path(os.path.realpath(path))
+    part = target.with_name(target.name + ".part")
+    try:
+        with open(part, "w+b") as f:
+            f.write(content) if isinstance(content, bytes) else content(f)
+            f.flush()
+            os.fsync(f.fileno())  # on the disk before the name points at it
+        os.replace(part, target)  # in one step: there is never half a file at `path`
+    except RuntimeError as e:  # torch's word for a write that failed, without the reason
+        raise OSError(f"{part} can't be written whole: the disk is full, or files may not grow "
+                      "so large") from e
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def typed(path: str | Path) -> str:
+    """A path as a shell takes it, in a command that is printed for people to copy."""
+    text = str(path)
+    text = f"./{text}" if text.startswith(("-", "~")) else text  # no flag, and no home
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+        if text.isprintable():
+            return shlex.quote(text)
+    except UnicodeEncodeError:
+        pass
+    plain = "".join(chr(b) if 32 <= b < 127 and b not in b"'\\" else f"\\x{b:02x}"
+                    for b in os.fsencode(text))
+    return f"$'{plain}'"
+
+
+def script(name: str) -> str:
+    """One of our files, as it is called from here."""
+    return name if Path.cwd() == ROOT else typed(ROOT / name)
+
+
+def pyplot():
+    """matplotlib without a screen."""
+    # it dies of an MPLBACKEND that it can't load, as notebooks set for their commands
+    with environ("MPLBACKEND", "Agg"):
+        import matplotlib  # a second of start-up
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    return plt
+
+
+@contextlib.contextmanager
+def environ(name: str, value: str):
+    """A variable has this value for a while."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def is_short_of_memory(e: BaseException) -> bool:
+    return isinstance(e, MemoryError) or (
+        isinstance(e, RuntimeError) and any(x in str(e) for x in SHORT))
+
+
+class Steady:
+    """stdout or stderr, whose reader may go away or whose disk may be full.
+
+    Where `goes_on`, what can't be written is dropped, as the work is in files. Else the command
+    ends, since what it says is its work.
+    """
+
+    def __init__(self, stream, goes_on: bool):
+        self.stream, self.goes_on = stream, goes_on
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            self.stream.write(text)
+        except OSError as e:
+            self.lose(e)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except OSError as e:
+            self.lose(e)
+
+    def lose(self, e: OSError) -> None:
+        null = os.open(os.devnull, os.O_WRONLY)  # its buffer is written once more at the end
+        os.dup2(null, self.stream.fileno())
+        os.close(null)
+        if isinstance(e, BrokenPipeError):
+            if not self.goes_on:
+                sys.exit(141)
+        elif self.stream.fileno() != 2:
+            what = "it goes on" if self.goes_on else "some of it is lost"
+            print(f"{name()}: what it says can't be written ({e.strerror}): {what}",
+                  file=sys.stderr)
+            if not self.goes_on:
+                sys.exit(1)
+
+
+def name() -> str:
+    """As a person calls it: train.py, or lab.probe."""
+    file = Path(sys.argv[0])
+    return f"lab.{file.stem}" if file.parent.name == "lab" else file.name
+
+
+def begin() -> None:
+    """Before anything else, so that a terminal of any kind will do."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: the next file that is opened would get what is printed
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for stream in ("stdout", "stderr"):
+        it = getattr(sys, stream) or open(os.devnull, "w")
+        if hasattr(it, "reconfigure"):  # "\xe9" on a terminal that has no such character
+            it.reconfigure(errors="backslashreplace")
+        setattr(sys, stream, Steady(it, goes_on=stream == "stderr"))
+    atexit.register(sys.stdout.flush)
+
+
+def run(main: Callable[[], None], goes_on: bool = False) -> None:
+    """main(), and a quiet end whatever happens. goes_on: it works on after its reader has gone."""
+    if isinstance(sys.stdout, Steady):
+        sys.stdout.goes_on = goes_on
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        main()
+        sys.stdout.flush()
+    except SystemExit:
+        sys.stdout.flush()
+        raise
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends already
+        sys.exit(130)
+    except (MemoryError, RuntimeError) as e:
+        if not is_short_of_memory(e):
+            raise
+        sys.exit(f"{name()}: there is not enough memory for this: ask for less at once")

@@ -1,0 +1,162 @@
+"""A file of text, read as text, or refused with the place where it is none.
+
+    with open("my.txt", "rb") as f:
+        for text, size in documents(f, ".txt", Counter()): ...
+
+UTF-8; also UTF-16 and UTF-32, where the first bytes say so. Text in another encoding would be
+learned as rubbish, so it is refused, and so are archives. Of a .jsonl file the field `text` of each
+line is read. Lines without one are skipped, and counted by what they are.
+
+What was encoded is kept in a cache. It ends in its own length and checksum, so half of it is made
+again.
+
+Left out on purpose: guessing an encoding. Knows no other file.
+"""
+import codecs
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+BLOCK = 1 << 20
+MARKS = (  # the longer ones first, since UTF-32's begins as UTF-16's does
+    (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"))
+MAGIC = {  # first bytes of what people take for text
+    b"\x1f\x8b": "gzip: unpack it with gunzip", b"\x1f\x9d": "compress: unpack it",
+    b"PK\x03\x04": "zip: unpack it", b"BZh": "bzip2: unpack it with bunzip2",
+    b"\xfd7zXZ": "xz: unpack it with unxz", b"\x28\xb5\x2f\xfd": "zstd: unpack it with unzstd",
+    b"\x04\x22\x4d\x18": "lz4: unpack it", b"7z\xbc\xaf": "7z: unpack it",
+    b"Rar!": "rar: unpack it",
+    b"%PDF-": "PDF: save its text", b"{\\rtf": "RTF: save its text",
+    b"\xd0\xcf\x11\xe0": "a document of Word: save its text",
+    b"PAR1": "parquet: write it as .jsonl",
+    b"SQLite format": "a database: write it as .jsonl", b"ARROW1": "arrow: write it as .jsonl",
+    b"version https://git-lfs": "a pointer of git-lfs: `git lfs pull` fetches the file"}
+
+
+def encoding_of(path: str | Path) -> str:
+    """By its first bytes. Raises ValueError for what is no text."""
+    with open(path, "rb") as f:
+        start = f.read(64)
+    for magic, what in MAGIC.items():
+        if start.startswith(magic):
+            raise ValueError(f"{path} is no text, but {what}")
+    return next((name for mark, name in MARKS if start.startswith(mark)), "utf-8")
+
+
+def documents(f: BinaryIO, kind: str, skipped: Counter) -> Iterator[tuple[str, int]]:
+    """(text, bytes read) pairs. kind: .txt, blocks cut at a line's end; .jsonl, a document each.
+    skipped: gets the number of other lines, by reason. Raises ValueError."""
+    encoding = encoding_of(f.name)
+    if kind == ".txt":
+        yield from blocks(f, encoding)
+        return
+    # (json decodes UTF-8 line by line, so one bad line is skipped by itself)
+    for line in f if encoding.startswith("utf-8") else lines(blocks(f, encoding)):
+        text, why = field_text(line)
+        if text is not None:
+            yield text, len(line)
+        elif line.strip():
+            skipped[why] += 1
+
+
+def lines(texts: Iterator[tuple[str, int]]) -> Iterator[str]:
+    """Blocks of text, cut at the ends of lines."""
+    rest = ""
+    for text, _ in texts:
+        *whole, rest = (rest + text).split("\n")
+        yield from whole
+    yield rest
+
+
+def blocks(f: BinaryIO, encoding: str) -> Iterator[tuple[str, int]]:
+    """All of a file. Raises ValueError that says at which byte it is no text."""
+    # a block may end within a character, which an incremental decoder keeps for the next
+    decoder = codecs.getincrementaldecoder(encoding)("strict")
+    done = ends = 0  # bytes, and ends of lines in them
+    while True:
+        block = f.read(BLOCK) + f.readline(BLOCK)
+        try:
+            text = decoder.decode(block, final=not block)
+            if "\0" in text:
+                raise ValueError(f"{f.name} holds a zero byte after byte {done}: it is no text, "
+                                 "or UTF-16 without its mark, which `iconv -f UTF-16LE -t UTF-8` "
+                                 "writes as UTF-8")
+        except UnicodeDecodeError as e:
+            at = done + len(block) - len(e.object) + e.start
+            line = ends + e.object[:e.start].count(b"\n") + 1
+            where = f", in line {line}" if encoding.startswith("utf-8") else ""
+            raise ValueError(f"{f.name} is not {encoding.upper()} at byte {at}{where}: if it is in "
+                             "another encoding, `iconv -f LATIN1 -t UTF-8` writes it as UTF-8"
+                             ) from e
+        if text or block:
+            yield text, len(block)
+        if not block:
+            return
+        done, ends = done + len(block), ends + block.count(b"\n")
+
+
+def field_text(line: bytes | str) -> tuple[str | None, str]:
+    """The field `text` of a line, or what it is instead."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None, "are no JSON"
+    if not isinstance(found, dict):
+        return None, "are no JSON object"
+    if isinstance(found.get("text"), str):
+        return found["text"], ""
+    if "text" in found:
+        return None, "have a `text` that is no string"
+    names = ", ".join(sorted(str(k)[:30] for k in found)[:6])
+    return None, f"have other fields ({names})" if names else "have no fields"
+
+
+def told(skipped: Counter) -> str:
+    """What was skipped, in words."""
+    most = [f"{n} {why}" for why, n in skipped.most_common(3)]
+    more = skipped.total() - sum(n for _, n in skipped.most_common(3))
+    return ", ".join(most + ([f"{more} are others"] if more else []))
+
+
+# The cache
+
+def seal(part: BinaryIO, skipped: Counter) -> None:
+    """Ends a file of uint16 ids with what makes it whole: their number, their sha256, and what was
+    skipped for them."""
+    size = part.tell()
+    part.seek(0)
+    about = {"ids": size // 2, "sha256": hashlib.file_digest(part, "sha256").hexdigest(),
+             "skipped": skipped}
+    end = json.dumps(about).encode()
+    part.seek(size)
+    part.write(end + len(end).to_bytes(4, "little"))
+    part.flush()
+    os.fsync(part.fileno())  # on the disk before the name points at it
+
+
+def open_sealed(path: Path) -> tuple[np.ndarray, Counter] | None:
+    """The ids of a cache, and what was skipped; None: there is none, or it is not whole."""
+    try:
+        with open(path, "rb") as f:
+            size = f.seek(-4, os.SEEK_END)
+            length = int.from_bytes(f.read(4), "little")
+            f.seek(size - length)
+            about = json.loads(f.read(length))
+            n, skipped = about["ids"], Counter(about["skipped"])
+            f.seek(0)
+            sha = hashlib.sha256()
+            for at in range(0, 2 * n, BLOCK):
+                sha.update(f.read(min(BLOCK, 2 * n - at)))
+        if 2 * n != size - length or sha.hexdigest() != about["sha256"]:
+            return None
+        return np.memmap(path, np.uint16, "r", shape=(n,)) if n else np.empty(0, np.uint16), skipped
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
