@@ -1,4 +1,4 @@
-"""Where text comes from: the game `cups`, a .txt or .jsonl file, or WebText.
+"""Where text comes from: the game `cups`, or text from a file. (Tasks: task.py.)
 
 All of them are a `Source`, and the loop knows no more than that. What a source gives is a `Text`:
 rows of ids, which tokens pay, and where thoughts may stand. Text is a function of (seed, step,
@@ -15,8 +15,7 @@ where the ball is, so its cup is the only hidden state. Variants, as in --data "
     idle=0.4     the share of moves that are ` nothing`. Is a thought needed after those?
     swaps=12     the longest round of the curriculum
 
-Left out on purpose: shuffled epochs, since windows are drawn at random; padding, since all rows
-are equally long. Knows tokenizer.py and download.py.
+Left out on purpose: shuffled epochs, since windows are drawn at random. Knows tokenizer.py.
 
 Letters: B contexts, G siblings, R = B G rows, P prompt tokens, S new text tokens, L = P + S,
 V text rows, m cups, n moves since the last answer.
@@ -35,12 +34,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from download import download
 from tokenizer import END_OF_TEXT, Tokenizer
 
 CACHE = Path(__file__).resolve().parent / "cache"
-WEBTEXT = ("https://openaipublic.blob.core.windows.net/gpt-2/output-dataset/v1/"
-           "webtext.{}.jsonl")
 PIECE = 1 << 22  # characters encoded at once: the ids of a line of 100 MB are a list of 3 GB
 PURPOSES = ("train", "eval", "rollout", "eval_rollout", "pretrain", "offset", "birth", "own_text",
             "quiz")
@@ -68,6 +64,7 @@ class Text:
     offset: int = 0  # position of the first token
     siblings: int = 1  # how many neighbours share their text
     stage: int = 0  # of the curriculum; 0 without one
+    real: Tensor | None = None  # [R, S]: is it no padding? None: all is text
 
     @property
     def S(self) -> int:
@@ -103,8 +100,11 @@ class Source:
     text_ids: list[int] | None = None  # the GPT-2 ids of its language, row by row; None: all
     stages = 0  # of a curriculum; 0: it has none
     patience = 0  # steps in a stage before a run begins again with new weights; 0: any number
+    enough = 0.99  # share of right answers that ends a stage
+    hurry = 0  # steps after which a stage ends, learned or not; 0: never
     levels = 0  # that `questions` asks for; 0: there are no questions
     of = "level"  # what a level is called
+    by_row = False  # each row is a prompt with its answer, all of it given (task.py)
 
     def take(self, rows: int, L: int, rng: np.random.Generator, prompt: int = 0,
              held_out: bool = False) -> Tensor:  # -> [rows, L] ids
@@ -133,6 +133,10 @@ class Source:
     def longest(self, settings, budget: int) -> int:
         """Places of the longest row of training and evaluation, with that many thoughts."""
         return settings.prompt_tokens + settings.new_tokens + budget
+
+    def whose_longest(self, settings) -> str:
+        """What the longest row is made of, for a person."""
+        return "prompt, new tokens"
 
     def quiz(self, level: int, rows: int, rng: np.random.Generator) -> Text:  # [rows, ...]
         """Fresh questions of one level: a curriculum goes on when they are answered."""
@@ -459,16 +463,19 @@ class TextFile(Source):
         return np.memmap(cached, np.uint16, "r")
 
     def _encode(self, f, path: Path, out) -> None:
-        small, jsonl = self.text_ids is not None, path.suffix == ".jsonl"
+        rows, jsonl = self.text_ids, path.suffix == ".jsonl"
+        # a small language may know no line breaks: there a line is a story
+        joined = rows is not None and not any("\n" in word for word in self.tokenizer.words())
+        end = END_OF_TEXT if rows is None else rows.index(END_OF_TEXT) if END_OF_TEXT in rows else 0
         with tqdm(total=path.stat().st_size, unit="B", unit_scale=True,
                   desc=f"reading {path.name}", disable=None) as bar:
             for text, size in documents(f, path.suffix):
-                if small:  # a small language knows no line breaks: a line is a story
+                if joined:
                     text = "".join(text.splitlines())
                 for i in range(0, len(text), PIECE):
                     np.array(self.tokenizer.encode(text[i:i + PIECE]), np.uint16).tofile(out)
-                if jsonl and not small:  # a document ends here
-                    np.array([END_OF_TEXT], np.uint16).tofile(out)
+                if jsonl and end:  # a document ends here
+                    np.array([end], np.uint16).tofile(out)
                 bar.update(size)
 
 
@@ -525,17 +532,3 @@ def read_spec(data: str) -> dict | None:
 
 def write_spec(spec: dict) -> str:
     return " ".join(["cups", *(f"{k}={v}" for k, v in spec.items())])
-
-
-def open_source(data: str, text_ids: list[int] | None = None) -> Source:
-    """`cups ...`, `webtext` or a path. text_ids: of the model that reads it. Raises ValueError,
-    one line, where the text can't be had."""
-    spec = read_spec(data)
-    if spec is not None:
-        return Cups(**spec)
-    tokenizer = Tokenizer(text_ids)
-    if data == "webtext":
-        train, valid = (download(WEBTEXT.format(part), CACHE / f"webtext.{part}.jsonl")
-                        for part in ("train", "valid"))
-        return TextFile(train, tokenizer, held_out=valid)
-    return TextFile(data, tokenizer)

@@ -82,7 +82,7 @@ class Tokenizer:
         if unknown:  # said by the piece, as a person reads it
             raise ValueError(f"{len(unknown)} piece(s) of the text are outside this model's "
                              f"language: {', '.join(map(repr, unknown[:12]))}; it knows: "
-                             f"{' '.join(self.words())}")
+                             f"{' '.join(' '.join(self.words()[:60]).split())}")
         return [self._row[g] for g in ids]
 
     def check(self, V: int) -> None:
