@@ -3,6 +3,7 @@
 - given questions: greedy thoughts, and the answer is the likeliest text token; right by level;
 - the same with the thoughts of another text of the same shape: what the recipe alone teaches;
 - own text, its answers checked, and its reverse KL to the teacher where there is one;
+- prompts with answers (task.py): exact match and log-prob, by level, with three kinds of thoughts;
 - held-out text: what own thoughts add to its log-prob (`gain`), and its nats without thoughts,
   which say whether learning hurt the language.
 
@@ -273,13 +274,15 @@ def print_report(before: dict, after: dict, forced: bool, of: str) -> None:
     for key, words in REPORT.items():
         if key in after and not (forced and key == "p_think"):
             print(f"  {words:<50} {before.get(key, math.nan):.3f} -> {after[key]:.3f}")
-    own, shuffled = after.get(f"accuracy_by_{of}"), after.get(f"accuracy_shuffled_by_{of}")
-    for n in (1, 2, 3, 6, 10, 20, 30) if own else ():
-        if n > len(own):
-            break
+    own, shuffled, none = (after.get(f"accuracy_{x}by_{of}") for x in ("", "shuffled_", "none_"))
+    shown = range(1, 11) if of == "level" else (1, 2, 3, 6, 10, 20, 30)
+    for n in shown if own else ():
+        if n > len(own) or not after[f"answers_by_{of}"][n - 1]:
+            continue
         first = before[f"accuracy_by_{of}"][n - 1]
         points = 100 * (own[n - 1] - shuffled[n - 1]) if shuffled else 0
         more = f"   own minus another text's thoughts {points:+.0f} points" if shuffled else ""
+        more += f", without thoughts {none[n - 1]:.0%}" if none else ""
         print(f"  given texts, {of} = {n:<2}: answers right"
               f"{'':<{16 - len(of)}} {first:6.1%} -> {own[n - 1]:6.1%}{more}")
     if own and "free_accuracy" in after:

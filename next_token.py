@@ -181,7 +181,7 @@ def roll(model: GPT, text: Text, rules: Rules, luck: Luck, dials: Dials = SAMPLE
 def answer(model: GPT, rules: Rules, ids: list[int], slots: list[int], S: int,
            samples: int = 1, **how) -> Rollout:
     """S tokens of own text after a prompt that says where thoughts may stand: after its places
-    `slots`, as in task.encode. how: luck, dials and edit of `roll`."""
+    `slots`, as in task.encode. how: all else that `roll` takes."""
     P = slots[0] + 1 if rules.persist and slots else len(ids)
     prompt = torch.tensor([ids] * samples, device=model.device)
     is_open = torch.zeros_like(prompt, dtype=torch.bool)

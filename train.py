@@ -70,9 +70,10 @@ def setup(s: Settings, source: Source | None = None) -> Run:
 def new_model(s: Settings, source: Source) -> GPT:
     """--model scratch:2x64."""
     layers, width = scratch_shape(s.model)
-    text_ids = source.text_ids
-    V, places = len(text_ids or range(Tokenizer().V)), source.longest(s, s.budget)
-    model = GPT(Config(layers, 2, width, max(places, 256) if text_ids else 1024, V), text_ids)
+    text_ids, n_ctx = source.text_ids, 256 if source.text_ids else 1024
+    n_ctx = max(n_ctx, source.longest(s, s.budget)) if source.by_row else n_ctx
+    V = len(text_ids) if text_ids else Tokenizer().V
+    model = GPT(Config(layers, 2, width, n_ctx, V), text_ids)
     if not s.window:  # with a window they made `stream` slower (docs/RESULTS.md, 5)
         model.wave_positions()
     return model
