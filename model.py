@@ -280,7 +280,8 @@ def load(name: str | Path) -> GPT:
     """A model by name (pico, pico-teacher, gpt2, ...) or by path: a checkpoint of ours, the folder
     of a run, a .bin or .safetensors file of Hugging Face's, or a folder with one.
 
-    A run's checkpoint also has rules, such as a window. `run.open_run` reads both.
+    A run's model makes sense only under its rules, a window or forced thoughts: `sample.load_run`
+    reads both.
     Raises ValueError, one line.
     """
     if str(name) in SIZES:

@@ -111,8 +111,8 @@ PRESETS = {
     "text, scratch": dict(approach="stream", lr=1e-3),
     # (window, budget and lengths follow from the file: task.fitted)
     "task": dict(approach="stream", model="scratch:1x64", think="forced", think_prior=0.5,
-                 prompts=16, samples=8, gamma=0.97, steps=2000, eval_every=500),
-    "task, scratch": dict(lr=2e-3, think_lr=4e-3),
+                 gamma=0.97, steps=1500, eval_every=500),
+    "task, scratch": dict(lr=2e-3, think_lr=4e-3, prompts=16, samples=8),
     "task, next_token": dict(max_thoughts=4),
 }
 LEAST = dict(prompts=1, samples=1, prompt_tokens=1, new_tokens=1, steps=1, micro_batch=0,

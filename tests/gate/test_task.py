@@ -14,6 +14,8 @@ import train
 from conftest import luck, numbers, refuses, run, settings
 from data import TextFile
 from evaluate import answers_right, examples, whole
+from lab import probe
+from lab.report import told_stories
 from model import GPT, Config
 from next_token import answer, roll, states
 from reward import advantages, rollout_loss, scale_of, score, text_weights
@@ -345,6 +347,26 @@ def test_answers_to_a_file(file, tmp_path, monkeypatch, capsys):
     bad = write(tmp_path / "bad.jsonl", [ROWS[0], {"answer": 1}])
     code, _, err = run(sample.main, [*argv, bad, into], monkeypatch, capsys)
     assert code == 2 and "line 2" in err and err.count("\n") == 1
+
+
+def test_probe_and_page(file, tmp_path, monkeypatch, capsys):
+    """Guards lab.probe and the page of lab.report on a task: by level, with exact match, and what
+    each last thought stands for, which `load_run` then knows."""
+    train.train(train.setup(small(file, tmp_path / "out")))
+    argv = ["--checkpoint", tmp_path / "out", "--stories", 4]
+    code, said, err = run(probe.main, argv, monkeypatch, capsys)
+    assert code == 0 and "n = 4" in said and "answers after a last thought" in said, err
+    found = json.loads((tmp_path / "out" / "probe.json").read_text())
+    assert found["levels"] == 4 and found["conditions"]["own"]["answers_by_n"] == [1] * 4
+    again = found["conditions"]
+    assert again["refed"]["accuracy_by_n"] == again["own"]["accuracy_by_n"]
+    it = load_run(tmp_path / "out")
+    assert it.meaning == found["meaning"] and it.meaning
+    s, = generate(it, ROWS[3]["prompt"], 2, dials=GREEDY)
+    assert len(s.meanings) == len(s.thoughts) == 4
+    told = told_stories(tmp_path / "out")
+    assert len(told.stories) == len(told.notes) == 4
+    assert [x.count('class="think"') for x in told.stories] == [len(x) for x in told.notes]
 
 
 def test_stages(file, tmp_path, monkeypatch):
