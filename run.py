@@ -254,6 +254,7 @@ class Run:
         self.line = {
             "reward": (r.sum() / max(paying, 1)).item(), "loss": update.loss,
             "spread": sibling_spread(all_rows(credit.returns), self.settings.samples, real),
+            "frac_reward_zero_std": same_reward(r, self.settings.samples),
             "entropy": update.entropy / max(credit.thoughts, 1),
             "thoughts": credit.thoughts / real.sum().item(), "grad_norm": update.norm,
             "stage": self.progress.stage, "right": self.progress.accuracy,
@@ -358,6 +359,12 @@ def load_run(path: str | Path) -> Run:
     found = (folder if folder.is_dir() else folder.parent) / "probe.json"
     run.meaning = json.loads(found.read_text()).get("meaning", {}) if found.exists() else {}
     return run
+
+
+def same_reward(r: Tensor, G: int) -> float:  # [B * G, S]
+    """The share of contexts whose siblings all earned the same, to a thousandth of a nat."""
+    total = r.sum(1).view(-1, G)
+    return (total.amax(1) - total.amin(1) < 1e-3).float().mean().item()
 
 
 class Log:
