@@ -38,8 +38,9 @@ class Settings:
     model: str = flag("gpt2", f"{', '.join([*PICO, *SIZES])}, a path, or scratch:2x64 for a new one"
                       " of 2 layers and width 64")
     teacher: str | None = flag("gpt2", "as --model; for --approach teacher")
-    data: str = flag("webtext", 'webtext, a .txt or .jsonl file, or "cups m=5 idle=0.4"; cups takes'
-                     " m=, balls=one|all, moves=mixed|turns, idle=, swaps=")
+    data: str = flag("webtext", "webtext, a .txt or .jsonl file of text, a .jsonl file of prompts "
+                     'and answers, or "cups m=5 idle=0.4"; cups takes m=, balls=one|all, '
+                     "moves=mixed|turns, idle=, swaps=")
     eval_data: str | None = flag(None, "a task: held-out rows; else the last 5 % of each level")
     think_after: str = flag("steps", "a task: steps, end, or a text; where thoughts may stand")
     # thoughts
@@ -108,7 +109,7 @@ PRESETS = {
     "cups, next_token": dict(model="scratch:1x64", prompts=16, new_tokens=32, window=7,
                              think_lr=2e-3, max_thoughts=4),
     "text, next_token": dict(max_thoughts=4),
-    "text, scratch": dict(approach="stream", lr=1e-3),
+    "text, scratch": dict(approach="stream", lr=1e-3, prompts=4, steps=400),
     # (window, budget and lengths follow from the file: task.fitted)
     "task": dict(approach="stream", model="scratch:1x64", think="forced", think_prior=0.5,
                  gamma=0.97, steps=1500, eval_every=500),

@@ -362,6 +362,9 @@ def fitted(data: str, settings) -> dict:
     """
     task = Task(data, None, settings)
     rows, K, window = task.train + task.eval, settings.max_thoughts, 1
+    prompts = {tuple(x.ids[:x.start]) for x in task.train}
+    if seen := sum(tuple(x.ids[:x.start]) in prompts for x in task.eval):
+        print(f"{seen} of {len(task.eval)} held-out prompts stand among the training rows as well")
     for x in rows:
         ends = [0, *(i + 1 for i in x.slots), x.start]
         window = max(window, *(b - a for a, b in zip(ends, ends[1:])))
