@@ -21,7 +21,7 @@ from torch import Tensor
 
 from data import Source, Text, plain, seeded
 from model import GPT, gate_logit
-from next_token import answer, roll
+from next_token import answer_prompt, roll
 from reward import score
 from rollout import GREEDY, Dials, Luck, Rollout, Rules, visible_text
 
@@ -245,8 +245,8 @@ def evaluate_task(model: GPT, source: Source, rules: Rules, settings,
     for i in torch.linspace(0, len(text.ids) - 1, 8).long().tolist():
         P = text.P + int(text.pays[i].argmax())  # where the answer begins
         prompt, slots = text.ids[i, :P].tolist(), text.open[i, :P].nonzero().flatten().tolist()
-        ro = answer(model, rules, prompt, slots, settings.new_tokens, dials=GREEDY,
-                    luck=Luck(0, 0, "eval_rollout"))
+        ro = answer_prompt(model, rules, prompt, slots, settings.new_tokens, dials=GREEDY,
+                           luck=Luck(0, 0, "eval_rollout"))
         shown.append((ro.kept()[0], P + int(ro.is_think[0, :int(ro.place[0, P])].sum())))
     return out, shown
 

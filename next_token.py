@@ -178,8 +178,8 @@ def roll(model: GPT, text: Text, rules: Rules, luck: Luck, dials: Dials = SAMPLE
         return way(model, text, rules, luck, dials, edit)
 
 
-def answer(model: GPT, rules: Rules, ids: list[int], slots: list[int], S: int,
-           samples: int = 1, **how) -> Rollout:
+def answer_prompt(model: GPT, rules: Rules, ids: list[int], slots: list[int], S: int,
+                  samples: int = 1, **how) -> Rollout:
     """S tokens of own text after a prompt that says where thoughts may stand: after its places
     `slots`, as in task.encode. how: all else that `roll` takes."""
     P = slots[0] + 1 if rules.persist and slots else len(ids)

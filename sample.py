@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 
 from data import plain
-from next_token import answer, gate_at, roll
+from next_token import answer_prompt, gate_at, roll
 from rollout import SAMPLED, Dials, Edit, Luck, Rollout
 from run import Run, load_run
 from settings import Parser, at_least
@@ -87,8 +87,8 @@ def continue_prompt(run: Run, prompt: str | list[str], new_tokens: int, samples:
         raise ValueError(f"{P} tokens of the prompt and {new_tokens} new ones do not fit the "
                          f"model's context of {model.config.n_ctx}")
     if run.is_task:
-        return answer(model, rules, ids, slots, new_tokens, samples, dials=dials, edit=edit,
-                      luck=Luck(seed, 0, "rollout"))
+        return answer_prompt(model, rules, ids, slots, new_tokens, samples, dials=dials,
+                             edit=edit, luck=Luck(seed, 0, "rollout"))
     # thoughts that stand after certain words, as moves of cups, are needed in the prompt too: it
     # ends at the first such word, and the rest is given text
     words = rules.think_after or []

@@ -226,6 +226,7 @@ class Task(Source):
     def text(self, settings, step: int, stage: int) -> Text:
         """Half of the rows are of the stage's own level, the others of any level up to it."""
         rng, B = seeded(settings.seed, step, "train"), settings.prompts
+        stage = stage and max(stage, min(self.by_level))  # levels may begin above 1
         if stage:  # --prompts is meant for the longest rows: short ones take more contexts
             longest = [max(len(x.ids) for x in self.train if x.level <= n)
                        for n in (stage, self.stages)]
@@ -239,7 +240,7 @@ class Task(Source):
         below = [x for level, rows in self.by_level.items() if level <= stage for x in rows]
         top = self.by_level.get(stage) or below
         pools = [top if i % 2 == 0 else below for i in range(n)]
-        return [pool[rng.integers(len(pool))] for pool in pools if pool]
+        return [pool[rng.integers(len(pool))] for pool in pools]
 
     def take(self, rows, L, rng, prompt=0, held_out=False):
         """One row of the file after another."""
@@ -269,7 +270,7 @@ class Task(Source):
         return f"{self.name}, line {self.longest_row(settings).line}: this row"
 
     def quiz(self, level, rows, rng):
-        pool = self.by_level.get(level) or self.draw(rng, rows, level)
+        pool = self.by_level.get(level) or self.draw(rng, rows, max(level, min(self.by_level)))
         return self.batch([pool[rng.integers(len(pool))] for _ in range(rows)])
 
     def questions(self, each, seed):
@@ -278,24 +279,24 @@ class Task(Source):
         return self.batch(sorted((self.eval[i] for i in which), key=lambda x: (x.level, x.line)))
 
 
-def pieces_for(prompt: str | list[str], think_after: str) -> list[str]:
-    """A prompt, or its pieces, as a row of the file would have them. Raises ValueError."""
-    return pieces_of({"prompt": prompt} if isinstance(prompt, str) else {"steps": prompt},
-                     think_after)
+def pieces_for(prompt: str | list[str] | dict, think_after: str) -> list[str]:
+    """The pieces of a prompt, of steps, or of a whole row. Raises ValueError."""
+    row = {str: {"prompt": prompt}, list: {"steps": prompt}}.get(type(prompt), prompt)
+    return pieces_of(row, think_after)
 
 
 def answer_lines(path: Path, out: Path, say: Callable) -> None:
-    """Each line of a file, and what `say`, a sample.Sample, answers to its prompt, or its steps.
+    """Each line of a file, and what `say` makes of its prompt, or its steps: a sample.Sample.
     `right`: is `output` its answer, where it has one? Raises ValueError, OSError."""
     done = []
     for n, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
         try:
             row = json.loads(line)
-            prompt = row.get("steps") or first_of(row, PROMPT)
+            prompt = row if row.get("steps") else first_of(row, PROMPT)
             if not prompt:
                 raise ValueError(f"it has none of {', '.join(PROMPT)}, and no steps")
             s = say(prompt)
-        except (ValueError, AttributeError) as e:
+        except (ValueError, AttributeError, TypeError) as e:
             raise ValueError(f"{path}, line {n}: {e}") from e
         row |= {"output": s.output.strip(), "thoughts": [name for name, _ in s.thoughts],
                 "meanings": s.meanings, "p_think": s.p_think}

@@ -25,7 +25,7 @@ from data import LETTERS, read_spec
 from lab.page import html_page
 from lab.probe import (NAMES, THEN, WhatIf, answers_after, first_case, make_dictionary, opened,
                        stories, what_if)
-from next_token import answer
+from next_token import answer_prompt
 from rollout import GREEDY, Luck, Rollout
 from run import Run
 from tokenizer import Tokenizer
@@ -614,8 +614,8 @@ def told_rows(run: Run, count: int) -> Told:
     rows = sorted(run.source.eval, key=lambda x: x.level)
     for x in rows[::max(1, len(rows) // count)][:count]:
         answer_ids = x.ids[x.start:]
-        ro = answer(run.model, run.rules, x.ids[:x.start], x.slots, len(answer_ids), dials=GREEDY,
-                    luck=Luck(0, 0, "eval_rollout"))
+        ro = answer_prompt(run.model, run.rules, x.ids[:x.start], x.slots, len(answer_ids),
+                           dials=GREEDY, luck=Luck(0, 0, "eval_rollout"))
         ids = ro.kept()[0]
         right = ro.text[0, x.start:].tolist() == answer_ids
         prompt = len(ids) - len(answer_ids)

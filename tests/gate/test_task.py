@@ -12,12 +12,12 @@ import torch
 import sample
 import train
 from conftest import luck, numbers, refuses, run, settings
-from data import TextFile
+from data import TextFile, seeded
 from evaluate import answers_right, examples, whole
 from lab import probe
 from lab.report import told_stories
 from model import GPT, Config
-from next_token import answer, roll, states
+from next_token import answer_prompt, roll, states
 from reward import advantages, rollout_loss, scale_of, score, text_weights
 from rollout import GREEDY, Rules, naive_rollout
 from run import open_run
@@ -285,8 +285,8 @@ def test_exact_match_is_greedy_decoding(file, tiny):
     hit, last = whole(answers_right(model, text, FORCED), text.pays > 0)
     # a random model is never right: its own answers become the data's, in half of the rows
     for i, x in enumerate(task.train):
-        ro = answer(model, FORCED, x.ids[:x.start], x.slots, len(x.ids) - x.start, dials=GREEDY,
-                    luck=luck())
+        ro = answer_prompt(model, FORCED, x.ids[:x.start], x.slots, len(x.ids) - x.start,
+                           dials=GREEDY, luck=luck())
         own = ro.text[0, x.start:]
         if i % 2:
             text.ids[i, x.start:len(x.ids)] = own
@@ -335,7 +335,8 @@ def test_answers_to_a_file(file, tmp_path, monkeypatch, capsys):
     """Guards `sample.py --jsonl`: every line comes back, with what was said and thought."""
     train.train(train.setup(small(file, tmp_path / "out")))
     lines = [ROWS[5], {"id": 7, "question": "Ben has 1 apples. How many?"},
-             {"steps": ["Ben has 1 apples.", "She eats 1."]}]
+             {"steps": ["Ben has 1 apples.", "She eats 1."],
+              "prompt": "Ben has 1 apples. She eats 1. How many?"}]
     into = tmp_path / "said.jsonl"
     argv = ["--checkpoint", tmp_path / "out", "--temperature", 0, "--jsonl"]
     code, _, err = run(sample.main, [*argv, write(tmp_path / "in.jsonl", lines), into], monkeypatch,
@@ -347,6 +348,17 @@ def test_answers_to_a_file(file, tmp_path, monkeypatch, capsys):
     bad = write(tmp_path / "bad.jsonl", [ROWS[0], {"answer": 1}])
     code, _, err = run(sample.main, [*argv, bad, into], monkeypatch, capsys)
     assert code == 2 and "line 2" in err and err.count("\n") == 1
+
+
+def test_levels_with_gaps(tmp_path):
+    """Guards files whose levels begin above 1, or leave some out: each stage has rows."""
+    rows = [story(level, i % 5) for i in range(30) for level in (3, 6)]
+    task = task_of(write(tmp_path / "gaps.jsonl", rows))
+    s = settings(data=str(tmp_path / "gaps.jsonl"), prompts=4)
+    for stage, levels in ((1, {3}), (3, {3}), (4, {3}), (6, {3, 6})):
+        for text in (task.text(s, 1, stage), task.quiz(stage, 16, seeded(0, 0, "quiz"))):
+            found = set(text.level[text.level > 0].tolist())
+            assert found <= levels and max(found) == max(levels)
 
 
 def test_probe_and_page(file, tmp_path, monkeypatch, capsys):
