@@ -1,4 +1,4 @@
-"""Where text comes from: the game `cups`, a .txt or .jsonl file, or WebText.
+"""Where text comes from: the game `cups`, or text from a file. (Tasks: task.py.)
 
 All of them are a `Source`, and the loop knows no more than that. What a source gives is a `Text`:
 rows of ids, which tokens pay, and where thoughts may stand. Text is a function of (seed, step,
@@ -15,8 +15,8 @@ where the ball is, so its cup is the only hidden state. Variants, as in --data "
     idle=0.4     the share of moves that are ` nothing`. Is a thought needed after those?
     swaps=12     the longest round of the curriculum
 
-Left out on purpose: shuffled epochs, since windows are drawn at random; padding, since all rows
-are equally long. Knows tokenizer.py, reader.py and download.py.
+Left out on purpose: shuffled epochs, since windows are drawn at random. Knows tokenizer.py and
+reader.py.
 
 Letters: B contexts, G siblings, R = B G rows, P prompt tokens, S new text tokens, L = P + S,
 V text rows, m cups, n moves since the last answer.
@@ -35,14 +35,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from download import download
 from reader import documents, encoding_of, open_sealed, seal, told
 from tokenizer import END_OF_TEXT, Tokenizer
 
 CACHE = Path(os.path.expanduser(os.environ.get("NANOTHINK_CACHE") or
                                 Path(__file__).resolve().parent / "cache"))
-WEBTEXT = ("https://openaipublic.blob.core.windows.net/gpt-2/output-dataset/v1/"
-           "webtext.{}.jsonl")
 PIECE = 1 << 22  # characters encoded at once: the ids of a line of 100 MB are a list of 3 GB
 PURPOSES = ("train", "eval", "rollout", "eval_rollout", "pretrain", "offset", "birth", "own_text",
             "quiz")
@@ -70,6 +67,7 @@ class Text:
     offset: int = 0  # position of the first token
     siblings: int = 1  # how many neighbours share their text
     stage: int = 0  # of the curriculum; 0 without one
+    real: Tensor | None = None  # [R, S]: is it no padding? None: all is text
 
     @property
     def S(self) -> int:
@@ -105,9 +103,12 @@ class Source:
     text_ids: list[int] | None = None  # the GPT-2 ids of its language, row by row; None: all
     stages = 0  # of a curriculum; 0: it has none
     patience = 0  # steps in a stage before a run begins again with new weights; 0: any number
+    enough = 0.99  # share of right answers that ends a stage
+    hurry = 0  # steps after which a stage ends, learned or not; 0: never
     levels = 0  # that `questions` asks for; 0: there are no questions
     of = "level"  # what a level is called
     digest = ""  # of a file's content: --resume notices another one
+    by_row = False  # each row is a prompt with its answer, all of it given (task.py)
 
     def take(self, rows: int, L: int, rng: np.random.Generator, prompt: int = 0,
              held_out: bool = False) -> Tensor:  # -> [rows, L] ids
@@ -136,6 +137,10 @@ class Source:
     def longest(self, settings, budget: int) -> int:
         """Places of the longest row of training and evaluation, with that many thoughts."""
         return settings.prompt_tokens + settings.new_tokens + budget
+
+    def whose_longest(self, settings) -> str:
+        """What the longest row is made of, for a person."""
+        return "prompt, new tokens"
 
     def quiz(self, level: int, rows: int, rng: np.random.Generator) -> Text:  # [rows, ...]
         """Fresh questions of one level: a curriculum goes on when they are answered."""
@@ -464,7 +469,11 @@ class TextFile(Source):
 
     def _encode(self, path: Path, cached: Path) -> None:
         """Make the cache, whole or not at all. Raises ValueError."""
-        small, kind, skipped = self.text_ids is not None, path.suffix.lower(), Counter()
+        kind, skipped = path.suffix.lower(), Counter()
+        rows = self.text_ids
+        # a small language may know no line breaks: there a line is a story
+        joined = rows is not None and not any("\n" in word for word in self.tokenizer.words())
+        end = END_OF_TEXT if rows is None else rows.index(END_OF_TEXT) if END_OF_TEXT in rows else 0
         part = cached.with_suffix(f".{os.getpid()}.part")
         try:
             CACHE.mkdir(parents=True, exist_ok=True)
@@ -472,13 +481,13 @@ class TextFile(Source):
                     total=path.stat().st_size, unit="B", unit_scale=True,
                     desc=f"reading {path.name}", disable=None) as bar:
                 for text, size in documents(f, kind, skipped):
-                    if small:  # a small language knows no line breaks: a line is a story
+                    if joined:
                         text = "".join(text.splitlines())
                     for i in range(0, len(text), PIECE):
                         ids = self.tokenizer.encode(text[i:i + PIECE])
                         out.write(np.array(ids, np.uint16).tobytes())
-                    if kind == ".jsonl" and not small:  # a document ends here
-                        out.write(np.array([END_OF_TEXT], np.uint16).tobytes())
+                    if kind == ".jsonl" and end:  # a document ends here
+                        out.write(np.array([end], np.uint16).tobytes())
                     bar.update(size)
                 seal(out, skipped)
             os.replace(part, cached)
@@ -521,17 +530,3 @@ def read_spec(data: str) -> dict | None:
 
 def write_spec(spec: dict) -> str:
     return " ".join(["cups", *(f"{k}={v}" for k, v in spec.items())])
-
-
-def open_source(data: str, text_ids: list[int] | None = None) -> Source:
-    """`cups ...`, `webtext` or a path. text_ids: of the model that reads it. Raises ValueError,
-    one line, where the text can't be had."""
-    spec = read_spec(data)
-    if spec is not None:
-        return Cups(**spec)
-    tokenizer = Tokenizer(text_ids)
-    if data == "webtext":
-        train, valid = (download(WEBTEXT.format(part), CACHE / f"webtext.{part}.jsonl")
-                        for part in ("train", "valid"))
-        return TextFile(train, tokenizer, held_out=valid)
-    return TextFile(data, tokenizer)

@@ -3,6 +3,7 @@
 - given questions: greedy thoughts, and the answer is the likeliest text token; right by level;
 - the same with the thoughts of another text of the same shape: what the recipe alone teaches;
 - own text, its answers checked, and its reverse KL to the teacher where there is one;
+- prompts with answers (task.py): exact match and log-prob, by level, with three kinds of thoughts;
 - held-out text: what own thoughts add to its log-prob (`gain`), and its nats without thoughts,
   which say whether learning hurt the language.
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from data import Source, Text, plain, seeded
 from model import GPT, gate_logit
-from next_token import roll
+from next_token import answer_prompt, roll
 from reward import score
 from rollout import GREEDY, Dials, Luck, Rollout, Rules, visible_text
 
@@ -76,6 +77,55 @@ def given_questions(model: GPT, source: Source, rules: Rules, text: Text) -> dic
         out |= (when_it_thinks(source, may, ro, first) if rules.persist else
                 what_it_thinks_about(ro, asked))
     return out
+
+
+def whole(hit: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:  # [R, S] bool -> 2 x [R, S] bool
+    """Is this token of an answer right, and all those of the same answer before it? And is it the
+    last one? Answers are told apart by a token between them."""
+    wrong = (~hit & asked).cumsum(1)
+    # what was wrong up to the last token that is no answer
+    before = torch.where(asked, 0, wrong).cummax(1).values
+    return asked & (wrong == before), asked & ~F.pad(asked[:, 1:], (0, 1))
+
+
+def anothers(ro: Rollout) -> Tensor:  # -> [R, T]
+    """Thought by thought those of the row before; where that one has fewer, they start again."""
+    thoughts = ro.is_think.long()
+    order = thoughts.argsort(dim=1, descending=True, stable=True).roll(1, 0)  # theirs first
+    count = thoughts.sum(1, keepdim=True).roll(1, 0)
+    j = (thoughts.cumsum(1) - 1) % count.clamp(min=1)  # which of theirs stands here
+    theirs = ro.ids.roll(1, 0).gather(1, order).gather(1, j)
+    return torch.where(ro.is_think & (count > 0), theirs, -1)
+
+
+@torch.no_grad()
+def examples(model: GPT, source: Source, rules: Rules, text: Text) -> dict:
+    """Prompts with their answers: exact match of greedy answers and their log-prob in nats, by
+    level. With greedy thoughts, with those of the row before, which is of the same level, and
+    without. text: `Source.questions`, in order of their levels."""
+    text = text.to(model.device)
+    rules, luck = room(rules, text, model), Luck(0, 0, "eval_rollout")
+    ro, asked = roll(model, text, rules, luck, GREEDY), text.pays > 0
+    # an answer that is right token by token, each after the right ones before it, is what greedy
+    # decoding writes
+    _, last = whole(asked, asked)
+    level, out, arms = text.level[last], {}, {"": ro}
+    if ro.is_think.any() and len(model.think) > 1:
+        other = anothers(ro)
+        arms["shuffled_"] = roll(
+            model, text, rules, luck, GREEDY,
+            edit=lambda t, z: torch.where(other[:, t] >= 0, other[:, t], z))
+    if rules.think != "never":
+        arms["none_"] = roll(model, text, replace(rules, think="never", budget=0), luck, GREEDY)
+    for name, it in arms.items():
+        r, hit, _ = score(model, it, text.pays)
+        right = whole(hit, asked)[0][last]
+        out[f"accuracy_{name}by_level"], counts = by_level(level, right, source.levels)
+        out[f"logp_{name}by_level"], _ = by_level(level, r.sum(1), source.levels)
+        out[f"accuracy_{name}".rstrip("_")] = right.float().mean().item()
+        out[f"logp_{name}".rstrip("_")] = r.sum(1).mean().item()
+    return out | {"answers_by_level": counts, "thoughts_per_token":
+                  ro.is_think.sum().item() / text.real.sum().item()}
 
 
 def when_it_thinks(source: Source, may: Tensor, ro: Rollout, first: Tensor) -> dict:
@@ -157,10 +207,12 @@ def free_text(model: GPT, source: Source, rules: Rules, prompts: Text,
 
 
 def evaluate(model: GPT, source: Source, rules: Rules, settings, teacher: GPT | None = None,
-             each: int = 32) -> tuple[dict, Rollout]:
-    """All of the above, ready for an `eval` line of metrics.jsonl, and the free rollouts.
-    each: how many questions of every level."""
+             each: int = 32) -> tuple[dict, list[tuple[list[int], int]]]:
+    """All of the above, ready for an `eval` line of metrics.jsonl, and eight rows of own text, each
+    with the length of its prompt. each: how many questions of every level."""
     P, S = settings.prompt_tokens, settings.new_tokens
+    if source.by_row:
+        return evaluate_task(model, source, rules, settings, each)
     rows = 128 if source.levels else settings.prompts * settings.samples  # a step's worth of text
     few = not rules.persist and not source.levels
     # without a cache for own text of branches, 8 rows of 64 tokens would take GPT-2 minutes
@@ -180,7 +232,25 @@ def evaluate(model: GPT, source: Source, rules: Rules, settings, teacher: GPT | 
         out |= given_questions(model, source, rules, source.questions(each, 0))
         first = out[f"accuracy_by_{source.of}"][:10]
         out["accuracy"] = sum(first) / len(first)
-    return out, ro
+    return out, [(row, ro.P) for row in ro.rows(slice(8)).kept()]
+
+
+def evaluate_task(model: GPT, source: Source, rules: Rules, settings,
+                  each: int) -> tuple[dict, list[tuple[list[int], int]]]:
+    """The same for prompts with answers, and eight of them answered by the model itself."""
+    ids = held_out(source, 16, settings.prompt_tokens + settings.new_tokens, 2000)
+    nats, p_think = plain_nats(model, ids.to(model.device), rules.window)
+    text = source.questions(each, 0)
+    out = {"p_think": p_think, "nats_without_thoughts": nats}
+    out |= examples(model, source, rules, text)
+    shown = []
+    for i in torch.linspace(0, len(text.ids) - 1, 8).long().tolist():
+        P = text.P + int(text.pays[i].argmax())  # where the answer begins
+        prompt, slots = text.ids[i, :P].tolist(), text.open[i, :P].nonzero().flatten().tolist()
+        ro = answer_prompt(model, rules, prompt, slots, settings.new_tokens, dials=GREEDY,
+                           luck=Luck(0, 0, "eval_rollout"))
+        shown.append((ro.kept()[0], P + int(ro.is_think[0, :int(ro.place[0, P])].sum())))
+    return out, shown
 
 
 def held_out(source: Source, rows: int, L: int, step: int, prompt: int = 0) -> Tensor:
@@ -206,16 +276,18 @@ def print_report(before: dict, after: dict, forced: bool, of: str) -> None:
     for key, words in REPORT.items():
         if key in after and not (forced and key == "p_think"):
             print(f"  {words:<50} {before.get(key, math.nan):.3f} -> {after[key]:.3f}")
-    own, shuffled = after.get(f"accuracy_by_{of}"), after.get(f"accuracy_shuffled_by_{of}")
-    for n in (1, 2, 3, 6, 10, 20, 30) if own else ():
-        if n > len(own):
-            break
+    own, shuffled, none = (after.get(f"accuracy_{x}by_{of}") for x in ("", "shuffled_", "none_"))
+    shown = range(1, 11) if of == "level" else (1, 2, 3, 6, 10, 20, 30)
+    for n in shown if own else ():
+        if n > len(own) or not after[f"answers_by_{of}"][n - 1]:
+            continue
         first = before[f"accuracy_by_{of}"][n - 1]
         points = 100 * (own[n - 1] - shuffled[n - 1]) if shuffled else 0
         more = f"   own minus another text's thoughts {points:+.0f} points" if shuffled else ""
+        more += f", without thoughts {none[n - 1]:.0%}" if none else ""
         print(f"  given texts, {of} = {n:<2}: answers right"
               f"{'':<{16 - len(of)}} {first:6.1%} -> {own[n - 1]:6.1%}{more}")
-    if own:
+    if own and "free_accuracy" in after:
         print(f"  own texts: answers right {'':<25} {before['free_accuracy']:6.1%} -> "
               f"{after['free_accuracy']:6.1%}   "
               f"({before['free_answers']} -> {after['free_answers']} answers)")

@@ -223,7 +223,7 @@ class GPT(nn.Module):
         # likely everywhere. A code of one thought has to be unlearned first
         common = F.normalize(h.mean(0), dim=0)
         noise -= torch.outer(noise @ common, common)
-        size = spread / (h @ noise.T).std(1).mean() if N > 1 else 0.1 / noise.std()
+        size = spread / (h @ noise.T).std(1).mean() if N > 1 else 0.02 / noise.std()
         noise *= size
         self.set_rows((w.float().mean(0) + noise).to(w.dtype))
         return self.fit_gate(ids, prior, mask)
@@ -269,7 +269,8 @@ def load(name: str | Path) -> GPT:
     """A model by name (pico, pico-teacher, gpt2, ...) or by path: a checkpoint of ours, the folder
     of a run, a .bin or .safetensors file of Hugging Face's, or a folder with one.
 
-    A run's checkpoint also has rules, such as a window. `run.open_run` reads both.
+    A run's model makes sense only under its rules, a window or forced thoughts: `sample.load_run`
+    reads both.
     Raises ValueError, one line.
     """
     path = PICO.get(str(name), Path(name))

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data import Text
+from data import Text, plain
 from fast import packed
 from model import GPT, gate_logit
 from rollout import (SAMPLED, Dials, Edit, Luck, Rollout, Rules, choose, draw, explicit,
@@ -176,6 +176,34 @@ def roll(model: GPT, text: Text, rules: Rules, luck: Luck, dials: Dials = SAMPLE
     with packed(model, len(text.ids), text.S):
         way = branches if text.given else speak_by_branches
         return way(model, text, rules, luck, dials, edit)
+
+
+def answer_prompt(model: GPT, rules: Rules, ids: list[int], slots: list[int], S: int,
+                  samples: int = 1, **how) -> Rollout:
+    """S tokens of own text after a prompt that says where thoughts may stand: after its places
+    `slots`, as in task.encode. how: all else that `roll` takes."""
+    P = slots[0] + 1 if rules.persist and slots else len(ids)
+    prompt = torch.tensor([ids] * samples, device=model.device)
+    is_open = torch.zeros_like(prompt, dtype=torch.bool)
+    is_open[:, slots] = True
+    if rules.persist:
+        rules = replace(rules, budget=min(len(slots) * rules.max_thoughts,
+                                          max(0, model.config.n_ctx - len(ids) - S)))
+    else:  # a branch before each token of the answer
+        rules, is_open = replace(rules, think_after=None), None
+    text = plain(prompt, P, len(ids) - P + S, open=is_open, siblings=samples)
+    return roll(model, text, rules, **how)
+
+
+@torch.no_grad()
+def gate_at(model: GPT, ro: Rollout) -> Tensor:  # -> [R, T]
+    """p_think at each place, 0..1: how likely a thought was to be chosen there rather than text.
+    0 without thinking rows, and for own text in branches, whose states are not kept."""
+    if not len(model.think) or ro.h.shape[-1] != model.config.n_embd:
+        return torch.zeros(ro.ids.shape)
+    h, V = states_at(ro.h, ro.chosen_at), model.config.vocab_size
+    p = [torch.sigmoid(gate_logit(model.logits(x), V)) for x in h.flatten(0, 1).split(512)]
+    return torch.cat(p).view(ro.ids.shape)
 
 
 def layout(ro: Rollout, rules: Rules) -> tuple[Tensor, Tensor | None]:  # [T], [R or 1, 1, T, T]

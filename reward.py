@@ -176,9 +176,10 @@ def advantages(r: Tensor, ro: Rollout, settings, extra: Tensor | None = None) ->
     return Credit(A, returns, len(of_choices), int(all_rows(ro.is_think).sum()))
 
 
-def sibling_spread(returns: Tensor, G: int) -> float:  # [B * G, S]
+def sibling_spread(returns: Tensor, G: int, real: Tensor) -> float:  # [B * G, S], G, [B * G, S]
     """Mean standard deviation between siblings at a slot. 0: no thought made a difference."""
-    return returns.view(-1, G, returns.shape[1]).std(1).mean().item() if G > 1 else 0.0
+    spread = returns.view(-1, G, returns.shape[1]).std(1) if G > 1 else 0 * returns[::G]
+    return spread[real[::G].bool()].mean().item()
 
 
 # Step 5: the loss
@@ -222,9 +223,11 @@ def text_weights(text: Text, settings, r: Tensor) -> Tensor:  # [R, S] -> [R, S]
     """w: what each token's own value v weighs in the loss."""
     # 1 in all over those that pay, OTHER_TEXT in all over the others, learned as plain language
     pays = all_rows(text.pays)
-    paying, others = pays.sum().item(), (pays == 0).sum().item()
+    other = text.pays == 0
+    other = other if text.real is None else other & text.real  # padding counts for nothing
+    paying, others = pays.sum().item(), all_rows(other).sum().item()
     own = text.pays * ((settings.answer_grad == "on") / max(paying, 1))
-    weight = torch.where(text.pays > 0, own, OTHER_TEXT / max(others, 1))
+    weight = torch.where(text.pays > 0, own, other * (OTHER_TEXT / max(others, 1)))
     if text.stage > 1 and settings.thoughts == "tokens" and settings.approach != "next_token":
         # the longest rounds of a stage end in thoughts that carry no information yet
         weight = weight.masked_fill((text.pays > 0) & (text.level == text.stage), 0)

@@ -30,12 +30,13 @@ from tqdm import tqdm
 
 from command import (as_json, is_short_of_memory, one_line, pyplot, script, typed,
                      write_whole)
-from data import Source, Text, open_source
+from data import Source, Text, seeded
 from evaluate import evaluate, print_report
 from model import GPT, as_checkpoint, from_checkpoint, load
 from reward import Credit, Score, all_rows, sibling_spread
 from rollout import Luck, Rules
 from settings import Settings, from_dict, processes
+from task import open_source
 from tokenizer import CSS, Tokenizer
 from weights import read_weights, save
 
@@ -90,13 +91,20 @@ class Run:
         self.resumable = True  # False: its loop is not train.py's, so --resume would be another one
         self.line: dict[str, float] = {}  # what metrics.jsonl will say of this step
         self.also_measure = dict  # () -> more numbers for an evaluation
+        self.meaning: dict[str, str] = {}  # of thoughts by number, where lab.probe has counted
 
     @property
     def source(self) -> Source:
         """Where its text comes from."""
         if self._source is None:
-            self._source = open_source(self.settings.data, self.model.text_ids)
+            s = self.settings
+            self._source = open_source(s.data, self.model.text_ids, s)
         return self._source
+
+    @property
+    def is_task(self) -> bool:
+        """Does each prompt say for itself where thoughts may stand?"""
+        return self.rules.think_after == []
 
     @property
     def out(self) -> Path:
@@ -127,6 +135,33 @@ class Run:
         if self.settings.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.model.device.type, self.settings.dtype)
+
+    def check(self, load: Callable[[str], GPT]) -> None:
+        """Load the teacher. Do it, model, text and rules fit together? Raises ValueError."""
+        s, model, source = self.settings, self.model, self.source
+        # one language
+        if model.text_ids != source.text_ids:
+            raise ValueError(f"--model {s.model} does not speak the language of --data {s.data}: "
+                             "try --approach stream with a new --model scratch")
+        if source.text_ids is None:
+            Tokenizer().check(model.config.vocab_size)
+        # one vocabulary: the teacher reads the student's ids
+        if s.teacher is not None:
+            self.teacher = load(s.teacher).to(s.device).requires_grad_(False)
+            if (self.teacher.text_ids, self.teacher.config.vocab_size) != (
+                    model.text_ids, model.config.vocab_size):
+                raise ValueError(f"--teacher {s.teacher} has another vocabulary than --model "
+                                 f"{s.model}: it cannot judge its text")
+        # the longest row fits the context of both
+        longest = source.longest(s, self.rules.budget)
+        if longest > min(m.config.n_ctx for m in (model, self.teacher) if m is not None):
+            raise ValueError(f"{source.whose_longest(s)} and thoughts can make {longest} places, "
+                             "more than the model's context: lower --new_tokens, --budget or "
+                             "--max_thoughts")
+        # is the text long enough? better now than after an hour
+        source.text(s, 0, 0)
+        P, L = s.prompt_tokens, s.prompt_tokens + s.new_tokens
+        source.take(1, L, seeded(0, 0, "eval"), P, held_out=True)
 
     # The clock
 
@@ -219,11 +254,14 @@ class Run:
     def note(self, text: Text, score: Score, credit: Credit, update: Update) -> None:
         """What metrics.jsonl says of this step (docs/METRICS.md)."""
         paying, r = all_rows(text.pays).sum().item(), all_rows(score.r)
+        # padding counts for nothing
+        real = torch.ones_like(r) if text.real is None else all_rows(text.real)
         self.line = {
             "reward": (r.sum() / max(paying, 1)).item(), "loss": update.loss,
-            "spread": sibling_spread(all_rows(credit.returns), self.settings.samples),
+            "spread": sibling_spread(all_rows(credit.returns), self.settings.samples, real),
+            "frac_reward_zero_std": same_reward(r, self.settings.samples),
             "entropy": update.entropy / max(credit.thoughts, 1),
-            "thoughts": credit.thoughts / r.numel(), "grad_norm": update.norm,
+            "thoughts": credit.thoughts / real.sum().item(), "grad_norm": update.norm,
             "stage": self.progress.stage, "right": self.progress.accuracy,
             "skipped": self.progress.skipped}
 
@@ -242,11 +280,10 @@ class Run:
     def measure(self, whole: bool) -> None:
         """An evaluation: its line, and samples.html. whole: at a run's start and end, with more
         questions."""
-        result, ro = evaluate(self.model, self.source, self.rules, self.settings, self.teacher,
-                              32 if whole else 8)
+        result, rows = evaluate(self.model, self.source, self.rules, self.settings, self.teacher,
+                                32 if whole else 8)
         self.log.write("eval", self.progress.step, result | self.also_measure())
-        rows = ro.rows(slice(8)).kept()
-        samples = [self.tokenizer.show(row, ro.P, "html") for row in rows]
+        samples = [self.tokenizer.show(row, prompt, "html") for row, prompt in rows]
         page = html_page(samples, f"step {self.progress.step}")
         (self.out / "samples.html").write_text(page, encoding="utf-8", errors="replace")
 
@@ -320,6 +357,21 @@ def open_run(path: str | Path, plain: bool = False) -> Run:
     run.saved_moments = saved.get("optimizer") if complete else None
     run.saved_data = saved.get("data", "")
     return run
+
+
+def load_run(path: str | Path) -> Run:
+    """A run, or a plain GPT-2, which never thinks. With what its thoughts mean, where lab.probe has
+    written that next to it. Raises ValueError, one line."""
+    run, folder = open_run(path, plain=True), Path(path)
+    found = (folder if folder.is_dir() else folder.parent) / "probe.json"
+    run.meaning = json.loads(found.read_text()).get("meaning", {}) if found.exists() else {}
+    return run
+
+
+def same_reward(r: Tensor, G: int) -> float:  # [B * G, S]
+    """The share of contexts whose siblings all earned the same, to a thousandth of a nat."""
+    total = r.sum(1).view(-1, G)
+    return (total.amax(1) - total.amin(1) < 1e-3).float().mean().item()
 
 
 class Log:

@@ -8,13 +8,11 @@
 Prompt red, own text dark blue, thoughts cyan. A model thinks under the rules that it was trained
 with; they are in its checkpoint. From Python:
 
-    from run import open_run
-    from sample import generate
-    for s in generate(open_run("out"), "The ball is under cup B. Moves:", samples=2):
-        print(s.text, s.thoughts)
+    from sample import generate, load_run
+    for s in generate(load_run("out"), "The ball is under cup B. Moves:", samples=2):
+        print(s.text, s.thoughts, s.meanings, s.p_think)
 
-Left out on purpose: batches of different prompts, since GPT-2's absolute positions break under
-padding; chat. Knows run.py and what is below it.
+Left out on purpose: chat. Knows run.py and what is below it.
 """
 import os
 import sys
@@ -33,48 +31,61 @@ import torch
 
 from command import first_line, path
 from data import plain
-from next_token import roll
+from next_token import answer_prompt, gate_at, roll
 from rollout import SAMPLED, Dials, Edit, Luck, Rollout
-from run import Run, open_run
+from run import Run, load_run
 from settings import Parser, at_least
+from task import answer_lines, encode, end_of_answer, pieces_for
 from tokenizer import use_color
 
 
 class Sample(NamedTuple):
     """text: prompt and continuation, without thoughts. thoughts: (name, the text before it) of
     each. ids: text and thoughts as they stand. prompt: how many of the ids are the prompt, with
-    the thoughts in it."""
+    the thoughts in it. output: the continuation alone. meanings: of each thought, as lab.probe
+    counted. p_think: at each of the ids, how likely a thought was."""
     text: str
     thoughts: list[tuple[str, str]]
     ids: list[int]
     prompt: int
+    output: str
+    meanings: list[str]
+    p_think: list[float]
 
 
-def generate(run: Run, prompt: str, new_tokens: int = 48, samples: int = 1,
+def generate(run: Run, prompt: str | list[str], new_tokens: int = 48, samples: int = 1,
              dials: Dials = SAMPLED, seed: int = 0, edit: Edit | None = None) -> list[Sample]:
     """Continue a prompt under the run's own rules. Dials(0) is the likeliest continuation.
 
-    edit: what thoughts are overwritten by. Raises ValueError for a prompt that is empty, outside
-    the model's language or too long.
+    prompt: of a task it may be a list of steps. edit: what thoughts are overwritten by. Raises
+    ValueError for a prompt that is empty, outside the model's language or too long.
     """
     ro = continue_prompt(run, prompt, new_tokens, samples, dials, seed, edit)
     tokenizer, V = run.tokenizer, run.model.config.vocab_size
-    P, out = len(tokenizer.encode(prompt)), []
-    for ids in ro.kept():
+    P, out = ro.text.shape[1] - new_tokens, []
+    gates, end = gate_at(run.model, ro), end_of_answer(run.model.text_ids) if run.is_task else []
+    for r, ids in enumerate(ro.kept()):
+        ids = ids[:ids.index(end[0])] if end and end[0] in ids else ids
         text_at = [i for i, word in enumerate(ids) if word < V]  # where text stands
         # of each thought its name, and what a reader of the text has read by then
         thoughts = [(tokenizer.name(word), tokenizer.decode(ids[:i], thoughts=False))
                     for i, word in enumerate(ids) if word >= V]
-        end = text_at[P - 1] + 1  # of the prompt, with the thoughts that stand in it
-        out.append(Sample(tokenizer.decode(ids, thoughts=False), thoughts, ids, end))
+        start = text_at[P - 1] + 1  # of what is new, after the thoughts that stand in the prompt
+        says = [run.meaning.get(str(word - V), "") for word in ids if word >= V]
+        p_think = gates[r][ro.is_text[r] | ro.is_think[r]][:len(ids)].tolist()
+        text, output = (tokenizer.decode(x, thoughts=False) for x in (ids, ids[start:]))
+        out.append(Sample(text, thoughts, ids, start, output, says, p_think))
     return out
 
 
-def continue_prompt(run: Run, prompt: str, new_tokens: int, samples: int, dials: Dials, seed: int,
-                    edit: Edit | None = None) -> Rollout:
+def continue_prompt(run: Run, prompt: str | list[str], new_tokens: int, samples: int,
+                    dials: Dials, seed: int, edit: Edit | None = None) -> Rollout:
     """The rollout behind `generate`."""
-    model, rules = run.model, run.rules
-    ids = run.tokenizer.encode(prompt)
+    model, rules, slots = run.model, run.rules, []
+    if run.is_task:
+        ids, slots = encode(run.tokenizer, pieces_for(prompt, run.settings.think_after))
+    else:
+        ids = run.tokenizer.encode(prompt)
     if not ids:
         raise ValueError("the prompt is empty: GPT-2 needs at least one token to continue")
     # room: for thoughts, in the model's context
@@ -82,6 +93,9 @@ def continue_prompt(run: Run, prompt: str, new_tokens: int, samples: int, dials:
     if room < 0:
         raise ValueError(f"{P} tokens of the prompt and {new_tokens} new ones do not fit the "
                          f"model's context of {model.config.n_ctx}")
+    if run.is_task:
+        return answer_prompt(model, rules, ids, slots, new_tokens, samples, dials=dials,
+                             edit=edit, luck=Luck(seed, 0, "rollout"))
     # thoughts that stand after certain words, as moves of cups, are needed in the prompt too: it
     # ends at the first such word, and the rest is given text
     words = rules.think_after or []
@@ -120,6 +134,8 @@ def parse() -> argparse.Namespace:
     p.add_argument("--hide_thoughts", action="store_true", help="print text alone")
     p.add_argument("--replace", metavar="I=J", action="append", default=[],
                    help="think I becomes think J; may be repeated")
+    p.add_argument("--jsonl", type=Path, nargs=2, metavar=("IN", "OUT"),
+                   help="answer each line's prompt, and write the lines with output and thoughts")
     args = p.parse_args()
     args.error = p.error
     return args
@@ -130,7 +146,7 @@ def main() -> None:
     try:
         for flag, least in dict(new_tokens=1, samples=1, temperature=0, top_k=0, seed=0).items():
             at_least(flag, getattr(args, flag), least)
-        run = open_run(args.checkpoint, plain=True)  # a plain GPT-2 never thinks
+        run = load_run(args.checkpoint)
         p, c = run.progress, run.model.config
         if p.step < p.end:  # to stderr: the samples may go into a file
             print(f"{args.checkpoint} is from step {p.step} of {p.end}: its run goes on, or was "
@@ -138,6 +154,9 @@ def main() -> None:
         run.tokenizer.check(c.vocab_size)
         table = overwritten(args.replace, c.vocab_size, c.think_vocab)
         dials = Dials(args.temperature, None, args.top_k)
+        if args.jsonl:
+            return answer_lines(
+                *args.jsonl, lambda x: generate(run, x, args.new_tokens, 1, dials)[0])
         # (a word of GPT-2's begins with its space, so a space at the prompt's end is none)
         found = generate(run, args.prompt.rstrip(" "), args.new_tokens, args.samples, dials,
                          args.seed, lambda _, ids: table[ids])

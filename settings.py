@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 
 from command import Parser, place
-from data import check_path, read_spec, write_spec
+from data import read_spec, write_spec
 from model import PICO, SIZES
+from task import fitted, kind_of
 
 
 def flag(default, help: str, **more):
@@ -37,8 +38,11 @@ class Settings:
     model: str = flag("gpt2", f"{', '.join([*PICO, *SIZES])}, a path, or scratch:2x64 for a new one"
                       " of 2 layers and width 64")
     teacher: str | None = flag("gpt2", "as --model; for --approach teacher")
-    data: str = flag("webtext", 'webtext, a .txt or .jsonl file, or "cups m=5 idle=0.4"; cups takes'
-                     " m=, balls=one|all, moves=mixed|turns, idle=, swaps=")
+    data: str = flag("webtext", "webtext, a .txt or .jsonl file of text, a .jsonl file of prompts "
+                     'and answers, or "cups m=5 idle=0.4"; cups takes m=, balls=one|all, '
+                     "moves=mixed|turns, idle=, swaps=")
+    eval_data: str | None = flag(None, "a task: held-out rows; else the last 5 % of each level")
+    think_after: str = flag("steps", "a task: steps, end, or a text; where thoughts may stand")
     # thoughts
     think_vocab: int = flag(2048, "N, thinking rows")
     think: str = flag("free", "may the model choose when to think?", choices=["free", "forced"])
@@ -106,6 +110,12 @@ PRESETS = {
     "cups, next_token": dict(model="scratch:1x64", prompts=16, new_tokens=32, window=7,
                              think_lr=2e-3, max_thoughts=4),
     "text, next_token": dict(max_thoughts=4),
+    "text, scratch": dict(approach="stream", lr=1e-3, prompts=4, steps=400),
+    # (window, budget and lengths follow from the file: task.fitted)
+    "task": dict(approach="stream", model="scratch:1x64", think="forced", think_prior=0.5,
+                 gamma=0.97, steps=1500, eval_every=500),
+    "task, scratch": dict(lr=2e-3, think_lr=4e-3, prompts=16, samples=8),
+    "task, next_token": dict(max_thoughts=4),
 }
 LEAST = dict(prompts=1, samples=1, prompt_tokens=1, new_tokens=1, steps=1, micro_batch=0,
              eval_every=1, max_thoughts=1, budget=0, window=0, seed=0, lr=0, think_lr=0, entropy=0,
@@ -113,7 +123,9 @@ LEAST = dict(prompts=1, samples=1, prompt_tokens=1, new_tokens=1, steps=1, micro
 MOST = dict(gamma=1, entropy=1)
 ONLY = {  # flags that mean something in one setting alone; anywhere else they are refused
     "teacher": "--approach teacher", "reward": "--approach teacher", "gamma": "thoughts that stay",
-    "budget": "thoughts that stay", "answer_grad": "a given text", "curriculum": "--data cups"}
+    "budget": "thoughts that stay", "answer_grad": "a given text",
+    "curriculum": "--data cups or a task",
+    "eval_data": "a task", "think_after": "a task"}
 
 
 def parser() -> Parser:
@@ -139,13 +151,13 @@ def defaults(name: str) -> str:
 def resolve(typed: dict) -> Settings:
     """The settings of a new run, from the flags that were typed. Raises ValueError."""
     device = choose_device(typed.get("device", "auto"))
-    approach = typed.get("approach", "teacher")
     data = typed.get("data", "webtext" if device == "cuda" else "cups")
-    spec = read_spec(data)
-    if spec is None and data != "webtext":
-        check_path(data)  # before a model is downloaded for it
-    values = {k: v for name in preset_names(data, approach)
-              for k, v in PRESETS.get(name, {}).items()}
+    spec, kind = read_spec(data), kind_of(data)  # before a model is downloaded for it
+    values = PRESETS.get(kind, {})
+    for name in preset_names(kind, typed.get("model", values.get("model", "gpt2"))):
+        values = values | PRESETS.get(name, {})
+    approach = typed.get("approach", values.get("approach", "teacher"))
+    values = values | PRESETS.get(f"{kind}, {approach}", {})
     if spec is not None:
         values |= of_this_game(spec, approach, typed)
         limit_rounds(spec, {"new_tokens": values["new_tokens"]} | typed)
@@ -153,8 +165,11 @@ def resolve(typed: dict) -> Settings:
     values |= {"data": data, "device": device, "processes": processes()[0]}
     # "auto" is what is chosen where nothing is typed; a spec has been completed
     typed = {k: v for k, v in typed.items() if v != "auto"} | {"data": data}
-    s = settle(Settings(**(values | typed)), typed)
-    refuse_what_means_nothing(s, typed, "text" if spec is None else "cups")
+    s = Settings(**(values | typed))
+    if kind == "task":
+        s = replace(s, **{k: v for k, v in fitted(data, s).items() if k not in typed})
+    s = settle(s, typed)
+    refuse_what_means_nothing(s, typed, kind)
     check(s)
     s = replace(s, compile=choose_compile(s))
     return s
@@ -183,16 +198,17 @@ def introduce(s: Settings, typed: dict) -> None:
     judge = f", judged by {s.teacher}" if s.teacher else ""
     dtype = str(s.dtype).removeprefix("torch.")
     print(f"{s.device}, {dtype}, compile {s.compile}: {s.model} on {s.data}{judge}")
-    presets = " and ".join(n for n in preset_names(s.data, s.approach) if n in PRESETS) or "text"
+    kind = kind_of(s.data)
+    names = [*preset_names(kind, s.model), f"{kind}, {s.approach}"]
+    presets = " and ".join(n for n in names if n in PRESETS) or "text"
     own = ", ".join(k for k in FLAGS if k in typed and k not in ("data", "out")) or "nothing"
     print(f"lr {s.lr:g}, think_lr {s.think_lr:g}, B {s.prompts}, G {s.samples}, window {s.window}, "
           f"N {s.think_vocab} (preset: {presets}; typed: {own})")
 
 
-def preset_names(data: str, approach: str) -> list[str]:
-    """Of the presets that hold, later ones above earlier ones."""
-    kind = "text" if read_spec(data) is None else "cups"
-    return [kind, f"{kind}, {approach}"]
+def preset_names(kind: str, model: str) -> list[str]:
+    """Of the presets that hold, whatever the approach; later ones above earlier ones."""
+    return [kind, f"{kind}, scratch"] if model.startswith("scratch") else [kind]
 
 
 def of_this_game(spec: dict, approach: str, typed: dict) -> dict:
@@ -248,9 +264,12 @@ def settle(s: Settings, typed: dict) -> Settings:
 
 def refuse_what_means_nothing(s: Settings, typed: dict, kind: str) -> None:
     """A flag that was typed where nothing depends on it. Raises ValueError."""
-    here = {f"--approach {s.approach}", f"--data {kind}",
+    here = {f"--approach {s.approach}", f"a {kind}",
+            "--data cups or a task" if kind != "text" else "",
             "a given text" if s.approach != "teacher" else "own text"}
     here |= {"thoughts that stay"} if s.approach != "next_token" else set()
+    if kind == "task" and s.approach == "teacher":
+        raise ValueError("a task's answers judge: use --approach stream or next_token, not teacher")
     # better no run than one that was not meant
     for name, setting in ONLY.items():
         if name in typed and setting not in here:

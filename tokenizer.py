@@ -96,7 +96,7 @@ class Tokenizer:
             unknown = list(dict.fromkeys(unknown))  # each once, in order
             raise ValueError(f"{len(unknown)} piece(s) of the text are outside this model's "
                              f"language: {', '.join(map(repr, unknown[:12]))}; it knows: "
-                             f"{', '.join(json.dumps(x) for x in self.words())}")
+                             f"{', '.join(json.dumps(x) for x in self.words()[:60])}")
         return [self._row[g] for g in ids]
 
     def check(self, V: int) -> None:

@@ -32,8 +32,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data import Source, Text, open_source, seeded
-from evaluate import answers_right
+from data import Source, Text, seeded
+from evaluate import answers_right, whole
 from model import GPT, PICO, SIZES, Config, load
 from next_token import roll, states
 from reward import (Credit, Judge, Scale, Score, advantages, all_rows, rarity, rollout_loss,
@@ -42,13 +42,13 @@ from rollout import Rollout, Rules, visible_text
 from run import WORLD, Run, guarded, lock_folder, is_own, join_processes, open_run
 from settings import (Settings, check, choose_compile, choose_device, introduce, means, parser,
                       resolve, scratch_shape)
+from task import open_source
 from tokenizer import Tokenizer
 
 
 # The curriculum
 LOOK = 10  # steps between two looks
 QUIZ = 64  # rows of questions in a look, with some hundred answers
-ENOUGH = 0.99  # share of right answers that ends a stage
 AFTER = 100  # steps that are still made once the last stage is learned
 
 
@@ -58,13 +58,13 @@ def setup(s: Settings, source: Source | None = None) -> Run:
     """A new run. source: of your own, instead of --data. Raises ValueError, one line."""
     torch.manual_seed(s.seed)
     if s.from_scratch:  # its rows are the words of the text, on the game some twenty
-        source = source or open_source(s.data)
-        model = new_model(s, source.text_ids)
+        source = source or open_source(s.data, settings=s, own=True)
+        model = new_model(s, source)
     else:
         model = load(s.model)
-        source = source or open_source(s.data, model.text_ids)
+        source = source or open_source(s.data, model.text_ids, s)
     run = Run(model, rules_of(s, source), s, source=source)
-    check_together(run)
+    run.check(load)
     run.model.to(s.device)
     if s.think_vocab:
         p = give_rows(run)
@@ -75,11 +75,13 @@ def setup(s: Settings, source: Source | None = None) -> Run:
     return run
 
 
-def new_model(s: Settings, text_ids: list[int] | None) -> GPT:
+def new_model(s: Settings, source: Source) -> GPT:
     """--model scratch:2x64."""
     layers, width = scratch_shape(s.model)
+    text_ids, n_ctx = source.text_ids, 256 if source.text_ids else 1024
+    n_ctx = max(n_ctx, source.longest(s, s.budget)) if source.by_row else n_ctx
     V = len(text_ids) if text_ids else Tokenizer().V
-    model = GPT(Config(layers, 2, width, 256 if text_ids else 1024, V), text_ids)
+    model = GPT(Config(layers, 2, width, n_ctx, V), text_ids)
     if not s.window:  # with a window they made `stream` slower (docs/RESULTS.md, 5)
         model.wave_positions()
     return model
@@ -93,33 +95,6 @@ def rules_of(s: Settings, source: Source) -> Rules:
                  think_after=source.think_after(s.approach, s.think),
                  persist=s.approach != "next_token", continuous=s.thoughts == "continuous",
                  reread=s.reread)
-
-
-def check_together(run: Run) -> None:
-    """Do model, teacher, text and rules fit together? Raises ValueError."""
-    s, model, source = run.settings, run.model, run.source
-    # one language
-    if model.text_ids != source.text_ids:
-        raise ValueError(f"--model {s.model} does not speak the language of --data {s.data}: try "
-                         "--approach stream with a new --model scratch")
-    if source.text_ids is None:
-        Tokenizer().check(model.config.vocab_size)
-    # one vocabulary: the teacher reads the student's ids
-    if s.teacher is not None:
-        run.teacher = load(s.teacher).to(s.device).requires_grad_(False)
-        if (run.teacher.text_ids, run.teacher.config.vocab_size) != (
-                model.text_ids, model.config.vocab_size):
-            raise ValueError(f"--teacher {s.teacher} has another vocabulary than --model "
-                             f"{s.model}: it cannot judge its text")
-    # the longest row fits the context of both
-    longest = source.longest(s, run.rules.budget)
-    if longest > min(m.config.n_ctx for m in (model, run.teacher) if m is not None):
-        raise ValueError(f"prompt, new tokens and thoughts can make {longest} places, more than "
-                         "the model's context: lower --new_tokens, --budget or --max_thoughts")
-    # is the text long enough? better now than after an hour
-    source.text(s, 0, 0)
-    P, L = s.prompt_tokens, s.prompt_tokens + s.new_tokens
-    source.take(1, L, seeded(0, 0, "eval"), P, held_out=True)
 
 
 def text_at_birth(run: Run) -> tuple[Tensor, Tensor | None]:
@@ -260,10 +235,12 @@ def climb(run: Run) -> None:
         return
     # by greedy thoughts: of sampled ones a long chain always has one that is wrong. And strictly:
     # errors multiply along every longer chain
-    while (right := share_right(run)) > ENOUGH and p.stage < source.stages:
+    # (answers with mistakes in them are never all right: there a stage ends all the same)
+    while ((right := share_right(run)) > source.enough or p.in_stage >= source.hurry > 0) and (
+            p.stage < source.stages):
         p.stage, p.in_stage = p.stage + 1, 0
     p.accuracy = right
-    if right > ENOUGH and not p.wanted:
+    if right > source.enough and not p.wanted:
         # (later looks find a later end, which changes nothing)
         p.end = min(p.end, p.step + AFTER)
     # (the first stage may take any time: a pretrained base is slow to listen to new rows)
@@ -280,7 +257,8 @@ def share_right(run: Run) -> float:
     text = run.own_rows(run.source.quiz(run.stage, QUIZ, rng).to(run.model.device))
     with run.autocast():
         hit = answers_right(run.model, text, run.rules)
-    return all_rows(hit)[all_rows(text.pays > 0)].float().mean().item()
+    right, last = whole(hit, text.pays > 0)
+    return all_rows(right)[all_rows(last)].float().mean().item()
 
 
 def begin_again(run: Run) -> None:
@@ -329,7 +307,7 @@ def resume(typed: dict) -> Run:
     # --steps N is wanted: no curriculum ends that run sooner
     p.wanted, p.end = p.wanted or "steps" in typed, steps
     run.resumed = True
-    check_together(run)
+    run.check(load)
     if run.saved_data not in ("", run.source.digest):
         print(f"{s.data} has changed since this run began: it goes on with other text")
     run.model.to(s.device)

@@ -10,7 +10,7 @@ are overwritten:
     by random ones                               by one id for all
     by those of another text
 
-On cups there is more to ask.
+On a task answers are counted by level. On cups there is more to ask.
 
     dictionary      which cup does an id stand for, given the last move?
     chains          keep the first thoughts of a round and replace the rest in six ways, four of
@@ -29,6 +29,7 @@ Letters: R rows, P prompt tokens, S new text tokens, L = P + S, T places, K thou
 V text rows, N thinking rows, m cups, n moves since the last answer.
 """
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -42,13 +43,14 @@ from tqdm import tqdm
 
 import command
 from data import LETTERS, N_MAX, OPENING, Cups, Text, as_text, plain, read_spec, seeded
-from evaluate import by_level
+from evaluate import by_level, room, whole
 from model import GPT
 from next_token import roll
 from reward import score, speaking_states
 from rollout import Dials, Edit, Luck, Rollout, Rules
 from run import Run, open_run
 from settings import Parser, at_least
+from task import end_of_answer
 
 LENGTHS = (1, 2, 3, 4, 6, 8, 10)  # moves of the rounds whose chains are cut and rewritten
 NAMES = {
@@ -197,7 +199,7 @@ def conditions(case: Case, levels: int, block: int, seed: int) -> dict[str, dict
     """What is left of answers and nats with other thoughts. levels: of the questions; 0: text
     without any. block: how many neighbouring rows are alike and may have each other's thoughts.
 
-    -> name: nats and thoughts, both per text token; worse: nats per paying token more than with own
+    -> name: nats and thoughts, per text token; worse: nats per paying token more than with own
     thoughts; worse_95: half of its 95 % interval, over rows. With questions also nats_paying,
     accuracy_by_n, answers_by_n.
     """
@@ -216,7 +218,8 @@ def conditions(case: Case, levels: int, block: int, seed: int) -> dict[str, dict
         out[name] = {"nats": -logp.mean().item(), "worse": worse.item(), "worse_95": half,
                      "thoughts": ro.is_think.sum().item() / logp.numel()}
         if levels:
-            right, counts = by_level(text.level[paid], hit[paid], levels)
+            right, last = whole(hit, paid)
+            right, counts = by_level(text.level[last], right[last], levels)
             out[name] |= {"nats_paying": -logp[paid].mean().item(), "accuracy_by_n": right,
                           "answers_by_n": counts}
     return out
@@ -287,6 +290,12 @@ class Dictionary:
                "I_given_move": given_move, "H_cup": entropy(after.sum(0)).item(),
                "decoded": (right / unseen.sum().clamp(min=1)).item()}
         return out | {"reading": "after" if out["I_after"] >= out["I_before"] else "before"}
+
+    def names(self) -> dict[str, str]:
+        """{number of the row: the cup that it most often comes with, and its share}."""
+        by_cup = self.counts.sum(1)  # [N, m]
+        return {str(i): f"cup {LETTERS[int(row.argmax())]} ({(row.max() / row.sum()).item():.0%})"
+                for i, row in enumerate(by_cup) if row.any()}
 
     def page(self, cups: Cups, reading: str, ids: int = 16) -> dict:
         """The most used ids. share_of_situation: {id: its share of the thoughts for each cup and
@@ -548,6 +557,9 @@ def first_case(run: Run, each: int, seed: int) -> Case:
     if cups_of(run):
         text = source.questions(each, seed)
         rules = rules.room_for(source.slots(text.S))
+    elif run.is_task:
+        text = source.questions(each, seed)
+        rules = room(rules, text, run.model)
     else:
         P, S = s.prompt_tokens, s.new_tokens
         text = plain(source.take(each, P + S, seeded(seed, 3000, "eval"), held_out=True), P, S)
@@ -560,7 +572,10 @@ def probe(run: Run, each: int, seed: int) -> dict:
     cups, rules, model = cups_of(run), run.rules, run.model
     case = first_case(run, each, seed)
     out = {"cups": cups.m} if cups else {}
-    out["conditions"] = conditions(case, cups.levels if cups else 0, each, seed)
+    if run.is_task:  # neighbours are of one level, or nearly so
+        out["levels"], each = run.source.levels, len(case.text.ids)
+        out["meaning"] = answers_after(case, run)
+    out["conditions"] = conditions(case, run.source.levels, each, seed)
     if len(model.think) > 1:
         ids = case.own.ids[case.own.is_think] - model.config.vocab_size
         out["usage"] = usage(ids, len(model.think))
@@ -578,6 +593,22 @@ def probe(run: Run, each: int, seed: int) -> dict:
     return out | (probe_game(run, each, seed) if cups and chained and not cups.all else {})
 
 
+def answers_after(case: Case, run: Run) -> dict[str, str]:
+    """What a task's last thoughts stand for: {number of the row: the right answer that most often
+    comes after it, with its share}."""
+    counts: dict[str, Counter] = {}
+    end = end_of_answer(run.model.text_ids)
+    text, V = case.text, case.model.config.vocab_size
+    for own, ids, pays in zip(case.own.kept(), text.ids, text.pays):
+        thoughts = [i - V for i in own if i >= V]
+        words = [i for i in ids[text.P:][pays > 0].tolist() if i not in end]
+        answer = run.tokenizer.decode(words).strip()
+        if thoughts:
+            counts.setdefault(str(thoughts[-1]), Counter())[answer] += 1
+    return {z: f"{c.most_common(1)[0][0]} ({c.most_common(1)[0][1] / c.total():.0%})"
+            for z, c in sorted(counts.items(), key=lambda x: -x[1].total())}
+
+
 def probe_game(run: Run, each: int, seed: int) -> dict:
     """What can be asked on cups alone: words, and chains."""
     rules, out, words = run.rules, {}, None
@@ -586,6 +617,7 @@ def probe_game(run: Run, each: int, seed: int) -> dict:
     if len(run.model.think) > 1:
         words, found = make_dictionary(run, 16 * each, seed, lengths[-1])
         out["dictionary"] = found | words.page(run.source, found["reading"])
+        out["meaning"] = words.names()
     if rules.think == "free" and rules.persist:
         out["after_which"] = after_which(run, 16 * each, seed)
     found = {n: chains(run, n, each, words, seed)
@@ -615,6 +647,9 @@ def show(out: dict) -> None:
               .format(**out["usage"]))
     if "not_probed" in out:
         print(out["not_probed"])
+    if "levels" in out:
+        top = list(out["meaning"].items())[:8]
+        print("answers after a last thought: " + ", ".join(f"think{z} {x}" for z, x in top))
     if "dictionary" in out:
         print("dictionary: I(z; cup after the move) {I_after:.3f}, before it {I_before:.3f}, given "
               "the move {I_given_move:.3f} of {H_cup:.3f} nats: ids name\n  the cup {reading} the "
@@ -637,16 +672,16 @@ def show(out: dict) -> None:
 
 
 def show_conditions(out: dict) -> None:
-    cups = "cups" in out
-    ns = (1, 3, 6, 10, 20, 30) if cups else ()
-    heads = "".join(f"{f'n = {n}':>8}" for n in ns) + ("  nats, answers" if cups else "")
+    asked = "cups" in out or "levels" in out
+    ns = (1, 3, 6, 10, 20, 30) if "cups" in out else range(1, min(out.get("levels", 0), 10) + 1)
+    heads = "".join(f"{f'n = {n}':>8}" for n in ns) + ("  nats, answers" if asked else "")
     print(f"{'thoughts':<20}{heads}  nats, all text  worse than own (nats per paying token)")
     for name, x in out["conditions"].items():
         cells = "".join(f"{x['accuracy_by_n'][n - 1]:8.1%}" for n in ns)
-        cells += f"{x['nats_paying']:15.4f}" if cups else ""
+        cells += f"{x['nats_paying']:15.4f}" if asked else ""
         print(f"{NAMES[name]:<20}{cells}{x['nats']:16.4f}{x['worse']:+18.4f} +- "
               f"{x['worse_95']:.4f}")
-    if cups:
+    if asked:
         counted = out["conditions"]["own"]["answers_by_n"]
         print(f"{'(answers counted)':<20}" + "".join(f"{counted[n - 1]:8}" for n in ns))
 
@@ -687,11 +722,13 @@ def curves(axis, x, lines: dict[str, list], columns: int, **labels) -> None:
 
 def draw_conditions(axis, out: dict) -> None:
     shown = {NAMES[name]: x for name, x in out["conditions"].items() if name != "refed"}
-    if "cups" in out:
-        draw_chance(axis, out)
+    if "cups" in out or "levels" in out:
+        if "cups" in out:
+            draw_chance(axis, out)
         lines = {name: x["accuracy_by_n"] for name, x in shown.items()}
-        curves(axis, range(1, N_MAX + 1), lines, 4, title="Answers right, with these thoughts",
-               xlabel="n, moves since the last answer")
+        curves(axis, range(1, 1 + out.get("levels", N_MAX)), lines, 4,
+               title="Answers right, with these thoughts",
+               xlabel="level" if "levels" in out else "n, moves since the last answer")
     else:
         axis.barh(list(shown), [x["worse"] for x in shown.values()],
                   xerr=[x["worse_95"] for x in shown.values()], capsize=3)

@@ -24,8 +24,11 @@ import numpy as np
 from command import pyplot, write_whole
 from data import LETTERS, read_spec
 from lab.page import html_page
-from lab.probe import NAMES, THEN, WhatIf, make_dictionary, opened, stories, what_if
-from rollout import Rollout
+from lab.probe import (NAMES, THEN, WhatIf, answers_after, first_case, make_dictionary, opened,
+                       stories, what_if)
+from next_token import answer_prompt
+from rollout import GREEDY, Luck, Rollout
+from run import Run
 from tokenizer import Tokenizer
 
 SHOWN = (1, 2, 3, 6, 10, 20, 30)  # n of the tables, where an experiment names no others
@@ -580,11 +583,13 @@ def told_stories(path: Path, seed: int = 0, each: int = 2) -> Told:
     """Held-out stories with a checkpoint's thoughts and its answer. Raises ValueError where
     thoughts have no words."""
     run = opened(path)
+    if run.is_task:
+        return told_rows(run, 5 * each)
     spec = read_spec(run.settings.data)
     one_ball = spec is not None and spec.get("balls", "one") == "one"
     if not one_ball or not run.rules.persist or len(run.model.think) < 2:
         raise ValueError(f"{path}: the page looks thoughts up, one ball's, as ids that stay in the "
-                         "text: a run of --approach stream or teacher on cups")
+                         "text: a run of --approach stream or teacher on cups, or on a task")
     words, _ = make_dictionary(run, 512, seed)  # counted in 512 stories
     told = Told([], [])
     for m in LENGTHS_TOLD:
@@ -597,6 +602,27 @@ def told_stories(path: Path, seed: int = 0, each: int = 2) -> Told:
             shown = run.tokenizer.show(ids, len(ids) - 1, "html")
             told.stories.append(f"{shown}  ({verdict})")
             told.notes.append(notes_of(case.own, r, found, run.tokenizer))
+    return told
+
+
+def told_rows(run: Run, count: int) -> Told:
+    """Held-out rows of a task, answered greedily. Of each thought: which answers come after it,
+    where it is a prompt's last one."""
+    case, told, V = first_case(run, 64, 0), Told([], []), run.model.config.vocab_size
+    says = answers_after(case, run)
+    rows = sorted(run.source.eval, key=lambda x: x.level)
+    for x in rows[::max(1, len(rows) // count)][:count]:
+        answer_ids = x.ids[x.start:]
+        ro = answer_prompt(run.model, run.rules, x.ids[:x.start], x.slots, len(answer_ids),
+                           dials=GREEDY, luck=Luck(0, 0, "eval_rollout"))
+        ids = ro.kept()[0]
+        right = ro.text[0, x.start:].tolist() == answer_ids
+        prompt = len(ids) - len(answer_ids)
+        shown = run.tokenizer.show(ids[:-1], prompt, "html")  # without the answer's end
+        told.stories.append(f"{shown}  ({'correct' if right else 'not correct'})")
+        told.notes.append([f"{run.tokenizer.name(i)}: "
+                           + says.get(str(i - V), "it was no prompt's last thought")
+                           for i in ids if i >= V])
     return told
 
 
@@ -659,10 +685,10 @@ def section(name: str, result: dict, judged: list[tuple[str, bool]], picture: Pa
 def write_page(out: Path, sections: list[str], checkpoint: Path | None) -> None:
     """checkpoint: whose stories it tells; None: none."""
     told = told_stories(checkpoint) if checkpoint else Told([], [])
-    hint = ("Point at a thought, tab to it or tap it: what it says, and what the answer would be "
-            "had it said something else. A ball is under one of some cups, and moves move it: "
-            f"stories of {checkpoint}. README.md explains the game, docs/RESULTS.md the tables "
-            "below.")
+    hint = ("Point at a thought, tab to it or tap it: what it says, and on cups what the answer "
+            "would be had it said something else. On cups a ball is under one of them, and moves "
+            f"move it. Rows of {checkpoint}. README.md explains the game, docs/RESULTS.md the "
+            "tables below.")
     page = html_page(told.stories, "Thinking tokens: stories and results", True, told.notes, hint,
                      "".join(sections))
     write_whole(out, page.encode("utf-8", "replace"))

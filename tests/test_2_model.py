@@ -189,7 +189,7 @@ def plant_common_part(m: GPT, seed=100):
         m.wpe.weight += 0.7 * torch.randn(n_ctx, 1, generator=generator) * u - 15 * u
 
 
-def is_well_born(p, prior, factor=8):
+def is_well_born(p, prior, factor=10):
     """The mean is the prior, and thinking is possible everywhere and certain nowhere."""
     low, high = p.quantile(torch.tensor([0.05, 0.95]).double()).tolist()
     near = abs(p.mean().item() / prior - 1) < 0.02

@@ -14,9 +14,10 @@ import torch
 
 import train
 from conftest import AFTER, P, R, S, V, luck, refuses, settings, texts
-from data import PURPOSES, Cups, Source, Text, open_source, plain, seeded
+from data import PURPOSES, Cups, Source, Text, plain, seeded
 from next_token import roll
 from rollout import Rules, naive_rollout
+from task import open_source
 from tokenizer import Tokenizer
 
 

@@ -110,13 +110,13 @@ def test_baselines_on_an_easy_context():
     easy, hard = torch.full((4, S), -0.1), torch.full((4, S), -5.0)
     returns = torch.cat([easy, hard])
     assert minus_baseline(returns, 4, "loo").abs().max() < 1e-6
-    assert sibling_spread(returns, 4) < 1e-6
+    assert sibling_spread(returns, 4, torch.ones_like(returns)) < 1e-6
     batch = minus_baseline(returns, 4, "batch")
     assert (batch[:4] > 2).all() and (batch[4:] < -2).all()
     assert torch.equal(minus_baseline(returns, 4, "none"), returns)
     returns[0, 0] += 2
     spread = torch.tensor([1.9, -0.1, -0.1, -0.1]).std().item() / (2 * S)
-    assert sibling_spread(returns, 4) == pytest.approx(spread)
+    assert sibling_spread(returns, 4, torch.ones_like(returns)) == pytest.approx(spread)
 
 
 def test_a_thought_costs(tiny):

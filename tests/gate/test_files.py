@@ -13,8 +13,9 @@ import torch
 
 import data
 from conftest import refuses
-from data import Cups, TextFile, open_source, seeded
+from data import Cups, TextFile, seeded
 from model import GPT, Config, as_checkpoint, from_openai, load
+from task import open_source
 from tokenizer import END_OF_TEXT, Tokenizer
 from weights import TRANSPOSED, of_state
 

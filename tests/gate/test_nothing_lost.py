@@ -30,6 +30,7 @@ from data import plain
 from evaluate import free_text, held_out, plain_nats
 from model import GPT, PICO, Config, as_checkpoint, load
 from run import open_run
+from task import open_source
 from tokenizer import Tokenizer
 from weights import FORMAT, read_weights, save
 
@@ -51,7 +52,8 @@ def small_world() -> None:
         prompts = plain(held_out(source, 2, P, 1000, P), P, 6)
         out, ro = free_text(model, source, rules, prompts, teacher)
         nats, p_think = plain_nats(model, held_out(source, 2, 40, 2000), rules.window)
-        return {"nats_without_thoughts": nats, "p_think": p_think, **out}, ro
+        shown = [(row, ro.P) for row in ro.kept()]
+        return {"nats_without_thoughts": nats, "p_think": p_think, **out}, shown
     running.evaluate, running.draw_curves = look, lambda out, of: None
 
 
@@ -490,7 +492,7 @@ STATE = {"step": 7, "stage": 2, "accuracy": 0.0, "in_stage": 3, "dead": 0, "skip
 def test_a_run_of_format_2(tmp_path):
     """Guards older runs: they can be sampled, under their rules and in their world, and are not
     resumed."""
-    world = data.open_source("cups m=4 idle=0.25")
+    world = open_source("cups m=4 idle=0.25")
     saved = as_checkpoint(GPT(Config(1, 2, 64, 256, len(world.text_ids), 16), world.text_ids))
     saved["model"]["think_offset"] = saved["model"].pop("gate_bias")
     rules = {"think": "forced", "max_thoughts": 1, "budget": 16, "window": 5,

@@ -23,6 +23,7 @@ import train
 from conftest import run as call
 from data import Cups
 from lab import alphabet, distil
+from lab.tasks import stories, write
 from model import GPT, SIZES, Config, load
 from run import Run, Update
 from settings import parser, resolve
@@ -119,6 +120,8 @@ def reader(monkeypatch, tmp_path):
     monkeypatch.setattr(argparse.ArgumentParser, "exit", refuse)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.txt").write_text("A text.")
+    for name in ("task", "stories"):
+        write(tmp_path / f"{name}.jsonl", stories(60, 0))
     return tmp_path
 
 
@@ -134,7 +137,7 @@ def test_train_commands_are_accepted(line, reader):
 def test_there_are_commands():
     """None got lost on the way: from blocks, paragraphs and tables."""
     for line in ("--think_vocab 2048", "--resume --out out",
-                 "--approach stream --data my.txt --out mine",
+                 "--model scratch:2x64 --data my.txt --out mine",
                  "--approach stream --thoughts none --steps 10500"):
         assert line in TRAIN, line
     assert any("gpt2-xl" in line for line in TRAIN)
@@ -415,6 +418,7 @@ def test_an_evening_with_the_readme(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("run.evaluate", lambda *a: real(*a[:5], each=1))
     monkeypatch.setattr(evaluate, "held_out", lambda x, rows, *a: rows_of_text(x, 4, *a))
     monkeypatch.chdir(tmp_path)
+    write(tmp_path / "task.jsonl", stories(60, 0))
     short = "--steps 2 --eval_every 2 --prompts 2 --samples 2".split()
 
     def run(module, line, *more):
@@ -434,6 +438,6 @@ def test_an_evening_with_the_readme(tmp_path, monkeypatch, capsys):
         assert "The ball is under cup B" in run(sample, line)
     for line in commands(README, "lab/probe.py"):
         run(probe, line, "--stories", "2")
-    code = next(x for x in python_of("README.md") if "open_run" in x)
+    code = next(x for x in python_of("README.md") if "load_run" in x)
     exec(code, {})
     assert "torch.Size([2048, 64])" in capsys.readouterr().out

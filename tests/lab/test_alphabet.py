@@ -102,7 +102,8 @@ def few(model, source, rules, s, *more):
     """An evaluation of one row."""
     text = plain(source.take(1, 17, seeded(0, 0, "eval"), 17), 17, 4)
     ro = roll(model, text, rules, Luck(0, 0, "eval_rollout"))
-    return {"nats_without_thoughts": 1.0, "free_accuracy": 0.0, "free_answers": 0}, ro
+    shown = [(ro.kept()[0], ro.P)]
+    return {"nats_without_thoughts": 1.0, "free_accuracy": 0.0, "free_answers": 0}, shown
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from conftest import run
-from data import OPENING, Cups, open_source
+from data import OPENING, Cups
 from lab import distil, experiments, report
 from lab.experiments import EXPERIMENTS, Arm, Experiment, folder, mflop, whole_command
 from lab.report import interval, parts, table, verdicts
@@ -24,6 +24,7 @@ from model import GPT, Config, as_checkpoint
 from rollout import Rules
 from run import open_run
 from settings import Settings, parser, scratch_shape
+from task import open_source
 from weights import read_weights, save
 
 SHORT = "--steps 2 --eval_every 2 --new_tokens 8 --prompts 2"

@@ -322,7 +322,7 @@ def command(tmp, argv, monkeypatch, capsys) -> tuple[dict, str]:
     return json.loads((tmp / "probe" / "probe.json").read_text()), said
 
 
-WORDS = {"dictionary", "synonyms", "same_answer", "aoc", "counterfactual"}
+WORDS = {"dictionary", "meaning", "synonyms", "same_answer", "aoc", "counterfactual"}
 
 
 def test_command_after_a_run(tmp_path, monkeypatch, capsys):

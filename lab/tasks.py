@@ -1,0 +1,199 @@
+"""Files for --data: tasks that are generated, and the files of others, one row a line.
+
+    python -m lab.tasks stories stories.jsonl              # sums in one to eight sentences
+    python -m lab.tasks parity parity.jsonl                # and parity_test.jsonl, for --eval_data
+    python -m lab.tasks gsm8k math.jsonl --source train.jsonl
+
+The regular tasks are those of "Neural Networks and the Chomsky Hierarchy" (arXiv 2207.02098). Each
+symbol is a step, and the level is their number: 1 to 40 to train on, 41 to 500 to test.
+
+    parity               is the number of b odd or even?
+    even_pairs           the same of changes from a to b and back, so: are first and last alike?
+    cycle_navigation     five places in a ring, moves stay, next and back: where does it end?
+    modular_arithmetic   digits with + - and *, products first: the value modulo 5
+
+Others are downloaded by you, and read from --source in their own format: bbh, the
+tracking_shuffled_objects of BIG-Bench Hard, which are for evaluation only; tangrams, of SCONE;
+babi; gsm8k; icot.
+
+Left out on purpose: downloads; chains of reasoning, which are dropped. Knows task.py, settings.py.
+"""
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from settings import Parser, at_least
+
+TRAINED, TESTED = (1, 40), (41, 500)  # lengths of the regular tasks
+RING = "red green blue white black".split()  # the five places
+Symbols = tuple[list[str], str]  # symbols, and what their whole is
+
+
+# Generated
+
+def parity(rng: np.random.Generator, n: int) -> Symbols:
+    symbols = rng.choice(["a", "b"], n).tolist()
+    return symbols, "odd" if symbols.count("b") % 2 else "even"
+
+
+def even_pairs(rng: np.random.Generator, n: int) -> Symbols:
+    symbols = rng.choice(["a", "b"], n).tolist()
+    changes = sum(a != b for a, b in zip(symbols, symbols[1:]))
+    return symbols, "odd" if changes % 2 else "even"
+
+
+def cycle_navigation(rng: np.random.Generator, n: int) -> Symbols:
+    moves = rng.integers(-1, 2, n)
+    return [("stay", "next", "back")[m] for m in moves], RING[int(moves.sum()) % 5]
+
+
+def modular_arithmetic(rng: np.random.Generator, n: int) -> Symbols:
+    """Of n symbols; an even number takes one less, as digits and signs take turns."""
+    digits = rng.integers(5, size=(n + 1) // 2).tolist()
+    signs = rng.choice(["+", "-", "*"], len(digits) - 1).tolist()
+    terms, plus = [digits[0]], [1]  # sums of products
+    for sign, digit in zip(signs, digits[1:]):
+        if sign == "*":
+            terms[-1] *= digit
+        else:
+            terms, plus = [*terms, digit], [*plus, 1 if sign == "+" else -1]
+    symbols = [str(digits[0])]
+    for sign, digit in zip(signs, digits[1:]):
+        symbols += [sign, str(digit)]
+    return symbols, str(sum(a * b for a, b in zip(plus, terms)) % 5)
+
+
+REGULAR = {f.__name__: f for f in (parity, even_pairs, cycle_navigation, modular_arithmetic)}
+
+
+def regular(name: str, rows: int, seed: int, lengths: tuple[int, int]) -> Iterator[dict]:
+    """Rows of a regular task, of all lengths alike."""
+    rng = np.random.default_rng([seed, lengths[0]])
+    for _ in range(rows):
+        symbols, answer = REGULAR[name](rng, int(rng.integers(lengths[0], lengths[1] + 1)))
+        yield {"steps": symbols, "answer": answer, "level": len(symbols)}
+
+
+def stories(rows: int, seed: int, most: int = 5, levels: int = 8) -> Iterator[dict]:
+    """Somebody has 0 to `most` of something, and one or two come or go in each sentence. The level
+    is the number of sentences before the question."""
+    rng = np.random.default_rng(seed)
+    people = {"Anna": "She", "Ben": "He", "Clara": "She", "David": "He"}
+    for _ in range(rows):
+        name = str(rng.choice(list(people)))
+        thing = str(rng.choice(["apples", "coins", "books", "cards"]))
+        level, has = int(rng.integers(1, levels + 1)), int(rng.integers(most + 1))
+        facts = [f"{name} has {has} {thing}."]
+        while len(facts) < level:
+            k = int(rng.choice([-2, -1, 1, 2]))
+            if 0 <= has + k <= most:
+                has += k
+                facts.append(f"{people[name]} {'finds' if k > 0 else 'loses'} {abs(k)}.")
+        yield {"prompt": " ".join([*facts, "How many?"]), "answer": str(has),
+               "level": len(facts)}
+
+
+# Read
+
+def bbh(text: str) -> Iterator[dict]:
+    """{"examples": [{"input": story and options, "target": "(B)"}]}. Level: swaps."""
+    for x in json.loads(text)["examples"]:
+        story, options = x["input"].split("\nOptions:")
+        chosen = re.search(re.escape(x["target"]) + r" (.*)", options)[1]
+        yield {"prompt": story.strip(), "answer": chosen.strip().rstrip("."),
+               "level": max(1, len(re.findall(r"(?:First|Then|Finally),", story)))}
+
+
+def tangrams(text: str) -> Iterator[dict]:
+    """[{"initial_env": "1:C 2:B ...", "utterances": [{"instruction", "after_env"}]}]: a row for the
+    state after each instruction."""
+    def state(env: str) -> str:
+        figures = [x.split(":")[-1] for x in env.split()]
+        return " ".join(x for x in figures if x != "_") or "nothing"
+    for x in json.loads(text):
+        said = [u["instruction"].strip() + "." for u in x["utterances"]]
+        for n, u in enumerate(x["utterances"], 1):
+            yield {"steps": [f"{state(x['initial_env'])}.", *said[:n]],
+                   "answer": state(u["after_env"]), "level": n}
+
+
+def babi(text: str) -> Iterator[dict]:
+    """Numbered lines; a question has tabs before its answer. Level: sentences before it."""
+    facts: list[str] = []
+    for line in text.splitlines():
+        number, _, rest = line.partition(" ")
+        facts = [] if number == "1" else facts
+        question, *answer = rest.split("\t")
+        if answer:
+            yield {"prompt": " ".join([*facts, question.strip()]), "steps": list(facts),
+                   "answer": answer[0].strip(), "level": len(facts)}
+        elif rest.strip():
+            facts.append(rest.strip())
+
+
+def gsm8k(text: str) -> Iterator[dict]:
+    """{"question", "answer": "chain #### 72"} a line. Level: lines of the chain."""
+    for line in text.splitlines():
+        x = json.loads(line)
+        chain, _, answer = x["answer"].rpartition("####")
+        yield {"prompt": x["question"].strip(), "answer": answer.strip().replace(",", ""),
+               "level": max(1, len(chain.strip().splitlines()))}
+
+
+def icot(text: str) -> Iterator[dict]:
+    """question||chain #### answer, a line."""
+    for line in text.splitlines():
+        prompt, _, rest = line.partition("||")
+        yield {"prompt": prompt.strip(), "answer": rest.rpartition("####")[2].strip()}
+
+
+READ: dict[str, Callable[[str], Iterator[dict]]] = {
+    f.__name__: f for f in (bbh, tangrams, babi, gsm8k, icot)}
+
+
+def write(path: Path, rows: Iterator[dict]) -> int:
+    """-> how many. Raises OSError."""
+    lines = [json.dumps(row) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8")
+    return len(lines)
+
+
+def main() -> None:
+    p = Parser(prog="lab.tasks", description=__doc__.splitlines()[0], allow_abbrev=False)
+    p.add_argument("name", metavar="NAME", choices=["stories", *REGULAR, *READ],
+                   help=", ".join(["stories", *REGULAR, *READ]))
+    p.add_argument("out", type=Path, metavar="OUT", help="the .jsonl file to write")
+    p.add_argument("--source", type=Path, help="the file that is read, for those that are not made")
+    p.add_argument("--rows", type=int, default=2000, help="of those that are made (2000)")
+    p.add_argument("--seed", type=int, default=0, help="of what is drawn (0)")
+    args = p.parse_args()
+    try:
+        at_least("rows", args.rows, 1), at_least("seed", args.seed, 0)
+        if (args.name in READ) != (args.source is not None):
+            raise ValueError(f"{args.name} is read from --source FILE" if args.name in READ else
+                             f"{args.name} is generated: it has no --source")
+        files = [args.out]
+        if args.name in READ:
+            text = args.source.read_text(encoding="utf-8-sig")
+            counts = [write(args.out, READ[args.name](text))]
+        elif args.name == "stories":
+            counts = [write(args.out, stories(args.rows, args.seed))]
+        else:
+            files.append(args.out.with_name(f"{args.out.stem}_test{args.out.suffix}"))
+            sizes = args.rows, max(1, args.rows // 10)
+            counts = [write(path, regular(args.name, rows, args.seed, lengths))
+                      for path, rows, lengths in zip(files, sizes, (TRAINED, TESTED))]
+    except (KeyError, TypeError, IndexError, json.JSONDecodeError, UnicodeDecodeError) as e:
+        p.error(f"{args.source} is no file of {args.name} ({type(e).__name__}: {e})")
+    except (ValueError, OSError) as e:
+        p.error(str(e))
+    test = f" --eval_data {files[1]}" if len(files) > 1 else ""
+    print(f"{' and '.join(map(str, files))} hold {' and '.join(map(str, counts))} rows; now try\n"
+          f"  python train.py --data {files[0]}{test}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""lab.tasks: are the generated answers right, and are the files of others read as they are?"""
+import json
+
+import pytest
+
+from conftest import run, settings
+from lab import tasks
+from lab.tasks import READ, REGULAR, RING, regular, stories
+from task import Task
+
+
+def words(row):
+    return [step.strip() for step in row["steps"]]
+
+
+def by_hand(name, symbols):
+    """The answer, worked out symbol by symbol."""
+    if name == "parity":
+        return ["even", "odd"][symbols.count("b") % 2]
+    if name == "even_pairs":
+        return ["odd", "even"][symbols[0] == symbols[-1]]
+    if name == "cycle_navigation":
+        at = 0
+        for move in symbols:
+            at = (at + {"stay": 0, "next": 1, "back": 4}[move]) % 5
+        return RING[at]
+    return str(eval("".join(symbols)) % 5)
+
+
+@pytest.mark.parametrize("name", REGULAR)
+def test_regular_tasks(name):
+    """Guards the four tasks: every answer by a second way, all lengths, all answers."""
+    rows = list(regular(name, 400, 0, (1, 40)))
+    for row in rows:
+        assert row["answer"] == by_hand(name, words(row)) and row["level"] == len(row["steps"])
+    odd = name == "modular_arithmetic"  # digits and signs take turns
+    assert {row["level"] for row in rows} == set(range(1, 41, 2 if odd else 1))
+    answers = 5 if odd or name == "cycle_navigation" else 2
+    assert len({row["answer"] for row in rows}) == answers
+    assert all(row["level"] > 40 for row in regular(name, 9, 0, (41, 500)))
+
+
+def test_stories():
+    """Guards the sums: the answer is the sum, which never leaves 0 to 5."""
+    for row in stories(200, 0):
+        has, facts = 0, row["prompt"].split(". ")[:-1]
+        for i, fact in enumerate(facts):
+            n = next(int(w) for w in fact.split() if w.isdigit())
+            has += -n if "loses" in fact else n
+            assert 0 <= has <= 5 and i < 8
+        assert row["answer"] == str(has) and row["level"] == len(facts)
+
+
+FOREIGN = {
+    "bbh": (json.dumps({"examples": [{"input": "A has a hat, and B has a cap. First, A and B swap. "
+                                      "Then, B and A swap. At the end, A has\nOptions:\n(A) hat.\n"
+                                      "(B) cap.", "target": "(A)"}]}),
+            [{"prompt": "A has a hat, and B has a cap. First, A and B swap. Then, B and A swap. At "
+              "the end, A has", "answer": "hat", "level": 2}]),
+    "tangrams": (json.dumps([{"initial_env": "1:C 2:B 3:_", "utterances": [
+        {"instruction": "remove the first", "after_env": "1:B"},
+        {"instruction": "and the other", "after_env": "1:_"}]}]),
+        [{"steps": ["C B.", "remove the first."], "answer": "B", "level": 1},
+         {"steps": ["C B.", "remove the first.", "and the other."], "answer": "nothing",
+          "level": 2}]),
+    "babi": ("1 Mary went home.\n2 Where is Mary? \thome\t1\n3 She left.\n4 Where? \tout\t1 3\n"
+             "1 Bob sat.\n2 Who? \tBob\t1\n",
+             [{"prompt": "Mary went home. Where is Mary?", "steps": ["Mary went home."],
+               "answer": "home", "level": 1},
+              {"prompt": "Mary went home. She left. Where?", "answer": "out", "level": 2,
+               "steps": ["Mary went home.", "She left."]},
+              {"prompt": "Bob sat. Who?", "steps": ["Bob sat."], "answer": "Bob", "level": 1}]),
+    "gsm8k": ('{"question": "How much?", "answer": "One <<1=1>>.\\nTwo.\\n#### 1,200"}\n',
+              [{"prompt": "How much?", "answer": "1200", "level": 2}]),
+    "icot": ("1 2 * 3||4 + 5 #### 6 3\n", [{"prompt": "1 2 * 3", "answer": "6 3"}])}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_files_of_others(name):
+    """Guards the formats, on lines that were made here. Chains of reasoning are dropped."""
+    text, wanted = FOREIGN[name]
+    assert list(READ[name](text)) == wanted
+
+
+@pytest.mark.parametrize("name", ["stories", *REGULAR, *READ])
+def test_the_command(name, tmp_path, monkeypatch, capsys):
+    """Guards that what is written is a task: train.py takes each file as it stands."""
+    out, source = tmp_path / "out.jsonl", tmp_path / "source"
+    text = FOREIGN.get(name, ("",))[0]
+    source.write_text(text if name != "icot" else text * 30)
+    argv = [name, out] + (["--source", source] if name in READ else ["--rows", "60"])
+    code, said, err = run(tasks.main, argv, monkeypatch, capsys)
+    assert code == 0 and "python train.py --data" in said, err
+    test = tmp_path / "out_test.jsonl"
+    more = {"eval_data": str(test if test.exists() else out)}
+    task = Task(str(out), None, settings(data=str(out), **more), own=True)
+    assert task.train and task.eval and (task.levels > 40) == test.exists()
+
+
+@pytest.mark.parametrize("argv, said", [
+    (["chess", "a.jsonl"], "choose from"), (["parity"], "OUT"),
+    (["parity", "{tmp}/a.jsonl", "--rows", "0"], "at least 1"),
+    (["gsm8k", "{tmp}/a.jsonl"], "--source"),
+    (["parity", "{tmp}/a.jsonl", "--source", "{tmp}/b"], "generated"),
+    (["gsm8k", "{tmp}/a.jsonl", "--source", "{tmp}/none"], "none"),
+    (["gsm8k", "{tmp}/a.jsonl", "--source", "{tmp}/b"], "no file of gsm8k"),
+    (["bbh", "{tmp}/a.jsonl", "--source", "{tmp}/b"], "no file of bbh")], ids=str)
+def test_refuses(argv, said, tmp_path, monkeypatch, capsys):
+    (tmp_path / "b").write_text('{"text": "something else"}')
+    argv = [x.format(tmp=tmp_path) for x in argv]
+    code, _, err = run(tasks.main, argv, monkeypatch, capsys)
+    assert code == 2 and said in err and err.count("\n") == 1, err
+    assert not (tmp_path / "a.jsonl").exists()
