@@ -187,6 +187,8 @@ class Steady:
         return len(text)
 
     def flush(self) -> None:
+        if self.stream.closed:
+            return
         try:
             self.stream.flush()
         except OSError as e:

@@ -233,9 +233,6 @@ class Run:
         warmup = 50 if s.from_scratch else 15
         factor = min(1.0, (p.step - p.born + 1) / warmup)
         factor *= min(1.0, 5 * (1 - p.step / p.end) + 0.05)
-        # a pretrained model is slow to listen to new rows. Later such steps are too large: siblings
-        # soon agree on thoughts that two states share
-        factor *= 2 if self.stage == 1 and not s.from_scratch else 1
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0).item()
