@@ -206,7 +206,7 @@ class Cups(Source):
             raise ValueError(f"the share of idle moves lies from 0 to below 1, not at {idle}")
         self.m, self.idle, self.all, self.stages = m, idle, balls == "all", swaps
         # (a stage of a harder world may take 2,000 steps and still end well)
-        self.patience = 350 if m <= 3 and not self.all else 0
+        self.patience = 500 if m <= 3 and not self.all else 0
         self.moves = turns(m) if moves == "turns" else swaps_and_turns(m)
         if idle:
             self.moves[" nothing"] = list(range(m))  # the last one

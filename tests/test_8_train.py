@@ -310,18 +310,6 @@ def test_the_questions_of_a_stage():
     assert not torch.equal(text.ids, CUPS.quiz(3, 20, seeded(0, 2, "quiz")).ids)
 
 
-@pytest.mark.parametrize("model, stage, times", [("pico", 1, 2), ("pico", 2, 1),
-                                                 ("scratch:1x8", 1, 1), ("scratch:1x8", 2, 1)])
-def test_rates(model, stage, times):
-    """Guards the rates: twice as large while a pretrained model is in its first stage."""
-    run = setup(settings(model=model, think_vocab=4, lr=0.5, think_lr=0.25))
-    run.progress.step, run.progress.stage = 100, stage
-    for p in run.model.parameters():
-        p.grad = torch.zeros_like(p)
-    run.update(0.0, 0.0)
-    assert [group["lr"] for group in run.optimizer.param_groups] == [0.5 * times, 0.25 * times]
-
-
 @pytest.mark.parametrize("wanted, end", [(False, 200), (True, 1600)])
 def test_the_end_of_a_curriculum(climber, wanted, end):
     """Guards the end. A run makes 100 more steps once its last stage is learned, unless --resume
