@@ -67,6 +67,7 @@ def says(argv, main=train.main, before=small_world, goes_on=None) -> tuple[int, 
 def text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
     words = "".join(f"Line {i}: café and {i * i} things.\n" for i in range(600))
+    words += "café 日本 \ufffd\ncaf\ufffd\n" * 9  # a new model knows the pieces of its text alone
     (folder / "t.txt").write_text(words, encoding="utf-8")
     return folder / "t.txt"
 
@@ -251,7 +252,7 @@ def test_interrupted_at_work(main, monkeypatch):
     def interrupted(*_, **__):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(5)
-    for where, name in ((sample, "open_run"), (page, "open_run"), (export, "load"),
+    for where, name in ((sample, "load_run"), (page, "open_run"), (export, "load"),
                         (probe, "opened"), (tokenizer, "Tokenizer")):
         monkeypatch.setattr(where, name, interrupted)
     argv = ["x"] if main in (export.main, tokenizer.main) else []
@@ -447,7 +448,8 @@ def test_changed_data_are_noticed(text, tmp_path):
     assert says(on_text(tmp_path / "t.txt", tmp_path / "out"))[0] == 0
     resume = ["--resume", "--out", tmp_path / "out", "--steps"]
     assert "has changed" not in says([*resume, "2"])[1]
-    (tmp_path / "t.txt").write_text(text.read_text(encoding="utf-8").upper(), encoding="utf-8")
+    other = "".join(reversed(text.read_text(encoding="utf-8").splitlines(keepends=True)))
+    (tmp_path / "t.txt").write_text(other, encoding="utf-8")
     code, said = says([*resume, "3"])
     assert code == 0 and "t.txt has changed" in said
 
