@@ -352,7 +352,7 @@ def test_short_results_are_those_of_the_long_page():
     _, *rows = rows_of(RESULTS, "seed | n = 1 | n = 3 | n = 6 | n = 10 | n = 20 | n = 30 | "
                        "another's, n = 6")
     right = [row for row in rows if row[1:7] == ["100"] * 6]
-    said = f"{len(right)} unseen seed of {len(rows)}: 100 % up to n = 30"
+    said = f"{len(right)} seeds of {len(rows)}: 100 % up to n = 30"
     assert said in README
 
 
