@@ -493,7 +493,7 @@ class TextFile(Source):
             os.replace(part, cached)
         except OSError as e:
             raise ValueError(f"{CACHE} can't be written ({e.strerror}): name another folder for "
-                             "text as ids, as in NANOTHINK_CACHE=/tmp/cache") from e
+                             "text as ids, as in NANOTHINK_CACHE=~/cache") from e
         finally:
             with contextlib.suppress(OSError):
                 part.unlink()

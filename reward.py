@@ -8,7 +8,8 @@
     adv_i      = (returns_i - mean of the other siblings' returns_i) / (std + 0.02)
     loss       = - mean of adv log pi(thought, gate)            REINFORCE: what was chosen
                  - weighted sum of v_i                          the text's own gradient
-                 - price * H(g)                                 an entropy bonus per thought
+                 - price * H(g)                                 no choice may collapse,
+                 - 0.3 * sum over z of g(z) (-log mean g(z))    nor all of them together
 
 `p_text` is always the softmax over text rows alone. In the joint softmax each token of the data
 would lower the probability of every thought, and thinking would die out.
@@ -201,7 +202,7 @@ def scale_of(settings, credit: Credit, done: float, rarity: Tensor | None = None
 
 
 @torch.no_grad()
-def rarity(model: GPT, ro: Rollout) -> Tensor | None:  # -> [N]
+def rarity_of(model: GPT, ro: Rollout) -> Tensor | None:  # -> [N]
     """-log of how often each row is thought, in all. None while enough rows are in use.
 
     At birth one thought hurts least in every context. It would win everywhere, and mean nothing.

@@ -136,7 +136,7 @@ class Run:
             return contextlib.nullcontext()
         return torch.autocast(self.model.device.type, self.settings.dtype)
 
-    def check(self, load: Callable[[str], GPT]) -> None:
+    def check(self) -> None:
         """Load the teacher. Do it, model, text and rules fit together? Raises ValueError."""
         s, model, source = self.settings, self.model, self.source
         # one language
@@ -282,7 +282,7 @@ class Run:
         self.log.write("eval", self.progress.step, result | self.also_measure())
         samples = [self.tokenizer.show(row, prompt, "html") for row, prompt in rows]
         page = html_page(samples, f"step {self.progress.step}")
-        (self.out / "samples.html").write_text(page, encoding="utf-8", errors="replace")
+        write_whole(self.out / "samples.html", page.encode("utf-8", "replace"))
 
     def look_and_save(self, stopping: bool) -> None:
         """An evaluation where one is due; a checkpoint there, at the end, and once a minute."""

@@ -134,7 +134,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--hide_thoughts", action="store_true", help="print text alone")
     p.add_argument("--replace", metavar="I=J", action="append", default=[],
                    help="think I becomes think J; may be repeated")
-    p.add_argument("--jsonl", type=Path, nargs=2, metavar=("IN", "OUT"),
+    p.add_argument("--jsonl", type=path, nargs=2, metavar=("IN", "OUT"),
                    help="answer each line's prompt, and write the lines with output and thoughts")
     args = p.parse_args()
     args.error = p.error

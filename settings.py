@@ -1,12 +1,12 @@
 """The settings of a run: what they are, their defaults in each preset, and what is refused.
 
 `Settings` is one frozen dataclass, a field for each flag of train.py, with its help next to it. Its
-defaults are those of text. PRESETS says all that differs on the game. `resolve` puts together what
+defaults are those of text. PRESETS says all that differs elsewhere. `resolve` puts together what
 was typed, the presets and what follows from them. What does not fit together is a ValueError of one
 line, before a model is built.
 
 Left out on purpose: files of settings and environment variables. A run is the line that started it,
-and its out/settings.json is the whole list. Knows command.py, data.py and model.py.
+and its out/settings.json is the whole list. Knows command.py, data.py, model.py and task.py.
 """
 import argparse
 import os
@@ -95,7 +95,8 @@ class Settings:
 
 
 FLAGS = {f.name: f for f in fields(Settings) if f.metadata}
-PATHS = {"out": place, "model": place, "teacher": place, "data": os.path.expanduser}  # `~` is home
+PATHS = {"out": place, "model": place, "teacher": place, "data": os.path.expanduser,
+         "eval_data": os.path.expanduser}  # `~` is home
 # A window, because a model that sees all text does not need thoughts. While they are noise they
 # change nothing, so siblings get equal rewards and nothing is learned.
 PRESETS = {

@@ -15,7 +15,7 @@ Rows are padded at the end. Padding is never seen by what is real, neither pays 
 `open_source`, at the end, knows all kinds of text.
 
 Left out on purpose: several right answers to a prompt; a judge other than the answer itself. Knows
-data.py, tokenizer.py, download.py.
+data.py, tokenizer.py, reader.py, download.py and command.py.
 
 Letters: R rows, P prompt tokens, S new text tokens, L = P + S, V text rows.
 """
@@ -23,13 +23,14 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from command import as_json, write_whole
 from data import CACHE, Cups, Source, Text, TextFile, check_path, read_spec, seeded
 from download import download
 from reader import blocks, encoding_of, lines
@@ -67,13 +68,11 @@ class Example(NamedTuple):
 def read_rows(path: Path, think_after: str) -> list[Row]:
     """The lines of a file. Raises ValueError, one line, that names the line of the file."""
     rows = []
-    with open(path, "rb") as f:
-        for number, line in enumerate(lines(blocks(f, encoding_of(path))), 1):
-            if line.strip():
-                try:
-                    rows.append(read_row(line, think_after, number))
-                except ValueError as e:
-                    raise ValueError(f"{path}, line {number}: {e}") from e
+    for number, line in numbered_lines(path):
+        try:
+            rows.append(read_row(line, think_after, number))
+        except ValueError as e:
+            raise ValueError(f"{path}, line {number}: {e}") from e
     if not rows:
         raise ValueError(f"{path} is empty: there is no row in it")
     with_level = [row for row in rows if row.level]
@@ -81,6 +80,14 @@ def read_rows(path: Path, think_after: str) -> list[Row]:
         line = next(row.line for row in rows if not row.level)
         raise ValueError(f"{path}, line {line}: it has no `level`, and other rows have one")
     return rows
+
+
+def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file that are not blank. Raises ValueError for what is no text."""
+    with open(path, "rb") as f:
+        for number, line in enumerate(lines(blocks(f, encoding_of(path))), 1):
+            if line.strip():
+                yield number, line
 
 
 def read_row(line: str, think_after: str, number: int) -> Row:
@@ -292,7 +299,7 @@ def answer_lines(path: Path, out: Path, say: Callable) -> None:
     """Each line of a file, and what `say` makes of its prompt, or its steps: a sample.Sample.
     `right`: is `output` its answer, where it has one? Raises ValueError, OSError."""
     done = []
-    for n, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for n, line in numbered_lines(path):
         try:
             row = json.loads(line)
             prompt = row if row.get("steps") else first_of(row, PROMPT)
@@ -305,8 +312,8 @@ def answer_lines(path: Path, out: Path, say: Callable) -> None:
                 "meanings": s.meanings, "p_think": s.p_think}
         if (wanted := first_of(row, ANSWER)) is not None:
             row["right"] = row["output"] == str(wanted).strip()
-        done.append(json.dumps(row))
-    out.write_text("".join(f"{x}\n" for x in done), encoding="utf-8")
+        done.append(as_json(row))
+    write_whole(out, "".join(f"{x}\n" for x in done).encode())
 
 
 def end_of_answer(text_ids: list[int] | None) -> list[int]:
@@ -345,15 +352,14 @@ def kind_of(data: str) -> str:
     check_path(data)
     if Path(data).suffix.lower() != ".jsonl":
         return "text"
-    with open(data, "rb") as f:
-        for line in lines(blocks(f, encoding_of(data))):
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(row, dict):
-                is_text = "text" in row or not row.keys() & {*PROMPT, *ANSWER, "steps"}
-                return "text" if is_text else "task"
+    for _, line in numbered_lines(data):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            is_text = "text" in row or not row.keys() & {*PROMPT, *ANSWER, "steps"}
+            return "text" if is_text else "task"
     return "text"
 
 

@@ -7,8 +7,8 @@ text.
     python tokenizer.py "some text"           # the pieces and their ids
 
 Left out on purpose: a way to type a thought. encode() never makes one, not even from the letters
-"<think17>". Knows command.py. A model of a small language keeps `text_ids`, the
-GPT-2 ids that occur in it.
+"<think17>". A model of a small language keeps `text_ids`, the GPT-2 ids that occur in it. Knows
+command.py.
 """
 import os
 import sys

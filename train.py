@@ -36,7 +36,7 @@ from data import Source, Text, seeded
 from evaluate import answers_right, whole
 from model import GPT, PICO, SIZES, Config, load
 from next_token import roll, states
-from reward import (Credit, Judge, Scale, Score, advantages, all_rows, rarity, rollout_loss,
+from reward import (Credit, Judge, Scale, Score, advantages, all_rows, rarity_of, rollout_loss,
                     scale_of, score, text_weights)
 from rollout import Rollout, Rules, visible_text
 from run import WORLD, Run, guarded, lock_folder, is_own, join_processes, open_run
@@ -64,7 +64,7 @@ def setup(s: Settings, source: Source | None = None) -> Run:
         model = load(s.model)
         source = source or open_source(s.data, model.text_ids, s)
     run = Run(model, rules_of(s, source), s, source=source)
-    run.check(load)
+    run.check()
     run.model.to(s.device)
     if s.think_vocab:
         p = give_rows(run)
@@ -214,7 +214,7 @@ def train(run: Run, extra_cost: Callable[[Rollout, Rules], Tensor] | None = None
         credit = advantages(scores.r, ro, s, extra)  # advantage [R, S]
 
         # 5. Learn: what was chosen, the text itself, and not to collapse.
-        scale = scale_of(s, credit, step / progress.end, rarity(model, ro))
+        scale = scale_of(s, credit, step / progress.end, rarity_of(model, ro))
         weight = text_weights(text, s, scores.r)  # [R, S]
         loss, entropy = backward(run, ro, rules, credit, weight, scale, scores)
         update = run.update(loss, entropy)
@@ -307,7 +307,7 @@ def resume(typed: dict) -> Run:
     # --steps N is wanted: no curriculum ends that run sooner
     p.wanted, p.end = p.wanted or "steps" in typed, steps
     run.resumed = True
-    run.check(load)
+    run.check()
     if run.saved_data not in ("", run.source.digest):
         print(f"{s.data} has changed since this run began: it goes on with other text")
     run.model.to(s.device)

@@ -17,8 +17,8 @@ from data import Text, plain
 from fast import in_one, in_pieces
 from next_token import roll, states
 from reward import (IN_USE_PRICE, OTHER_TEXT, Credit, Judge, Scale, advantages, entropy_price,
-                    floored, minus_baseline, rarity, returns_to_go, rollout_loss, scale_of, score,
-                    sibling_spread, speaking_states, teacher_states, text_weights)
+                    floored, minus_baseline, rarity_of, returns_to_go, rollout_loss, scale_of,
+                    score, sibling_spread, speaking_states, teacher_states, text_weights)
 from rollout import Rules
 
 N = 5
@@ -356,7 +356,7 @@ def test_rarity(tiny, monkeypatch):
     in the mean over all thoughts. Enough rows in use, or a single row: nothing."""
     model, rules = tiny(), Rules("forced", 1, 5, 0, AFTER)
     ro = roll(model, given(P + S), rules, luck())
-    assert rarity(model, ro) is None
+    assert rarity_of(model, ro) is None
     monkeypatch.setattr(reward, "IN_USE", 0.8)  # four rows of five
     with torch.no_grad():
         model.think *= 30
@@ -366,10 +366,10 @@ def test_rarity(tiny, monkeypatch):
     used = torch.stack(g).mean(0)
     assert len(g) > 3 and -(used * used.log()).sum() < math.log(0.8 * N)
     wanted = -torch.log(used + 0.02 / N)
-    assert rarity(model, ro).tolist() == pytest.approx(wanted.tolist(), abs=1e-6)
-    assert rarity(tiny(N=1), ro) is None
+    assert rarity_of(model, ro).tolist() == pytest.approx(wanted.tolist(), abs=1e-6)
+    assert rarity_of(tiny(N=1), ro) is None
     never = roll(model, given(P + S), Rules("never", 1, 5), luck())
-    assert rarity(model, never).isfinite().all()  # where no thought was chosen, none is rare
+    assert rarity_of(model, never).isfinite().all()  # where no thought was chosen, none is rare
 
 
 def test_entropy_fades():

@@ -350,6 +350,11 @@ def test_answers_to_a_file(file, tmp_path, monkeypatch, capsys):
     bad = write(tmp_path / "bad.jsonl", [ROWS[0], {"answer": 1}])
     code, _, err = run(sample.main, [*argv, bad, into], monkeypatch, capsys)
     assert code == 2 and "line 2" in err and err.count("\n") == 1
+    # other line ends may stand in a line, and blank lines between two
+    odd = tmp_path / "odd.jsonl"
+    odd.write_text('\n{"id": "a\u2028b", "prompt": "Ben has 1 apples. How many?"}\n', encoding="utf-8")
+    assert run(sample.main, [*argv, odd, into], monkeypatch, capsys)[0] == 0
+    assert json.loads(into.read_text())["id"] == "a\u2028b"
 
 
 def test_levels_with_gaps(tmp_path):
