@@ -136,7 +136,7 @@ class Run:
             return contextlib.nullcontext()
         return torch.autocast(self.model.device.type, self.settings.dtype)
 
-    def check(self) -> None:
+    def check(self, load: Callable[[str], GPT]) -> None:
         """Load the teacher. Do it, model, text and rules fit together? Raises ValueError."""
         s, model, source = self.settings, self.model, self.source
         # one language

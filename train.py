@@ -64,7 +64,7 @@ def setup(s: Settings, source: Source | None = None) -> Run:
         model = load(s.model)
         source = source or open_source(s.data, model.text_ids, s)
     run = Run(model, rules_of(s, source), s, source=source)
-    run.check()
+    run.check(load)
     run.model.to(s.device)
     if s.think_vocab:
         p = give_rows(run)
@@ -307,7 +307,7 @@ def resume(typed: dict) -> Run:
     # --steps N is wanted: no curriculum ends that run sooner
     p.wanted, p.end = p.wanted or "steps" in typed, steps
     run.resumed = True
-    run.check()
+    run.check(load)
     if run.saved_data not in ("", run.source.digest):
         print(f"{s.data} has changed since this run began: it goes on with other text")
     run.model.to(s.device)

@@ -188,8 +188,9 @@ def dies_in_line(at: int):
     return before
 
 
-# os.replace is called for the first checkpoint, settings.json, the log, and then for checkpoints
-RENAMES = ((1, False), (1, True), (2, False), (2, True), (3, False))
+# os.replace is called for the first checkpoint, settings.json, the log and samples.html, and then
+# for samples and checkpoints
+RENAMES = ((1, False), (1, True), (2, False), (2, True), (3, False), (5, False))
 PLACES = [dies_in_save(2, 0.9), dies_in_line(4), dies_in_save(0, 0.5),
           dies_in(os, "fsync", 1, False), *(dies_in(os, "replace", *x) for x in RENAMES)]
 
@@ -237,7 +238,7 @@ def test_checkpoints_that_are_kept(whole, tmp_path):
     where it was killed while it wrote one or just after that; what is learned does not depend on
     it; a full disk breaks off as anywhere; and a new run in the folder leaves none behind."""
     # in step 4: while ckpt_000004.pt is written, and just after
-    places = [dies_in_save(3, 0.9), dies_in(os, "replace", 5, True)]
+    places = [dies_in_save(3, 0.9), dies_in(os, "replace", 8, True)]
     for i, place in enumerate(places):
         out = tmp_path / str(i)
         assert run(tiny("stream", out, "--keep_every", "2"), place)[0] == -signal.SIGKILL

@@ -352,7 +352,8 @@ def test_answers_to_a_file(file, tmp_path, monkeypatch, capsys):
     assert code == 2 and "line 2" in err and err.count("\n") == 1
     # other line ends may stand in a line, and blank lines between two
     odd = tmp_path / "odd.jsonl"
-    odd.write_text('\n{"id": "a\u2028b", "prompt": "Ben has 1 apples. How many?"}\n', encoding="utf-8")
+    line = '\n{"id": "a\u2028b", "prompt": "Ben has 1 apples. How many?"}\n'
+    odd.write_text(line, encoding="utf-8")
     assert run(sample.main, [*argv, odd, into], monkeypatch, capsys)[0] == 0
     assert json.loads(into.read_text())["id"] == "a\u2028b"
 
