@@ -48,7 +48,7 @@ LETTERS = "ABCDEF"  # of the cups
 OPENING = 9  # tokens of a story before its first move: The ball is under cup B. Moves:
 OFFSETS = 65  # a story begins at any position below: no position may mean a place in a round
 N_MAX = 30  # the longest round that the evaluation asks for
-TRIED = 3  # stories that `teacher` writes for each one that is kept, under a curriculum
+TRIED = 6  # stories that `teacher` writes for each one that is kept, under a curriculum
 
 
 def seeded(seed: int, step: int, purpose: str) -> np.random.Generator:
@@ -333,7 +333,7 @@ class Cups(Source):
         for row, moves in zip(text, n):
             for place, k, _ in self.answers(row):
                 moves[place] = k
-        # a third of the texts is kept: those with the longest first round that still pays
+        # one text of TRIED is kept: those with the longest first round that still pays
         first = np.array([next((k for k in row[P:] if k), 99) for row in n])  # 99: never asked
         best = np.argsort(np.where(first <= most, -first, first), kind="stable")
         best = best[:len(ids) // TRIED if prompts.stage else len(ids)]

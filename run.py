@@ -85,6 +85,7 @@ class Run:
         self._source = source  # None: opened when it is first asked for
         self.teacher: GPT | None = None
         self.optimizer: torch.optim.Optimizer | None = None
+        self.written: list[Text] = []  # by the student, for the next steps
         self.saved_moments: dict | None = None  # the optimizer's, from a checkpoint
         self.saved_data = ""  # the digest of the text that it was trained on
         self.resumed, self.stop = False, []  # stop: signals that came
@@ -312,8 +313,10 @@ class Run:
                                             "data": self.source.digest}
 
     def whole(self) -> dict:
-        moments = {"optimizer": self.optimizer.state_dict()} if self.resumable else {}
-        return self.as_saved() | moments
+        if not self.resumable:
+            return self.as_saved()
+        return self.as_saved() | {"optimizer": self.optimizer.state_dict(),
+                                  "written": [vars(text) for text in self.written]}
 
     def close(self) -> None:
         """The curves, and the last lines that a run prints."""
@@ -346,6 +349,7 @@ def open_run(path: str | Path, plain: bool = False) -> Run:
     progress = dict(saved.get("state" if old else "progress", {}))
     try:
         rules, progress = Rules(**saved["rules"]), Progress(**{"end": settings.steps, **progress})
+        written = [Text(**text) for text in saved.get("written", [])]
     except TypeError as e:
         raise ValueError(f"{path} was made by another version of train.py ({e})") from e
     run = Run(from_checkpoint(saved, path), rules, settings, progress)
@@ -353,6 +357,7 @@ def open_run(path: str | Path, plain: bool = False) -> Run:
     complete = "progress" in saved and asdict(settings).keys() <= saved["settings"].keys()
     run.saved_moments = saved.get("optimizer") if complete else None
     run.saved_data = saved.get("data", "")
+    run.written = written
     return run
 
 

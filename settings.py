@@ -101,14 +101,14 @@ PATHS = {"out": place, "model": place, "teacher": place, "data": os.path.expandu
 # change nothing, so siblings get equal rewards and nothing is learned.
 PRESETS = {
     "cups": dict(model="pico", teacher="pico-teacher", data="cups", think="forced", window=5,
-                 lr=1e-3, think_lr=1e-3, samples=8, gamma=0.9, prompts=32,
+                 lr=1e-3, think_lr=1e-3, samples=8, gamma=0.9, prompts=16,
                  prompt_tokens=17, new_tokens=48, budget=24, think_prior=0.5, steps=1500,
                  eval_every=750, curriculum="on"),
-    "cups, stream": dict(model="scratch:1x64", prompts=16, new_tokens=32, budget=16,
+    "cups, stream": dict(model="scratch:1x64", new_tokens=32, budget=16,
                          think_lr=2e-3, steps=1600, eval_every=800),
     # without rereading thoughts stay unused: one layer answers short rounds directly, and
     # siblings do not differ. K is one thought to go back, and one for each move of three
-    "cups, next_token": dict(model="scratch:1x64", prompts=16, new_tokens=32, window=7,
+    "cups, next_token": dict(model="scratch:1x64", new_tokens=32, window=7,
                              think_lr=2e-3, max_thoughts=4),
     "text, next_token": dict(max_thoughts=4),
     "text, scratch": dict(approach="stream", lr=1e-3, prompts=4, steps=400),

@@ -46,10 +46,11 @@ from task import open_source
 from tokenizer import Tokenizer
 
 
+AHEAD = 8  # steps for which `teacher` writes text at once
 # The curriculum
 LOOK = 10  # steps between two looks
 QUIZ = 64  # rows of questions in a look, with some hundred answers
-AFTER = 100  # steps that are still made once the last stage is learned
+AFTER = 60  # steps that are still made once the last stage is learned
 
 
 # Before the first step: model, teacher, rules, thinking rows, optimizer
@@ -159,21 +160,31 @@ def make_optimizer(run: Run) -> torch.optim.Optimizer:
 def take_text(run: Run, sampler: GPT) -> tuple[Text, Rules]:
     """Step 1. B contexts, each G times, siblings side by side; and the rules for this text."""
     s, V = run.settings, run.model.config.vocab_size
-    text = run.source.text(s, run.progress.step, run.stage).to(s.device)
     if s.approach == "teacher" and s.reward == "kl":
-        text = write_text(run, sampler, text)
+        if not run.written or run.written[0].stage != run.stage:
+            run.written = write_text(run, sampler)
+        text = run.written.pop(0)
+    else:
+        text = run.source.text(s, run.progress.step, run.stage).to(s.device)
     return run.own_rows(text.repeat(s.samples)), run.rules.fit(text, V)
 
 
-def write_text(run: Run, sampler: GPT, prompts: Text) -> Text:
-    """The student writes each text once. Its thoughts are dropped, and later G siblings think
+def write_text(run: Run, sampler: GPT) -> list[Text]:
+    """The student's own text, for AHEAD steps. Its thoughts are dropped, and later G siblings think
     between the tokens of that text: they differ in thoughts alone."""
-    s, rules, source = run.settings, run.rules, run.source
+    # many rows at once cost little more than few: on cups an update takes two thirds of the time.
+    # A text may be some steps old. Thoughts never are, and they alone are learned as choices
+    s, rules, source, p = run.settings, run.rules, run.source, run.progress
+    ahead = replace(s, prompts=AHEAD * s.prompts)
+    prompts = source.text(ahead, p.step, run.stage).to(s.device)
     room = rules.room_for(source.slots(prompts.S)).budget
     rules = replace(rules, budget=min(rules.budget, room))
-    with run.autocast():  # [B or 3 B, P] -> [.., P + S]
+    with run.autocast():  # [AHEAD * B or more, P] -> [.., P + S]
         ro = roll(sampler, prompts, rules, run.luck("own_text", split=False))
-    return source.grade(ro.text.cpu(), prompts).to(s.device)
+    text = source.grade(ro.text.cpu(), prompts).to(s.device)
+    # every AHEAD-th row: `grade` puts the best ones first
+    B = len(text.ids) // AHEAD // WORLD * WORLD
+    return [text.each(lambda x: x[i:B * AHEAD:AHEAD]) for i in range(AHEAD)]
 
 
 def backward(run: Run, ro: Rollout, rules: Rules, credit: Credit, weight: Tensor, scale: Scale,
@@ -311,6 +322,7 @@ def resume(typed: dict) -> Run:
     if run.saved_data not in ("", run.source.digest):
         print(f"{s.data} has changed since this run began: it goes on with other text")
     run.model.to(s.device)
+    run.written = [text.to(s.device) for text in run.written]
     run.optimizer = make_optimizer(run)
     if p.step == p.end:
         print(f"this run has made all of its {p.step} steps: nothing is left to do, but --resume "

@@ -14,7 +14,7 @@ import torch
 
 import train
 from conftest import AFTER, P, R, S, V, luck, refuses, settings, texts
-from data import PURPOSES, Cups, Source, Text, plain, seeded
+from data import PURPOSES, TRIED, Cups, Source, Text, plain, seeded
 from next_token import roll
 from rollout import Rules, naive_rollout
 from task import open_source
@@ -345,16 +345,16 @@ def test_text_of_a_stage():
         assert stage in (0, 30) or (text.level[first] == stage).all()
     judged = settings(approach="teacher", prompts=32, samples=8)
     text = CUPS.text(judged, 1, 30)
-    assert text.ids.shape == (3 * 16, 17) and text.S == 48 and not text.given
+    assert text.ids.shape == (TRIED * 16, 17) and text.S == 48 and not text.given
 
 
 def test_own_text():
-    """Guards what a curriculum keeps of own text: the third whose first round is longest, but not
-    longer than the stage. Answers to longer rounds do not pay yet."""
+    """Guards what a curriculum keeps of own text: one of TRIED, with the longest first rounds, but
+    not longer than the stage. Answers to longer rounds do not pay yet."""
     ids = torch.tensor([ids_of(CUPS, "The ball is under cup B. Moves:" + rest)[:21] for rest in (
         " AB. Where? A. Moves: AB, AB, AB", " AB, AB. Where? B. Moves: AB, AB",
         " AB, AB, AB. Where? A. AB, AB", " Where? A Where? A Where? A Where? A",
-        " AB. Where? C. Moves: BC, AB, AB", " AB" * 12)])
+        " AB. Where? C. Moves: BC, AB, AB", *[" AB" * 12] * (2 * TRIED - 5))])
     prompts = plain(ids[:, :9], 9, 12, stage=2)
     kept = CUPS.grade(ids, prompts)
     assert kept.ids.tolist() == ids[[1, 0]].tolist()

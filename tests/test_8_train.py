@@ -13,14 +13,14 @@ import torch
 
 import train
 from conftest import AFTER, P, S, luck, refuses, settings, texts
-from data import Cups, Source, plain, seeded
+from data import TRIED, Cups, Source, plain, seeded
 from evaluate import room, what_it_thinks_about, when_it_thinks
 from model import as_checkpoint, gate_logit, load
 from next_token import roll
 from rollout import GREEDY, Rules
 from run import Progress, Run, open_run
 from settings import Settings, from_dict, means, parser, resolve
-from train import climb, setup, take_text
+from train import AHEAD, climb, setup, take_text
 from weights import save
 
 SMALL = dict(prompts=2, samples=2, think_vocab=16, steps=8, eval_every=8)
@@ -101,7 +101,7 @@ COLUMNS = ("lr", "think_lr", "prompts", "samples", "window", "budget", "new_toke
            "entropy", "gamma", "think", "think_prior", "max_thoughts", "curriculum", "eval_every",
            "prompt_tokens", "reread", "model", "teacher")
 TABLE = {
-    ("cups", "teacher"): (1e-3, 1e-3, 32, 8, 5, 24, 48, 1500, 0.5, 0.9, "forced", 0.5, 1, "on",
+    ("cups", "teacher"): (1e-3, 1e-3, 16, 8, 5, 24, 48, 1500, 0.5, 0.9, "forced", 0.5, 1, "on",
                           750, 17, 0, "pico", "pico-teacher"),
     ("cups", "stream"): (1e-3, 2e-3, 16, 8, 5, 16, 32, 1600, 0.5, 0.9, "forced", 0.5, 1, "on",
                          800, 17, 0, "scratch:1x64", None),
@@ -213,6 +213,28 @@ def test_siblings_stand_side_by_side():
     assert len({tuple(row) for row in text.ids.tolist()}) == 3
 
 
+def test_text_is_written_ahead():
+    """Guards `teacher`'s own text, written for AHEAD steps at once. Each of these steps has as many
+    contexts as it would have alone, long first rounds among them in all, and none stands in two. A
+    new stage has new text."""
+    s = settings(model="pico", teacher="pico", approach="teacher", think_vocab=4, prompts=4,
+                 samples=2, curriculum="on", think="forced", seed=1)
+    run = setup(s)
+    run.progress.stage = 1
+    first = [take_text(run, run.model)[0] for _ in range(AHEAD)]
+    assert run.written == [] and all(text.siblings == 2 and text.stage == 1 for text in first)
+    one = replace(s, prompts=1 * s.prompts)
+    assert {len(x.ids) for x in first} == {2 * len(run.source.text(one, 0, 1).ids) // TRIED}
+    asked = [(x.level == 1).any(1).float().mean().item() for x in first]
+    assert max(asked) - min(asked) < 0.5 and min(asked) > 0
+    rows = [tuple(row) for x in first for row in x.ids[::2].tolist()]
+    assert len(set(rows)) > 0.9 * len(rows)
+    take_text(run, run.model)
+    assert len(run.written) == AHEAD - 1
+    run.progress.stage = 2
+    assert take_text(run, run.model)[0].stage == 2 and len(run.written) == AHEAD - 1
+
+
 class Fixed(Source):
     """The same two rows at each step."""
     def text(self, settings, step, stage):
@@ -310,9 +332,9 @@ def test_the_questions_of_a_stage():
     assert not torch.equal(text.ids, CUPS.quiz(3, 20, seeded(0, 2, "quiz")).ids)
 
 
-@pytest.mark.parametrize("wanted, end", [(False, 200), (True, 1600)])
+@pytest.mark.parametrize("wanted, end", [(False, 160), (True, 1600)])
 def test_the_end_of_a_curriculum(climber, wanted, end):
-    """Guards the end. A run makes 100 more steps once its last stage is learned, unless --resume
+    """Guards the end. A run makes 60 more steps once its last stage is learned, unless --resume
     --steps N says where to end. Later looks do not move that end."""
     run = climber(9, step=99, wanted=wanted)
     assert go(run, 1).end == end and go(run, 50).end == end

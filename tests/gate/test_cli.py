@@ -245,7 +245,7 @@ def test_the_first_lines(tmp_path, monkeypatch, capsys):
     """Guards the reader of a log: the settings that matter, and where they come from."""
     monkeypatch.setattr(train, "setup", lambda s: (_ for _ in ()).throw(ValueError("so far")))
     for argv, words in (
-            ([], ["pico on cups, judged by pico-teacher", "lr 0.001", "B 32", "G 8", "window 5",
+            ([], ["pico on cups, judged by pico-teacher", "lr 0.001", "B 16", "G 8", "window 5",
                   "preset: cups; typed: nothing"]),
             ([*S, "--lr", "0.5"], ["scratch:1x64 on cups\n", "lr 0.5, think_lr 0.002, B 16, G 8, "
                                    "window 5, N 2048 (preset: cups and cups, stream; typed: "

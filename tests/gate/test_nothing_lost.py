@@ -255,7 +255,8 @@ def test_checkpoints_that_are_kept(whole, tmp_path):
         code = run(tiny("stream", there), signalled(signal.SIGINT, at=step - 1))[0]
         assert code == (130 if step < STEPS else 0)
         kept, stopped = (read_weights(x) for x in (out / f"ckpt_{step:06}.pt", there / "ckpt.pt"))
-        assert all(same(kept[k], stopped[k]) for k in stopped.keys() - {"settings", "optimizer"})
+        assert all(same(kept[k], stopped[k])
+                   for k in stopped.keys() - {"settings", "optimizer", "written"})
         it = open_run(out / f"ckpt_{step:06}.pt")
         assert same(dict(it.model.state_dict()), stopped["model"]) and it.settings.keep_every == 2
     before, size = (out / "ckpt.pt").read_bytes(), (out / "ckpt_000002.pt").stat().st_size
@@ -467,7 +468,8 @@ def test_resume_refuses_what_does_not_fit(tmp_path):
            good | {"settings": {k: v for k, v in settings.items() if k != "gamma"}},
            good | {"settings": settings | {"warmup": 50}},
            good | {"rules": good["rules"] | {"depth": 1}},
-           good | {"progress": good["progress"] | {"depth": 1}}]
+           good | {"progress": good["progress"] | {"depth": 1}},
+           good | {"written": [{"rows": 3}]}]
     for state in bad:
         save(out / "ckpt.pt", state)
         code, text = run(["--resume", "--out", out])
