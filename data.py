@@ -108,6 +108,7 @@ class Source:
     levels = 0  # that `questions` asks for; 0: there are no questions
     of = "level"  # what a level is called
     digest = ""  # of a file's content: --resume notices another one
+    says = False  # can lab.report say what a thought means?
     by_row = False  # each row is a prompt with its answer, all of it given (task.py)
 
     def take(self, rows: int, L: int, rng: np.random.Generator, prompt: int = 0,
@@ -205,6 +206,7 @@ class Cups(Source):
         if not 0 <= idle < 1:
             raise ValueError(f"the share of idle moves lies from 0 to below 1, not at {idle}")
         self.m, self.idle, self.all, self.stages = m, idle, balls == "all", swaps
+        self.says = not self.all
         # (a stage of a harder world may take 2,000 steps and still end well)
         self.patience = 500 if m <= 3 and not self.all else 0
         self.moves = turns(m) if moves == "turns" else swaps_and_turns(m)

@@ -28,7 +28,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from command import (as_json, is_short_of_memory, one_line, pyplot, script, typed,
+from command import (ROOT, as_json, is_short_of_memory, one_line, pyplot, script, typed,
                      write_whole)
 from data import Source, Text, seeded
 from evaluate import evaluate, print_report
@@ -325,6 +325,11 @@ class Run:
         print_report(self.log.evals[0], self.log.evals[-1], forced, self.source.of)
         print(f"{time.time() - self.log.t0:.0f} s; {self.out}/ holds {', '.join(FILES[:5])}; now "
               f"try\n  python {script('sample.py')} --checkpoint {typed(self.out)}")
+        if (self.settings.thoughts == "tokens" and self.rules.persist and self.source.says
+                and Path.cwd() == ROOT):  # there python finds `lab`
+            print("and, for a page on which thoughts answer to the mouse,\n  python -m "
+                  f"lab.experiments report --checkpoint {typed(self.out)} "
+                  f"--out {typed(self.out / 'report.html')}")
 
 
 def open_run(path: str | Path, plain: bool = False) -> Run:

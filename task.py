@@ -179,7 +179,7 @@ def encode(tokenizer: Tokenizer, pieces: list[str]) -> tuple[list[int], list[int
 class Task(Source):
     """A .jsonl file of prompts and answers. Of each level the last 5 % are held out, or all of
     another file is. own: its language is its own ids, not all of GPT-2's. Raises ValueError."""
-    by_row = True
+    by_row = says = True
     # answers may have mistakes in them, and harder rows go on to teach what easier ones did
     enough, hurry = 0.95, 400
 

@@ -4,6 +4,7 @@ and that a run on it learns from answers alone, is evaluated by level, resumes a
 Left out on purpose: whether it learns; that takes minutes.
 """
 import json
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ import train
 from conftest import luck, numbers, refuses, run, settings
 from data import TextFile, seeded
 from evaluate import answers_right, examples, whole
-from lab import probe
+from lab import experiments, probe
 from lab.report import told_stories
 from model import GPT, Config
 from next_token import answer_prompt, roll, states
@@ -371,8 +372,13 @@ def test_levels_with_gaps(tmp_path):
 
 def test_probe_and_page(file, tmp_path, monkeypatch, capsys):
     """Guards lab.probe and the page of lab.report on a task: by level, with exact match, and what
-    each last thought stands for, which `load_run` then knows."""
+    each last thought stands for, which `load_run` then knows. A run ends with the page's command."""
     train.train(train.setup(small(file, tmp_path / "out")))
+    typed = shlex.split(capsys.readouterr().out.strip().splitlines()[-1])
+    assert typed[:4] == ["python", "-m", "lab.experiments", "report"]
+    code, said, err = run(experiments.main, typed[3:], monkeypatch, capsys)
+    assert code == 0 and "stories of" in said, err
+    assert 'role="tooltip"' in (tmp_path / "out" / "report.html").read_text()
     argv = ["--checkpoint", tmp_path / "out", "--stories", 4]
     code, said, err = run(probe.main, argv, monkeypatch, capsys)
     assert code == 0 and "n = 4" in said and "answers after a last thought" in said, err
