@@ -372,7 +372,7 @@ def test_levels_with_gaps(tmp_path):
 
 def test_probe_and_page(file, tmp_path, monkeypatch, capsys):
     """Guards lab.probe and the page of lab.report on a task: by level, with exact match, and what
-    each last thought stands for, which `load_run` then knows. A run ends with the page's command."""
+    each last thought stands for, which `load_run` then knows. A run ends with that command."""
     train.train(train.setup(small(file, tmp_path / "out")))
     typed = shlex.split(capsys.readouterr().out.strip().splitlines()[-1])
     assert typed[:4] == ["python", "-m", "lab.experiments", "report"]
