@@ -3,6 +3,7 @@
 Left out on purpose: taste. What is here is counted, never judged.
 """
 import ast
+import importlib
 import io
 import tokenize
 from pathlib import Path
@@ -134,3 +135,29 @@ def test_only_data_knows_the_game():
         nodes = [] if name in ("data", "task") else ast.walk(parsed(ROOT / f"{name}.py"))
         names = {getattr(n, "id", getattr(n, "attr", getattr(n, "name", ""))) for n in nodes}
         assert "Cups" not in names, f"{name}.py"
+
+
+def borrowed(path: Path) -> set[tuple[str, str]]:
+    """(module, name) of all that a file takes from files of ours, as in `data.Cups`."""
+    def walk(node, known):
+        inside = list(ast.walk(node))
+        if isinstance(node, ast.FunctionDef):  # a variable of that name hides the module
+            known = {k: v for k, v in known.items() if k not in {
+                *(x.arg for x in inside if isinstance(x, ast.arg)),
+                *(x.id for x in inside if isinstance(x, ast.Name) and type(x.ctx) is ast.Store)}}
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", None) in known:
+            found.add((known[node.value.id], node.attr))
+        for x in ast.iter_child_nodes(node):
+            walk(x, known)
+    found, aliases = set(), [a for x in ast.walk(parsed(path)) if isinstance(x, ast.Import)
+                             for a in x.names]
+    walk(parsed(path), {a.asname or a.name: a.name for a in aliases if a.name in ORDER})
+    return found
+
+
+@pytest.mark.parametrize("path", LAB + TESTS, ids=name_of)
+def test_what_is_borrowed_exists(path):
+    """Guards files that no test runs, as torture.py: a function that moved is missed here."""
+    missing = [f"{module}.{name}" for module, name in borrowed(path)
+               if not hasattr(importlib.import_module(module), name)]
+    assert not missing, missing

@@ -38,6 +38,7 @@ import tokenizer  # noqa: E402
 import train  # noqa: E402
 from model import GPT, Config, as_checkpoint, load  # noqa: E402
 from settings import FLAGS, parser, resolve  # noqa: E402
+from task import open_source  # noqa: E402
 from test_nothing_lost import (APPROACHES, child, ended, is_complete, left, limited,  # noqa: E402
                                run, same, small_world, tiny)
 from weights import save  # noqa: E402
@@ -364,7 +365,7 @@ def files(folder: Path, count: int, numbers: random.Random) -> str:
         for text, words in ((noise, "noise"), (good[:at] + b"\xff" + good[at:], f"byte {at},")):
             (folder / "noise.txt").write_bytes(text)
             try:
-                data.open_source(str(folder / "noise.txt"))
+                open_source(str(folder / "noise.txt"))
             except ValueError as e:
                 assert words in str(e) and "\n" not in str(e), e
             else:
