@@ -319,7 +319,7 @@ def fill(model: GPT, state: dict[str, Tensor]) -> GPT:
     try:
         model.load_state_dict(state)
     except RuntimeError as e:  # torch lists every key: the first is enough to see what is wrong
-        reason = str(e).splitlines()[1].strip()
+        reason = str(e).splitlines()[1].strip().partition('", "')[0].replace('"', "")
         raise ValueError(f"the weights do not fit the model that they describe: {reason}") from e
     return model
 

@@ -150,6 +150,8 @@ def read_config(folder: Path, needed: bool) -> dict | None:
 
 def main_file(folder: Path) -> Path:
     """The file with the weights. Raises ValueError, which says what lies there instead."""
+    if (folder / "adapter_config.json").exists():  # transformers adds them to what is there
+        raise ValueError(f"{folder} holds {OTHERS['adapter_config.json']}")
     for name in NAMES:
         if (folder / name).exists():
             check_words(folder)
@@ -274,10 +276,14 @@ def check_tensor(name: str, v, path: Path | str) -> None:
     """Raises ValueError for what is no plain array of finite floats."""
     if not isinstance(v, Tensor):
         raise ValueError(f"{path}: {name} is no tensor, but a {type(v).__name__}")
-    if v.dtype not in FLOATS or v.layout != torch.strided or v.device.type != "cpu":
-        what = str(v.dtype).removeprefix("torch.") if v.device.type == "cpu" else v.device.type
-        raise ValueError(f"{path}: {name} is of {what}, and weights are float16, bfloat16, float32 "
-                         "or float64: save the model before it is quantised")
+    if v.device.type != "cpu" or v.layout != torch.strided:
+        what = "on meta" if v.is_meta else str(v.layout).removeprefix("torch.")
+        raise ValueError(f"{path}: {name} is {what}, which is no plain array of numbers: save "
+                         "the model again, once it is loaded as a whole and dense")
+    if v.dtype not in FLOATS or v.is_quantized:
+        raise ValueError(f"{path}: {name} is of {str(v.dtype).removeprefix('torch.')}, and weights "
+                         "are float16, bfloat16, float32 or float64: save the model before it is "
+                         "quantised")
     if not is_finite(v.float()):  # (float64 may not fit)
         raise ValueError(f"{path}: {name} is not finite: it holds NaN or infinity, as after a "
                          "training that went wrong")

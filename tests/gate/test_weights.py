@@ -174,6 +174,13 @@ def with_bom(folder):
     return folder
 
 
+def beside_adapters(folder):
+    """transformers would add them, where peft is installed."""
+    saved(folder)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    return folder
+
+
 FORMS = {  # what was made, how, and the words of its refusal; None: equal logits
     "save_pretrained": (saved, None),
     "a body without a head": (lambda f: saved(f, make("GPT2Model")), None),
@@ -236,6 +243,12 @@ FORMS = {  # what was made, how, and the words of its refusal; None: equal logit
                                     lambda v: v.to(torch.float8_e4m3fn))), "float8"),
     "complex": (as_bin(changed("transformer.wpe.weight", lambda v: v + 0j)), "complex"),
     "adapters": (as_bin(prefixed("base_model.model.")), "base_model"),
+    "adapters beside a model": (beside_adapters, "merge_and_unload"),
+    "without numbers": (as_bin(changed("transformer.wpe.weight", lambda v: v.to("meta"))),
+                        "wpe.weight is on meta"),
+    "sparse": (as_bin(changed("transformer.wpe.weight", lambda v: v.to_sparse())), "sparse_coo"),
+    "a layer is missing": (as_bin(lambda s: {k.replace(".h.1.", ".h.2."): v for k, v in s.items()}),
+                           "Missing key(s) in state_dict: h.1.ln_1.weight"),
     "a whole module": (whole_module, "model.state_dict()"),
     "a pointer": (no_safetensors_here, "git lfs pull"),
     "other words": (own_words, "vocab.json is not GPT-2's"),
