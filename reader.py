@@ -89,6 +89,9 @@ def blocks(f: BinaryIO, encoding: str) -> Iterator[tuple[str, int]]:
                 raise ValueError(f"{f.name} holds a zero byte after byte {done}: it is no text, "
                                  "or UTF-16 without its mark, which `iconv -f UTF-16LE -t UTF-8` "
                                  "writes as UTF-8")
+            if "\x1b$" in text:  # its bytes are all ASCII
+                raise ValueError(f"{f.name} is ISO-2022 after byte {done}: "
+                                 "`iconv -f ISO-2022-JP -t UTF-8` writes it as UTF-8")
         except UnicodeDecodeError as e:
             at = done + len(block) - len(e.object) + e.start
             line = ends + e.object[:e.start].count(b"\n") + 1
@@ -106,7 +109,10 @@ def blocks(f: BinaryIO, encoding: str) -> Iterator[tuple[str, int]]:
 def field_text(line: bytes | str) -> tuple[str | None, str]:
     """The field `text` of a line, or what it is instead."""
     try:
-        found = json.loads(line)
+        # (by itself json would guess an encoding, line by line)
+        found = json.loads(line if isinstance(line, str) else line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return None, "are not UTF-8"
     except (ValueError, RecursionError):
         return None, "are no JSON"
     if not isinstance(found, dict):

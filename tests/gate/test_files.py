@@ -132,7 +132,8 @@ def test_long_text_in_utf_16(tmp_path):
     (gzip.compress(b"text"), "gunzip"), (bz2.compress(b"text"), "bunzip2"),
     (lzma.compress(b"text"), "unxz"), (b"PK\x03\x04rest", "zip"), (b"%PDF-1.7", "PDF"),
     (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-], ids=range(16))
+    ("some 日本語".encode("iso-2022-jp"), "ISO-2022"),
+], ids=range(17))
 def test_what_is_no_text(tmp_path, content, words):
     """Guards against rubbish that is learned without a word: what can't be read is refused, with
     the place, and leaves nothing in the cache."""
@@ -147,6 +148,16 @@ def test_a_bad_line_of_utf_16(tmp_path):
     good = json.dumps({"text": "good"}) + "\n"
     (tmp_path / "x.jsonl").write_bytes((good * 3).encode("utf-16") + b"\x00\xd8\n\x00" * 2)
     refuses(lambda: open_source(str(tmp_path / "x.jsonl")), "not UTF-16 at byte 104")
+
+
+@pytest.mark.parametrize("encoding, words", [
+    ("utf-16-le", "30 are no"), ("latin-1", "30 are not UTF-8"), ("shift-jis", "30 are not UTF-8")])
+def test_lines_in_another_encoding(tmp_path, encoding, words):
+    """Guards .jsonl files without a mark: no line is read in an encoding that was guessed."""
+    said = "Grüße" if encoding == "latin-1" else "日本語"
+    line = json.dumps({"text": said}, ensure_ascii=False) + "\n"
+    (tmp_path / "x.jsonl").write_bytes((line * 30).encode(encoding))
+    refuses(lambda: open_source(str(tmp_path / "x.jsonl")), "x.jsonl", words)
 
 
 @pytest.mark.parametrize("line, words", [
