@@ -86,13 +86,13 @@ def blocks(f: BinaryIO, encoding: str) -> Iterator[tuple[str, int]]:
         try:
             text = decoder.decode(block, final=not block)
             if "\0" in text:
-                raise ValueError(f"{f.name} holds a zero byte after byte {done}: it is no text, "
-                                 "or UTF-16 without its mark, which `iconv -f UTF-16LE -t UTF-8` "
-                                 "writes as UTF-8")
+                raise has_zeros(f.name, done)
             if "\x1b$" in text:  # its bytes are all ASCII
                 raise ValueError(f"{f.name} is ISO-2022 after byte {done}: "
                                  "`iconv -f ISO-2022-JP -t UTF-8` writes it as UTF-8")
         except UnicodeDecodeError as e:
+            if encoding.startswith("utf-8") and b"\0" in block:
+                raise has_zeros(f.name, done) from e
             at = done + len(block) - len(e.object) + e.start
             line = ends + e.object[:e.start].count(b"\n") + 1
             where = f", in line {line}" if encoding.startswith("utf-8") else ""
@@ -104,6 +104,11 @@ def blocks(f: BinaryIO, encoding: str) -> Iterator[tuple[str, int]]:
         if not block:
             return
         done, ends = done + len(block), ends + block.count(b"\n")
+
+
+def has_zeros(name: str, done: int) -> ValueError:
+    return ValueError(f"{name} holds a zero byte after byte {done}: it is no text, or UTF-16 "
+                      "without its mark, which `iconv -f UTF-16LE -t UTF-8` writes as UTF-8")
 
 
 def field_text(line: bytes | str) -> tuple[str | None, str]:

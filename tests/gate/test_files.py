@@ -126,14 +126,15 @@ def test_long_text_in_utf_16(tmp_path):
     ("Ein Gruß\nund Grüße\n".encode("latin-1"), "is not UTF-8 at byte 7, in line 1"),
     (b"good\n" * 300_000 + b"a\x80b\n", "at byte 1500001, in line 300001"),
     ("naive".encode("utf-16-le"), "zero byte"), (b"a\0b\0\0c", "zero byte"),
-    (bytes(range(256)), "is not UTF-8"), (b"\xed\xa0\x80 surrogate", "byte 0"),
+    (bytes(range(256)), "zero byte"),
+    ("café".encode("utf-16-le"), "zero byte"), (b"\xed\xa0\x80 surrogate", "byte 0"),
     (b"half \xc3", "byte 5"), (b"\xff\xfe\x00\xd8A\x00", "is not UTF-16"),
     (b"\xff\xfeodd", "is not UTF-16"), ("語".encode("shift-jis"), "is not UTF-8"),
     (gzip.compress(b"text"), "gunzip"), (bz2.compress(b"text"), "bunzip2"),
     (lzma.compress(b"text"), "unxz"), (b"PK\x03\x04rest", "zip"), (b"%PDF-1.7", "PDF"),
     (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     ("some 日本語".encode("iso-2022-jp"), "ISO-2022"),
-], ids=range(17))
+], ids=range(18))
 def test_what_is_no_text(tmp_path, content, words):
     """Guards against rubbish that is learned without a word: what can't be read is refused, with
     the place, and leaves nothing in the cache."""
