@@ -161,7 +161,9 @@ def take_text(run: Run, sampler: GPT) -> tuple[Text, Rules]:
     """Step 1. B contexts, each G times, siblings side by side; and the rules for this text."""
     s, V = run.settings, run.model.config.vocab_size
     if s.approach == "teacher" and s.reward == "kl":
-        if not run.written or run.written[0].stage != run.stage:
+        left = run.written
+        # (a run may go on with another number of processes)
+        if not left or left[0].stage != run.stage or len(left[0].ids) % WORLD:
             run.written = write_text(run, sampler)
         text = run.written.pop(0)
     else:
@@ -170,21 +172,23 @@ def take_text(run: Run, sampler: GPT) -> tuple[Text, Rules]:
 
 
 def write_text(run: Run, sampler: GPT) -> list[Text]:
-    """The student's own text, for AHEAD steps. Its thoughts are dropped, and later G siblings think
-    between the tokens of that text: they differ in thoughts alone."""
-    # many rows at once cost little more than few: on cups an update takes two thirds of the time.
-    # A text may be some steps old. Thoughts never are, and they alone are learned as choices
+    """Texts for the next AHEAD steps, written by the student: [B, P + S] each. The thoughts it had
+    while writing are dropped. Later G siblings think in each text, so only thoughts differ."""
+    # many rows at once cost little more than few: on cups an update takes two thirds of the time it
+    # took with a text of its own. So a text may be AHEAD - 1 steps old. Thoughts never are
     s, rules, source, p = run.settings, run.rules, run.source, run.progress
     ahead = replace(s, prompts=AHEAD * s.prompts)
-    prompts = source.text(ahead, p.step, run.stage).to(s.device)
+    prompts = source.text(ahead, p.step // AHEAD, run.stage).to(s.device)
     room = rules.room_for(source.slots(prompts.S)).budget
     rules = replace(rules, budget=min(rules.budget, room))
-    with run.autocast():  # [AHEAD * B or more, P] -> [.., P + S]
+    with run.autocast():  # [AHEAD * B, P], on cups TRIED times as many -> [.., P + S]
         ro = roll(sampler, prompts, rules, run.luck("own_text", split=False))
     text = source.grade(ro.text.cpu(), prompts).to(s.device)
-    # every AHEAD-th row: `grade` puts the best ones first
-    B = len(text.ids) // AHEAD // WORLD * WORLD
-    return [text.each(lambda x: x[i:B * AHEAD:AHEAD]) for i in range(AHEAD)]
+    # each process has whole contexts. (`own_rows` shares them out)
+    steps = min(AHEAD, len(text.ids) // WORLD)
+    B = len(text.ids) // steps // WORLD * WORLD
+    # cups sorts its rows, best first: each step gets good and poor ones
+    return [text.each(lambda x: x[i:B * steps:steps]) for i in range(steps)]
 
 
 def backward(run: Run, ro: Rollout, rules: Rules, credit: Credit, weight: Tensor, scale: Scale,

@@ -235,6 +235,20 @@ def test_text_is_written_ahead():
     assert take_text(run, run.model)[0].stage == 2 and len(run.written) == AHEAD - 1
 
 
+def test_few_contexts_and_prompts():
+    """Guards the ends of writing ahead: one context a step, whose rows are longer in later stages;
+    and prompts that end in the middle of a story, every other time from stage 3 on."""
+    run = setup(settings(model="pico", teacher="pico", approach="teacher", think_vocab=4, prompts=1,
+                         samples=2, curriculum="on", think="forced", seed=1))
+    for stage in (1, 3, 10):
+        run.progress.stage, seen = stage, set()
+        for run.progress.step in range(4 * AHEAD):
+            text, _ = take_text(run, run.model)
+            assert len(text.ids) >= 2
+            seen.add(text.P)
+        assert seen == ({9} if stage == 1 else {9, 17})
+
+
 class Fixed(Source):
     """The same two rows at each step."""
     def text(self, settings, step, stage):
