@@ -17,7 +17,8 @@ import signal
 import sys
 
 # at once where this is one of our commands, as even what follows takes a tenth of a second: Ctrl-C
-# is quiet while libraries are loaded. There is nothing to save yet. (nohup ignores it; so it stays)
+# is quiet while libraries are loaded. There is nothing to save yet. For a script's `&` the shell
+# has it ignored, and that stays. (argv is "-m" alone while Python looks for a module of lab)
 if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN and (
         sys.argv[:1] == ["-m"] or os.path.abspath(
             getattr(sys.modules["__main__"], "__file__", None) or os.devnull) in [
@@ -46,16 +47,17 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         if message.startswith("unrecognized arguments"):
             flags = [f for action in self._actions for f in action.option_strings]
-            near = difflib.get_close_matches(message.split()[2].split("=")[0], flags, 1)
+            word = (message.partition(":")[2].split() or [""])[0]  # it may be empty
+            near = difflib.get_close_matches(word.split("=")[0], flags, 1)
             hint = f"did you mean {near[0]}?" if near else f"{self.prog} --help lists them"
             message += f" ({hint})"
         self.exit(2, f"{self.prog}: {one_line(message)}\n")
 
 
 def one_line(message: str) -> str:
-    """As a person reads it on one line. Spaces stay: they may belong to a path or a word."""
-    lines = " ".join(x.strip() for x in message.splitlines() if x.strip())
-    # (a control character in a path could move the cursor)
+    """The same on one line. Control characters are spelt out: they could move the cursor."""
+    # (spaces within a line stay, as they may belong to a path)
+    lines = " ".join(x.strip() for x in message.split("\n") if x.strip())
     return "".join(c if c.isprintable() or 0xd800 <= ord(c) < 0xe000 else repr(c)[1:-1]
                    for c in lines)
 
@@ -97,10 +99,10 @@ def as_json(value, **form) -> str:
 
 
 def write_whole(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
-    """A file, whole or not at all. What was at `path` before stays whole. content: its bytes, or
-    what writes them. Raises OSError.
+    """Write a file in one step: until then the old one stays as it was. content: its bytes, or what
+    writes them. Raises OSError.
 
-    A link is followed. Its target is written, as somebody chose that disk for it.
+    Of a link the target is written, as somebody chose that disk for it.
     """
     target = Path(os.path.realpath(path))
     part = target.with_name(target.name + ".part")
@@ -111,6 +113,8 @@ def write_whole(path: Path, content: bytes | Callable[[BinaryIO], object]) -> No
             os.fsync(f.fileno())  # on the disk before the name points at it
         os.replace(part, target)  # in one step: there is never half a file at `path`
     except RuntimeError as e:  # torch's word for a write that failed, without the reason
+        if is_short_of_memory(e):
+            raise
         raise OSError(f"{part} can't be written whole: the disk is full, or files may not grow "
                       "so large") from e
     finally:
@@ -195,7 +199,8 @@ class Steady:
             self.lose(e)
 
     def lose(self, e: OSError) -> None:
-        null = os.open(os.devnull, os.O_WRONLY)  # its buffer is written once more at the end
+        # Python writes what is left in the stream once more at exit
+        null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self.stream.fileno())
         os.close(null)
         if isinstance(e, BrokenPipeError):

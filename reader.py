@@ -1,4 +1,4 @@
-"""A file of text, read as text, or refused with the place where it is none.
+"""A file of text, read as text, or refused with the byte at which it stops being text.
 
     with open("my.txt", "rb") as f:
         for text, size in documents(f, ".txt", Counter()): ...
@@ -7,8 +7,8 @@ UTF-8; also UTF-16 and UTF-32, where the first bytes say so. Text in another enc
 learned as rubbish, so it is refused, and so are archives. Of a .jsonl file the field `text` of each
 line is read. Lines without one are skipped, and counted by what they are.
 
-What was encoded is kept in a cache. It ends in its own length and checksum, so half of it is made
-again.
+What was encoded is kept in a cache. It ends in its length and checksum, so one that was cut off is
+made again.
 
 Left out on purpose: guessing an encoding. Knows no other file.
 """
@@ -52,8 +52,9 @@ def encoding_of(path: str | Path) -> str:
 
 
 def documents(f: BinaryIO, kind: str, skipped: Counter) -> Iterator[tuple[str, int]]:
-    """(text, bytes read) pairs. kind: .txt, blocks cut at a line's end; .jsonl, a document each.
-    skipped: gets the number of other lines, by reason. Raises ValueError."""
+    """Pairs of a text and its size, roughly in bytes, for a bar. kind: .txt, blocks cut at a line's
+    end; .jsonl, a document each. skipped: gets the number of other lines, by reason. Raises
+    ValueError."""
     encoding = encoding_of(f.name)
     if kind == ".txt":
         yield from blocks(f, encoding)
@@ -68,7 +69,7 @@ def documents(f: BinaryIO, kind: str, skipped: Counter) -> Iterator[tuple[str, i
 
 
 def lines(texts: Iterator[tuple[str, int]]) -> Iterator[str]:
-    """Blocks of text, cut at the ends of lines."""
+    """The lines of blocks that are cut anywhere."""
     rest = ""
     for text, _ in texts:
         *whole, rest = (rest + text).split("\n")
@@ -86,17 +87,18 @@ def blocks(f: BinaryIO, encoding: str) -> Iterator[tuple[str, int]]:
         try:
             text = decoder.decode(block, final=not block)
             if "\0" in text:
-                raise has_zeros(f.name, done)
+                raise zero_byte(f.name, done)
             if "\x1b$" in text:  # its bytes are all ASCII
                 raise ValueError(f"{f.name} is ISO-2022 after byte {done}: "
                                  "`iconv -f ISO-2022-JP -t UTF-8` writes it as UTF-8")
         except UnicodeDecodeError as e:
             if encoding.startswith("utf-8") and b"\0" in block:
-                raise has_zeros(f.name, done) from e
+                raise zero_byte(f.name, done) from e
             at = done + len(block) - len(e.object) + e.start
             line = ends + e.object[:e.start].count(b"\n") + 1
             where = f", in line {line}" if encoding.startswith("utf-8") else ""
-            raise ValueError(f"{f.name} is not {encoding.upper()} at byte {at}{where}: if it is in "
+            kind = encoding.removesuffix("-sig").upper()
+            raise ValueError(f"{f.name} is not {kind} at byte {at}{where}: if it is in "
                              "another encoding, `iconv -f LATIN1 -t UTF-8` writes it as UTF-8"
                              ) from e
         if text or block:
@@ -106,7 +108,7 @@ def blocks(f: BinaryIO, encoding: str) -> Iterator[tuple[str, int]]:
         done, ends = done + len(block), ends + block.count(b"\n")
 
 
-def has_zeros(name: str, done: int) -> ValueError:
+def zero_byte(name: str, done: int) -> ValueError:
     return ValueError(f"{name} holds a zero byte after byte {done}: it is no text, or UTF-16 "
                       "without its mark, which `iconv -f UTF-16LE -t UTF-8` writes as UTF-8")
 

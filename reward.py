@@ -48,8 +48,8 @@ FLOOR_STD = 0.02  # keeps noise from being scaled up once all siblings agree
 LISTEN = 2.0  # 0: text learns from all siblings alike; more: from those that understood it
 IN_USE = 0.25  # share of the thinking rows that all thoughts of a batch use together, at least
 IN_USE_PRICE = 0.3  # weight of the pull towards rows that are seldom used
-# Weight, in all, of text that a teacher judges. A KL to a sharp q is up to log(V / 0.02) steep,
-# a log-prob is 1: at weight 1 the text would drown what the policy wants of the same parameters
+# Weight, in all, of paying text with a teacher. The gradient of a KL to a sharp q can be
+# log(V / 0.02) times that of a log-prob: at weight 1 it would drown the policy's
 KL_TEXT = 0.2
 OTHER_TEXT = 0.2  # weight, in all, of text that does not pay; on cups, all but the answers
 
@@ -225,13 +225,13 @@ def rarity_of(model: GPT, ro: Rollout) -> Tensor | None:  # -> [N]
 
 def text_weights(text: Text, settings, r: Tensor) -> Tensor:  # [R, S] -> [R, S]
     """w: what each token's own value v weighs in the loss."""
-    # 1 or KL_TEXT in all over those that pay, OTHER_TEXT in all over the others: plain language
+    # tokens that pay share 1, or KL_TEXT with a teacher; all others share OTHER_TEXT
     pays = all_rows(text.pays)
     other = text.pays == 0
     other = other if text.real is None else other & text.real  # padding counts for nothing
     paying, others = pays.sum().item(), all_rows(other).sum().item()
-    whole = KL_TEXT if settings.approach == "teacher" else 1.0
-    own = text.pays * (whole * (settings.answer_grad == "on") / max(paying, 1))
+    paid = KL_TEXT if settings.approach == "teacher" else 1.0
+    own = text.pays * (paid * (settings.answer_grad == "on") / max(paying, 1))
     weight = torch.where(text.pays > 0, own, other * (OTHER_TEXT / max(others, 1)))
     if text.stage > 1 and settings.thoughts == "tokens" and settings.approach != "next_token":
         # the longest rounds of a stage end in thoughts that carry no information yet

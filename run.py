@@ -306,13 +306,14 @@ class Run:
             self.saved_at = time.time()
 
     def as_saved(self) -> dict:
-        """All that is read from a checkpoint, except by --resume: a third of the size."""
+        """What sampling needs: a third of the size."""
         return as_checkpoint(self.model) | {"settings": asdict(self.settings),
                                             "rules": asdict(self.rules),
                                             "progress": asdict(self.progress),
                                             "data": self.source.digest}
 
     def whole(self) -> dict:
+        """What --resume needs as well: the optimizer, and text that is written and not used yet."""
         if not self.resumable:
             return self.as_saved()
         return self.as_saved() | {"optimizer": self.optimizer.state_dict(),
@@ -544,7 +545,8 @@ def ask_to_stop() -> list[int]:
         for s in signals:
             signal.signal(s, signal.SIG_DFL)
     for s in signals:
-        signal.signal(s, ask)
+        if signal.getsignal(s) is not signal.SIG_IGN:  # what a shell has it ignore stays ignored
+            signal.signal(s, ask)
     return asked
 
 

@@ -53,9 +53,7 @@ GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate")  # names 
 # of GPT-2's pieces as its files spell them, one a line; and of the 50,000 that are merged from two
 VOCAB_SHA256 = "3a1f1c010d179f036be1992bc14b861e326341438633869c694dc4dccfe153d3"
 MERGES_SHA256 = "b438fe70963700f4eb977eb6040e91611dea9995984b74e2f90ae2a23727a22f"
-
-
-OWN = ("model.", "model-", "pytorch_model")  # how their names of files begin
+HF_NAMES = ("model.", "model-", "pytorch_model")  # how Hugging Face's files of weights begin
 NANOGPT = ("as nanoGPT writes it: its GELU is the exact one and GPT-2's is not, so it would be "
            "another function here; train on with transformers, and give the folder that "
            "save_pretrained writes")
@@ -77,8 +75,11 @@ def read_gpt2(path: str | Path, state: dict | None = None) -> Found:
     already. Raises ValueError."""
     path = Path(path)
     # (what lies next to a file of another name may be about something else)
-    config = read_config(path if path.is_dir() else path.parent,
-                         needed=path.is_dir() or path.name.startswith(OWN))
+    folder = path if path.is_dir() else path.parent
+    of_folder = path.is_dir() or path.name.startswith(HF_NAMES)
+    config = read_config(folder, strict=of_folder)
+    if of_folder:
+        check_folder(folder, config)
     if path.is_dir() and config is None:
         raise ValueError(f"{path} has no config.json of a GPT-2 (with n_head){hint(path)}")
     file = main_file(path) if path.is_dir() else path
@@ -129,9 +130,9 @@ def of_state(state: dict, path: Path | str, config: dict | None = None,
 
 # One folder
 
-def read_config(folder: Path, needed: bool) -> dict | None:
-    """config.json of a GPT-2. Raises ValueError where it is needed and is none; else that is None.
-    (For a file alone there may be none at all.)"""
+def read_config(folder: Path, strict: bool) -> dict | None:
+    """config.json of a GPT-2; None where there is no such file. What is no GPT-2's raises
+    ValueError if strict, and else is None."""
     path, why = folder / "config.json", ""
     try:
         config = json.loads(path.read_bytes())  # UTF-8, with or without its mark
@@ -143,21 +144,27 @@ def read_config(folder: Path, needed: bool) -> dict | None:
         return None
     except (OSError, ValueError, RecursionError) as e:
         why = f", or it can't be read ({type(e).__name__})"
-    if needed:
+    if strict:
         raise ValueError(f"{folder} has no config.json of a GPT-2 (with n_head){why}")
     return None
 
 
 def main_file(folder: Path) -> Path:
     """The file with the weights. Raises ValueError, which says what lies there instead."""
-    if (folder / "adapter_config.json").exists():  # transformers adds them to what is there
-        raise ValueError(f"{folder} holds {OTHERS['adapter_config.json']}")
     for name in NAMES:
         if (folder / name).exists():
-            check_words(folder)
             return folder / name
     raise ValueError(f"{folder} holds neither model.safetensors nor pytorch_model.bin"
                      f"{hint(folder)}")
+
+
+def check_folder(folder: Path, config: dict | None) -> None:
+    """Raises ValueError for what lies next to the weights and changes what they are."""
+    if (folder / "adapter_config.json").exists():  # transformers adds them to what is there
+        raise ValueError(f"{folder} holds {OTHERS['adapter_config.json']}")
+    # lab/export.py writes text_ids: its rows have no words of their own
+    if (config or {}).get("text_ids") is None:
+        check_words(folder)
 
 
 def hint(folder: Path) -> str:
@@ -202,9 +209,7 @@ def check_text_ids(text_ids, V: int, path: Path | str) -> None:
 
 def check_words(folder: Path) -> None:
     """Raises ValueError where a tokenizer in the folder is not GPT-2's: the same rows would stand
-    for other words. One of another length is refused later, by its number of rows."""
-    if (read_config(folder, needed=True) or {}).get("text_ids") is not None:
-        return  # written by lab/export.py: rows have no words of their own
+    for other words. Tokens that were added later are not looked at: they make more rows."""
     for name in ("vocab.json", "merges.txt", "tokenizer.json"):
         try:
             text = (folder / name).read_text(encoding="utf-8")

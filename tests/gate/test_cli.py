@@ -71,6 +71,7 @@ S = ["--approach", "stream"]
 BAD = [  # arguments of train.py, and words that the line must have
     (["--think_vocb", "64"], "did you mean --think_vocab?"),
     (["--aproach=stream"], "did you mean --approach?"),
+    ([""], "unrecognized arguments"),
     (["--no_such"], "--help"),
     (["--think_vocab", "many"], "invalid int"),
     (["--approach", "streem"], "choose from"),

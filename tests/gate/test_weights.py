@@ -244,6 +244,7 @@ FORMS = {  # what was made, how, and the words of its refusal; None: equal logit
     "complex": (as_bin(changed("transformer.wpe.weight", lambda v: v + 0j)), "complex"),
     "adapters": (as_bin(prefixed("base_model.model.")), "base_model"),
     "adapters beside a model": (beside_adapters, "merge_and_unload"),
+    "adapters beside a file": (lambda f: beside_adapters(f) / "model.safetensors", "merge_and_unl"),
     "without numbers": (as_bin(changed("transformer.wpe.weight", lambda v: v.to("meta"))),
                         "wpe.weight is on meta"),
     "sparse": (as_bin(changed("transformer.wpe.weight", lambda v: v.to_sparse())), "sparse_coo"),
@@ -252,6 +253,7 @@ FORMS = {  # what was made, how, and the words of its refusal; None: equal logit
     "a whole module": (whole_module, "model.state_dict()"),
     "a pointer": (no_safetensors_here, "git lfs pull"),
     "other words": (own_words, "vocab.json is not GPT-2's"),
+    "other words, by a file": (lambda f: own_words(f) / "model.safetensors", "is not GPT-2's"),
 }
 
 
