@@ -318,7 +318,7 @@ class Cups(Source):
             # --prompts is meant for the first stage: longer rows take fewer contexts
             B = max(1, B * (two_rounds(1) + s.prompt_tokens) // (S + s.prompt_tokens))
             B = -(-B // s.processes) * s.processes  # each process has whole contexts
-        # the first two stages, and half of the steps later, start at a story's very beginning
+        # the first two stages, and half of the texts later, begin with a story
         P = OPENING if step % 2 == 0 or (stage or 3) < 3 else s.prompt_tokens
         offset = int(seeded(s.seed, step, "offset").integers(OFFSETS))
         rng = seeded(s.seed, step, "train")

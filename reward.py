@@ -9,6 +9,7 @@
     loss       = - mean of adv log pi(thought, gate)            REINFORCE: what was chosen
                  - weighted sum of v_i                          the text's own gradient
                  - price * H(g)                                 no choice may collapse,
+                 - widen * mean of log g(z)                     nor stay where siblings all fail,
                  - 0.3 * sum over z of g(z) (-log mean g(z))    nor all of them together
 
 `p_text` is always the softmax over text rows alone. In the joint softmax each token of the data
@@ -48,8 +49,7 @@ FLOOR_STD = 0.02  # keeps noise from being scaled up once all siblings agree
 LISTEN = 2.0  # 0: text learns from all siblings alike; more: from those that understood it
 IN_USE = 0.25  # share of the thinking rows that all thoughts of a batch use together, at least
 IN_USE_PRICE = 0.3  # weight of the pull towards rows that are seldom used
-# Weight, in all, of paying text with a teacher. The gradient of a KL to a sharp q can be
-# log(V / 0.02) times that of a log-prob: at weight 1 it would drown the policy's
+# Weight of paying text with a teacher: a KL's gradient can be log(V / 0.02) times a log-prob's
 KL_TEXT = 0.2
 OTHER_TEXT = 0.2  # weight, in all, of text that does not pay; on cups, all but the answers
 
@@ -126,9 +126,14 @@ def score(model: GPT, ro: Rollout, pays: Tensor, teacher: GPT | None = None,
 
 class Credit(NamedTuple):
     advantage: Tensor  # [R, S]
-    returns: Tensor  # [R, S]
-    choices: int  # in the whole batch
-    thoughts: int  # in the whole batch
+    widen: Tensor | None = None  # [R, S], 0 to 1: how far even the best sibling is behind the batch
+    returns: Tensor | None = None  # [R, S]
+    choices: int = 0  # in the whole batch
+    thoughts: int = 0  # in the whole batch
+
+    def rows(self, which) -> "Credit":
+        return self._replace(advantage=self.advantage[which],
+                             widen=None if self.widen is None else self.widen[which])
 
 
 def returns_to_go(r: Tensor, gamma: float) -> Tensor:  # [R, S] -> [R, S]
@@ -159,6 +164,14 @@ def minus_baseline(returns: Tensor, G: int, baseline: str = "loo") -> Tensor:
     return ((grouped - grouped.mean(1, keepdim=True)) * (G / (G - 1))).reshape(returns.shape)
 
 
+def behind(returns: Tensor, G: int) -> Tensor:  # [B * G, S] -> [B * G, S]
+    """How far even the best sibling is behind the batch at this slot, in standard deviations, cut
+    to 0..1. Siblings that agree on something wrong differ in nothing: only others tell them so."""
+    batch, best = all_rows(returns), returns.view(-1, G, returns.shape[1]).amax(1)
+    far = (batch.mean(0) - best) / (batch.std(0, correction=0) + FLOOR_STD)
+    return far.clamp(0, 1).repeat_interleave(G, 0)
+
+
 def advantages(r: Tensor, ro: Rollout, settings, extra: Tensor | None = None) -> Credit:
     """r [R, S] -> A [R, S], divided by its spread over all that was chosen.
 
@@ -177,7 +190,9 @@ def advantages(r: Tensor, ro: Rollout, settings, extra: Tensor | None = None) ->
     of_choices = all_rows(A.gather(1, slot))[chosen]  # [n]: A of each choice
     if len(of_choices):
         A = A / (of_choices.std(correction=0) + FLOOR_STD)  # std over all choices of the batch
-    return Credit(A, returns, len(of_choices), int(all_rows(ro.is_think).sum()))
+    # (questions of a stage are alike; of other text some is harder for good)
+    wide = behind(returns, settings.samples) if settings.curriculum == "on" else None
+    return Credit(A, wide, returns, len(of_choices), int(all_rows(ro.is_think).sum()))
 
 
 def sibling_spread(returns: Tensor, G: int, real: Tensor) -> float:  # [B * G, S], G, [B * G, S]
@@ -206,10 +221,8 @@ def scale_of(settings, credit: Credit, done: float, rarity: Tensor | None = None
 
 @torch.no_grad()
 def rarity_of(model: GPT, ro: Rollout) -> Tensor | None:  # -> [N]
-    """-log of how often each row is thought, in all. None while enough rows are in use.
-
-    At birth one thought hurts least in every context. It would win everywhere, and mean nothing.
-    """
+    """-log of how often each row is thought, in all; None while enough rows are in use. At birth one
+    thought hurts least in every context. It would win everywhere, and mean nothing."""
     N, thoughts = model.config.think_vocab, ro.is_think[:, ro.P:]
     if N < 2:
         return None
@@ -219,7 +232,6 @@ def rarity_of(model: GPT, ro: Rollout) -> Tensor | None:  # -> [N]
     used = total.sum(0) / total.sum().clamp(min=1)  # [N], sums to 1
     if -(used * torch.log(used + 1e-9)).sum() > math.log(IN_USE * N):
         return None
-    # (a row that is never thought is worth no more than one that is thought in 1 of 50 N)
     return -torch.log(used + 0.02 / N)
 
 
@@ -234,11 +246,10 @@ def text_weights(text: Text, settings, r: Tensor) -> Tensor:  # [R, S] -> [R, S]
     own = text.pays * (paid * (settings.answer_grad == "on") / max(paying, 1))
     weight = torch.where(text.pays > 0, own, other * (OTHER_TEXT / max(others, 1)))
     if text.stage > 1 and settings.thoughts == "tokens" and settings.approach != "next_token":
-        # the longest rounds of a stage end in thoughts that carry no information yet
+        # the longest rounds of a stage end in thoughts that say nothing yet
         weight = weight.masked_fill((text.pays > 0) & (text.level == text.stage), 0)
-    # an answer is learned from the siblings whose thoughts helped. Learned from random thoughts as
-    # well, it would teach the model to ignore them. (1: the weights that maximise the log of the
-    # siblings' mean probability, as in arXiv 1509.00519; above 1, readings drift apart at birth)
+    # learned from random thoughts, an answer would teach the model to ignore them. (LISTEN 1: what
+    # maximises the log of the siblings' mean probability, arXiv 1509.00519)
     siblings = r.view(-1, settings.samples, r.shape[1])
     share = settings.samples * (LISTEN * siblings).softmax(1).view_as(r)
     return torch.where(text.pays > 0, weight * share, weight)
@@ -269,8 +280,8 @@ def entropy_price(H: Tensor, target: float) -> Tensor:  # [n], nats -> [n]
     """What a nat of entropy is worth to one choice: the share of the target that it lacks. Above
     the target nothing: rows that are new to a model change little, and a bonus would outweigh that
     and make all of them alike."""
-    # each choice has its own price. Were only the mean held at the target, single choices could
-    # collapse while others stay broad, and a collapsed choice is never sampled differently again
+    # each choice has its own price: were only the mean held at the target, single choices could
+    # collapse while others stay broad
     return (1 - H / max(target, 1e-9)).clamp(min=0)
 
 
@@ -288,24 +299,28 @@ class Places(NamedTuple):
     given: Tensor  # text that was not chosen
     weight: Tensor  # of the text token's own value
     is_think: Tensor
+    widen: Tensor  # of the slot: the weight of the pull towards all rows alike
     teacher_h: Tensor | None = None  # [n, C of the teacher]
 
 
-def rollout_loss(model: GPT, h: Tensor, ro: Rollout, adv: Tensor, weight: Tensor, scale: Scale,
-                 judge: Judge | None = None) -> tuple[Tensor, float]:
+def rollout_loss(model: GPT, h: Tensor, ro: Rollout, credit: Credit, weight: Tensor,
+                 scale: Scale, judge: Judge | None = None) -> tuple[Tensor, float]:
     """The three-part loss, and the sum of H(g) over thoughts.
 
-    h [R, T, C]: hidden states with gradient. adv [R, S]: of what was chosen in a slot. weight
-    [R, S]: of each text token's own value.
+    h [R, T, C]: hidden states with gradient. credit: of what was chosen in a slot. weight [R, S]:
+    of each text token's own value.
     """
     P, slot = ro.P, ro.new_slot()
     is_think, is_text, gated = ro.is_think[:, P:], ro.is_text[:, P:], ro.gated[:, P:]
     # the text's own term is exact: no sampled token has to stand for it. A sampled reward has no
     # such term, and own text is then a choice like any other
     exact = judge is None or not judge.sampled
+    adv = credit.advantage
+    widen = torch.zeros_like(adv) if credit.widen is None else credit.widen
     places = Places(ids=ro.ids[:, P:], adv=adv.gather(1, slot), gated=gated,
                     given=ro.given[:, P:] | (exact & is_text),
-                    weight=weight.gather(1, slot) * is_text, is_think=is_think)  # [R, T - P] each
+                    weight=weight.gather(1, slot) * is_text, is_think=is_think,
+                    widen=widen.gather(1, slot))  # [R, T - P] each
     if judge is not None and exact:
         at = slot.unsqueeze(-1).expand(-1, -1, judge.h.shape[-1])
         places = places._replace(teacher_h=judge.h.gather(1, at))
@@ -335,7 +350,10 @@ def loss_of_places(logits: Tensor, V: int, at: Places, scale: Scale,
         log_g = logits[:, V:].log_softmax(-1)
         H = -(log_g.exp() * log_g).sum(-1) * at.is_think
         price = entropy_price(H.detach(), scale.target)
-        total, entropy = total - scale.entropy * (price * H).sum(), H.detach().sum()
+        # (minus a KL from the even choice: unlike the entropy it reaches rows that are never drawn)
+        wide = at.widen * log_g.mean(-1) * at.is_think
+        total = total - scale.entropy * (price * H + wide).sum()
+        entropy = H.detach().sum()
         if scale.rarity is not None:
             worth = (log_g.exp() @ scale.rarity) * at.is_think
             total = total - scale.entropy * IN_USE_PRICE * worth.sum()

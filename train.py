@@ -174,8 +174,8 @@ def take_text(run: Run, sampler: GPT) -> tuple[Text, Rules]:
 def write_text(run: Run, sampler: GPT) -> list[Text]:
     """Texts for the next AHEAD steps, written by the student: [B, P + S] each. The thoughts it had
     while writing are dropped. Later G siblings think in each text, so only thoughts differ."""
-    # many rows at once cost little more than few: on cups an update takes two thirds of the time it
-    # took with a text of its own. So a text may be AHEAD - 1 steps old. Thoughts never are
+    # many rows at once cost little more than few: with a text of its own an update takes half as
+    # long again. So a text may be AHEAD - 1 steps old. Thoughts never are
     s, rules, source, p = run.settings, run.rules, run.source, run.progress
     ahead = replace(s, prompts=AHEAD * s.prompts)
     prompts = source.text(ahead, p.step // AHEAD, run.stage).to(s.device)
@@ -184,10 +184,10 @@ def write_text(run: Run, sampler: GPT) -> list[Text]:
     with run.autocast():  # [AHEAD * B, P], on cups TRIED times as many -> [.., P + S]
         ro = roll(sampler, prompts, rules, run.luck("own_text", split=False))
     text = source.grade(ro.text.cpu(), prompts).to(s.device)
-    # each process has whole contexts. (`own_rows` shares them out)
+    # each process gets whole contexts
     steps = min(AHEAD, len(text.ids) // WORLD)
     B = len(text.ids) // steps // WORLD * WORLD
-    # cups sorts its rows, best first: each step gets good and poor ones
+    # (cups sorts its rows, best first)
     return [text.each(lambda x: x[i:B * steps:steps]) for i in range(steps)]
 
 
@@ -202,7 +202,7 @@ def backward(run: Run, ro: Rollout, rules: Rules, credit: Credit, weight: Tensor
             judge = Judge(run.teacher, scores.teacher_h[rows], s.reward == "sampled")
         with run.autocast():
             h = states(run.model, part, rules)  # [rows, T, C]
-            loss, H = rollout_loss(run.model, h, part, credit.advantage[rows], weight[rows], scale,
+            loss, H = rollout_loss(run.model, h, part, credit.rows(rows), weight[rows], scale,
                                    judge)
         loss.backward()
         total, entropy = total + loss.item(), entropy + H
@@ -249,16 +249,13 @@ def climb(run: Run) -> None:
     if not run.stage or p.step % LOOK:
         return
     # by greedy thoughts: of sampled ones a long chain always has one that is wrong. And strictly:
-    # errors multiply along every longer chain
-    # (answers with mistakes in them are never all right: there a stage ends all the same)
+    # errors multiply along longer chains. (Of answers with mistakes in them `hurry` makes an end)
     while ((right := share_right(run)) > source.enough or p.in_stage >= source.hurry > 0) and (
             p.stage < source.stages):
         p.stage, p.in_stage = p.stage + 1, 0
     p.accuracy = right
     if right > source.enough and not p.wanted:
-        # (later looks find a later end, which changes nothing)
         p.end = min(p.end, p.step + AFTER)
-    # (the first stage may take any time: a pretrained base is slow to listen to new rows)
     stuck = 1 < p.stage < source.stages and p.in_stage > source.patience > 0
     # (a model given by its path may be another one by now)
     named = s.from_scratch or s.model in (*PICO, *SIZES)
@@ -277,9 +274,8 @@ def share_right(run: Run) -> float:
 
 
 def begin_again(run: Run) -> None:
-    """New weights, at stage 1. Some seeds learn a code in which two states share a thought, and to
-    leave it takes longer than to start again. Each start gets --steps of its own, all together at
-    most twice that."""
+    """New weights, at stage 1. To leave a code in which two states share a thought can take longer
+    than a new start. Each gets --steps of its own, all together at most twice that."""
     s, p = run.settings, run.progress
     if not p.wanted:
         p.end = min(p.step + s.steps, 2 * s.steps)

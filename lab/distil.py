@@ -67,7 +67,7 @@ def distil(run: Run, thinker: Run | None) -> None:
         # every thought is worth saying: its advantage is 1, so -log g is what falls
         n = int(ro.is_think.sum())
         chosen = int((ro.is_think | ro.gated)[:, ro.P:].sum())
-        credit = Credit(torch.ones_like(scores.r), scores.r, chosen, n)
+        credit = Credit(torch.ones_like(scores.r), None, scores.r, chosen, n)
         scale = scale_of(s, credit, step / run.progress.end)
         weight, total, entropy = text_weights(text, s, scores.r), 0.0, 0.0
         for i in range(0, len(ro.ids), s.micro_batch):
@@ -75,7 +75,7 @@ def distil(run: Run, thinker: Run | None) -> None:
             part = ro.rows(rows)
             fed = states_at(part.h, part.chosen_at) if thinker and vectors else None
             h = student_states(model, part, rules, fed)
-            loss, H = rollout_loss(model, h, part, credit.advantage[rows], weight[rows], scale)
+            loss, H = rollout_loss(model, h, part, credit.rows(rows), weight[rows], scale)
             if fed is not None:
                 loss = loss + scale.policy * distance(h, part, fed)
             loss.backward()

@@ -13,7 +13,7 @@ import torch
 from conftest import AFTER, P, R, S, V, luck, numbers, refuses, texts
 from data import plain
 from next_token import branch_layout, roll, states
-from reward import Scale, action_logp, rollout_loss, score
+from reward import Credit, Scale, action_logp, rollout_loss, score
 from rollout import SAMPLED, Dials, Rules, choose, draw, states_at, visible
 
 L = P + S
@@ -111,7 +111,8 @@ def test_gradient_is_that_of_separate_rollouts(tiny, think):
     K, free, u = 3, think == "free", numbers(3, R * S)
     ro = roll(model, plain(ids, P, S), rules, luck(u))
     adv, weight = numbers(2, R * S)[:, :, 0].view(2, R, S) - 0.3
-    loss, _ = rollout_loss(model, states(model, ro, rules), ro, adv, weight, Scale(0.7, 0.2, 1.4))
+    loss, _ = rollout_loss(model, states(model, ro, rules), ro, Credit(adv), weight,
+                           Scale(0.7, 0.2, 1.4))
     wanted = 0.0
     for row, branches in enumerate(all_alone(model, ids, rules, u)):
         for s, (thoughts, hs) in enumerate(branches):

@@ -16,9 +16,9 @@ from conftest import AFTER, P, R, S, V, luck, refuses, settings, texts
 from data import Text, plain
 from fast import in_one, in_pieces
 from next_token import roll, states
-from reward import (IN_USE_PRICE, OTHER_TEXT, Credit, Judge, Scale, advantages, entropy_price,
-                    floored, minus_baseline, rarity_of, returns_to_go, rollout_loss, scale_of,
-                    score, sibling_spread, speaking_states, teacher_states, text_weights)
+from reward import (IN_USE_PRICE, OTHER_TEXT, Credit, Judge, Scale, advantages, behind,
+                    entropy_price, floored, minus_baseline, rarity_of, returns_to_go,
+                    rollout_loss, scale_of, score, sibling_spread, speaking_states, teacher_states, text_weights)
 from rollout import Rules
 
 N = 5
@@ -233,7 +233,7 @@ def test_answers_never_use_the_joint_softmax(tiny, teacher, by_teacher):
     def measure():
         r, hit, _ = score(model, ro, everything, teacher if by_teacher else None)
         model.zero_grad()
-        loss, _ = rollout_loss(model, states(model, ro, rules), ro, noise(R, S), everything,
+        loss, _ = rollout_loss(model, states(model, ro, rules), ro, Credit(noise(R, S)), everything,
                                Scale(0.0, 0.0, 1.0), judge)
         loss.backward()
         return r, hit, loss.detach(), model.wte.weight.grad.clone(), model.gate_bias.grad.clone()
@@ -249,7 +249,7 @@ def test_answers_never_use_the_joint_softmax(tiny, teacher, by_teacher):
 
 # Step 5: the loss
 
-def naive_loss(model, h, ro, adv, weight, scale, judge):
+def naive_loss(model, h, ro, adv, widen, weight, scale, judge):
     """The formulas of reward.py, token by token, by probabilities, with plain autograd on all V + N
     logits."""
     loss, entropy = 0.0, 0.0
@@ -265,6 +265,7 @@ def naive_loss(model, h, ro, adv, weight, scale, judge):
                 H = -(g * g.log()).sum()
                 price = max(0.0, 1 - H.item() / scale.target)
                 loss, entropy = loss - scale.entropy * price * H, entropy + H.item()
+                loss = loss - scale.entropy * widen[row, s] * g.log().sum() / len(g)
                 if scale.rarity is not None:
                     loss = loss - scale.entropy * IN_USE_PRICE * (g * scale.rarity).sum()
             else:
@@ -310,8 +311,9 @@ def test_rollout_loss(tiny, teacher, monkeypatch, source, kind, window):
     adv, weight = noise(R, S), noise(R, S, seed=3).abs()
     judge = None if mode == "data" else judge_of(teacher, ro, mode == "sampled")
     h = states(model, ro, rules)
-    loss, entropy = rollout_loss(model, h, ro, adv, weight, SCALE, judge)
-    wanted, wanted_entropy = naive_loss(model, h, ro, adv, weight, SCALE, judge)
+    widen = torch.rand(R, S, generator=torch.Generator().manual_seed(8), dtype=adv.dtype)
+    loss, entropy = rollout_loss(model, h, ro, Credit(adv, widen), weight, SCALE, judge)
+    wanted, wanted_entropy = naive_loss(model, h, ro, adv, widen, weight, SCALE, judge)
     assert loss.item() == pytest.approx(wanted.item(), abs=1e-9) and abs(loss.item()) > 0.01
     assert entropy == pytest.approx(wanted_entropy)
     ours, theirs = gradients(model, 3.0 * loss), gradients(model, 3.0 * wanted)
@@ -375,7 +377,7 @@ def test_rarity(tiny, monkeypatch):
 def test_entropy_fades():
     """Guards crisp thoughts. The bonus is whole for three quarters of a run and gone at its end;
     its target is half of what 16 rows can have."""
-    s, credit = settings(think_vocab=16), Credit(None, None, 10, 5)
+    s, credit = settings(think_vocab=16), Credit(None, choices=10, thoughts=5)
     log16 = math.log(16)
     assert scale_of(s, credit, 0.1)[:3] == pytest.approx((0.1, 0.2, 0.5 * log16))
     assert scale_of(s, credit, 0.9)[:3] == pytest.approx((0.1, 0.08, 0.5 * log16))
@@ -405,17 +407,30 @@ def test_text_weights():
     assert plain.flatten().tolist() == pytest.approx([1 / 6] * 6)
 
 
+def test_behind():
+    """Guards what widens a choice. Siblings that are all wrong are behind the batch, by its standard
+    deviations and at most by 1. One sibling that found it ends that, and so does a batch
+    that is wrong as a whole. Without a curriculum some text is harder for good: nothing widens."""
+    right, wrong = [[0.0]] * 2, [[-7.0]] * 2
+    one = torch.tensor([*right * 3, *wrong])
+    assert behind(one, 2).flatten().tolist() == [0.0] * 6 + [1.0] * 2
+    assert behind(torch.tensor([*right * 3, wrong[0], [0.0]]), 2).max() == 0
+    assert behind(torch.tensor(wrong * 4), 2).max() == 0
+    most = torch.tensor([*right, *[[-2.0]] * 6])  # mean -1.5, standard deviation 0.866
+    assert behind(most, 2).flatten().tolist() == pytest.approx([0.0] * 2 + [0.5 / 0.886] * 6, 1e-3)
+
+
 def test_loss_in_micro_batches(tiny, teacher):
     """Guards --micro_batch: the loss of all rows is the sum over pieces of rows, and so is its
     gradient."""
     model, rules = tiny(), Rules("free", 2, 5)
     ro = roll(model, given(P), rules, luck())
-    adv, weight = noise(R, S), noise(R, S, seed=3)
+    credit, weight = Credit(noise(R, S), noise(R, S, seed=4).abs()), noise(R, S, seed=3)
 
     def loss_of(rows):
         part = ro.rows(rows)
-        return rollout_loss(model, states(model, part, rules), part, adv[rows], weight[rows],
-                            SCALE, judge_of(teacher, part))
+        return rollout_loss(model, states(model, part, rules), part, credit.rows(rows),
+                            weight[rows], SCALE, judge_of(teacher, part))
     whole, entropy = loss_of(slice(0, R))
     parts = [loss_of(rows) for rows in (slice(0, 1), slice(1, R))]
     assert sum(x.item() for x, _ in parts) == pytest.approx(whole.item(), abs=1e-9)
@@ -437,7 +452,8 @@ def test_bfloat16(tiny, think):
     for on in (True, False):
         with torch.autocast("cpu", torch.bfloat16, enabled=on):
             r, _, teacher_h = score(model, ro, torch.ones(R, S), teacher)
-            loss[on], _ = rollout_loss(model, states(model, ro, rules), ro, returns_to_go(r, 1.0),
+            loss[on], _ = rollout_loss(model, states(model, ro, rules), ro,
+                                       Credit(returns_to_go(r, 1.0)),
                                        torch.ones(R, S), Scale(0.1, 0.1, 1.0),
                                        Judge(teacher, teacher_h, False))
         model.zero_grad()
@@ -457,7 +473,7 @@ def test_idle_places_cost_nothing(tiny, teacher):
     assert idle.any()
     for word in (0, 7):
         ro.ids[idle] = word
-        losses.append(rollout_loss(model, states(model, ro, rules), ro, noise(R, S),
+        losses.append(rollout_loss(model, states(model, ro, rules), ro, Credit(noise(R, S)),
                                    torch.ones(R, S), SCALE, judge_of(teacher, ro))[0].item())
     assert losses[0] == pytest.approx(losses[1], abs=1e-9)
 
@@ -467,7 +483,7 @@ def test_plain_language_loss(tiny):
     own function."""
     model, text, rules = tiny(N=0), given(), Rules("never")
     ro = roll(model, text, rules, luck())
-    loss, entropy = rollout_loss(model, states(model, ro, rules), ro, noise(R, S),
+    loss, entropy = rollout_loss(model, states(model, ro, rules), ro, Credit(noise(R, S)),
                                  torch.ones(R, S), Scale(1.0, 1.0, 1.0))
     logits = model.logits(model(text.ids))[:, P - 1:-1].flatten(0, 1)
     y = text.ids[:, P:].flatten()

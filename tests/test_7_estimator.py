@@ -17,7 +17,7 @@ import torch
 from conftest import V, luck, numbers
 from data import plain
 from next_token import roll, states
-from reward import (Judge, Scale, action_logp, floored, minus_baseline, returns_to_go,
+from reward import (Credit, Judge, Scale, action_logp, floored, minus_baseline, returns_to_go,
                     rollout_loss, score, speaking_states, teacher_states, text_value)
 from rollout import SAMPLED, Rollout, Rules, rollout, states_at
 
@@ -130,7 +130,7 @@ def estimate(model, ro: Rollout, rules: Rules, baseline: str, share) -> torch.Te
     adv = torch.cat([minus_baseline(pair, 2, baseline) for pair in returns.split(2)])
     share = share.repeat_interleave(2).unsqueeze(1).expand_as(r)
     h = states(model, ro, rules)
-    return rollout_loss(model, h, ro, adv * share, 0.5 * share, Scale(0.5, 0.0, 1.0))[0]
+    return rollout_loss(model, h, ro, Credit(adv * share), 0.5 * share, Scale(0.5, 0.0, 1.0))[0]
 
 
 def flat(model, value) -> torch.Tensor:
@@ -171,7 +171,7 @@ def test_every_pair(tiny, case):
     mean = {b: -flat(model, estimate(model, pairs, rules, b, share))
             for b in ("loo", "none", "batch")}
     text_alone, _ = rollout_loss(
-        model, states(model, ro, rules), ro, torch.zeros(n, S, dtype=pi.dtype),
+        model, states(model, ro, rules), ro, Credit(torch.zeros(n, S, dtype=pi.dtype)),
         pi.unsqueeze(1).expand(-1, S), Scale(0.0, 0.0, 1.0))
     direct = -flat(model, text_alone)
     assert (wanted - direct).abs().max() > 1e-4  # thoughts have a part of their own to get wrong
@@ -266,7 +266,7 @@ def test_expected_gradient_on_given_text(tiny, think, baseline):
     r, mean = score(model, ro, torch.ones(rows, 1)).r, 0.0
     for z in range(rows):
         row = ro.rows(slice(z, z + 1))
-        loss, _ = rollout_loss(model, states(model, row, rules), row, r[z:z + 1] - baseline,
+        loss, _ = rollout_loss(model, states(model, row, rules), row, Credit(r[z:z + 1] - baseline),
                                torch.ones(1, 1), Scale(1.0, 0.0, 1.0))
         mean = mean + pi[z].detach() * loss
     assert {"think", "wte.weight"} <= same_gradient(model, goal, -mean)
@@ -288,6 +288,7 @@ def test_expected_gradient_of_sampled_text(tiny):
     r = score(model, ro, torch.ones(V * V, 2), teacher, sampled=True).r
     assert (r - log_q).abs().max() < 1e-9
     weighted = returns_to_go(r, 1.0) * p.detach().unsqueeze(1)  # each row's share of the mean
-    loss, _ = rollout_loss(model, states(model, ro, rules), ro, weighted, torch.zeros(V * V, 2),
-                           Scale(1.0, 0.0, 1.0), Judge(teacher, teacher_states(teacher, ro), True))
+    loss, _ = rollout_loss(model, states(model, ro, rules), ro, Credit(weighted),
+                           torch.zeros(V * V, 2), Scale(1.0, 0.0, 1.0),
+                           Judge(teacher, teacher_states(teacher, ro), True))
     assert "wte.weight" in same_gradient(model, (p * log_q.sum(1)).sum(), -loss)

@@ -19,7 +19,7 @@ from lab import experiments, probe
 from lab.report import told_stories
 from model import GPT, Config
 from next_token import answer_prompt, roll, states
-from reward import advantages, rollout_loss, scale_of, score, text_weights
+from reward import Credit, advantages, rollout_loss, scale_of, score, text_weights
 from rollout import GREEDY, Rules, naive_rollout
 from run import open_run
 from sample import generate, load_run
@@ -192,7 +192,7 @@ def learned(model, ro, text, weight, scale, adv, rules):
     model.zero_grad()
     with torch.no_grad():
         r = score(model, ro, text.pays.double()).r
-    loss, _ = rollout_loss(model, states(model, ro, rules), ro, adv, weight, scale)
+    loss, _ = rollout_loss(model, states(model, ro, rules), ro, Credit(adv), weight, scale)
     loss.backward()
     return r, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
