@@ -221,8 +221,8 @@ def scale_of(settings, credit: Credit, done: float, rarity: Tensor | None = None
 
 @torch.no_grad()
 def rarity_of(model: GPT, ro: Rollout) -> Tensor | None:  # -> [N]
-    """-log of how often each row is thought, in all; None while enough rows are in use. At birth one
-    thought hurts least in every context. It would win everywhere, and mean nothing."""
+    """-log of how often each row is thought; None while enough rows are in use. At birth one
+    thought hurts least in every context. It would win everywhere."""
     N, thoughts = model.config.think_vocab, ro.is_think[:, ro.P:]
     if N < 2:
         return None
@@ -278,10 +278,8 @@ def action_logp(logits: Tensor, V: int, ids: Tensor, gated: Tensor, given: Tenso
 
 def entropy_price(H: Tensor, target: float) -> Tensor:  # [n], nats -> [n]
     """What a nat of entropy is worth to one choice: the share of the target that it lacks. Above
-    the target nothing: rows that are new to a model change little, and a bonus would outweigh that
-    and make all of them alike."""
-    # each choice has its own price: were only the mean held at the target, single choices could
-    # collapse while others stay broad
+    the target a bonus would outweigh what rows that are new change, and make them all alike."""
+    # (each choice has its own: held at the mean alone, single choices could collapse)
     return (1 - H / max(target, 1e-9)).clamp(min=0)
 
 

@@ -172,10 +172,10 @@ def take_text(run: Run, sampler: GPT) -> tuple[Text, Rules]:
 
 
 def write_text(run: Run, sampler: GPT) -> list[Text]:
-    """Texts for the next AHEAD steps, written by the student: [B, P + S] each. The thoughts it had
-    while writing are dropped. Later G siblings think in each text, so only thoughts differ."""
-    # many rows at once cost little more than few: with a text of its own an update takes half as
-    # long again. So a text may be AHEAD - 1 steps old. Thoughts never are
+    """Texts for the next AHEAD steps, written by the student: [B, P + S] each. Its thoughts are
+    dropped. Later G siblings think in each text, so only thoughts differ."""
+    # many rows at once cost little more than few: written step by step, an update takes half as
+    # long again. A text may be AHEAD - 1 steps old. Thoughts never are
     s, rules, source, p = run.settings, run.rules, run.source, run.progress
     ahead = replace(s, prompts=AHEAD * s.prompts)
     prompts = source.text(ahead, p.step // AHEAD, run.stage).to(s.device)

@@ -18,7 +18,8 @@ from fast import in_one, in_pieces
 from next_token import roll, states
 from reward import (IN_USE_PRICE, OTHER_TEXT, Credit, Judge, Scale, advantages, behind,
                     entropy_price, floored, minus_baseline, rarity_of, returns_to_go,
-                    rollout_loss, scale_of, score, sibling_spread, speaking_states, teacher_states, text_weights)
+                    rollout_loss, scale_of, score, sibling_spread, speaking_states,
+                    teacher_states, text_weights)
 from rollout import Rules
 
 N = 5
@@ -407,9 +408,9 @@ def test_text_weights():
     assert plain.flatten().tolist() == pytest.approx([1 / 6] * 6)
 
 
-def test_behind():
-    """Guards what widens a choice. Siblings that are all wrong are behind the batch, by its standard
-    deviations and at most by 1. One sibling that found it ends that, and so does a batch
+def test_behind(tiny):
+    """Guards what widens a choice. Siblings that are all wrong are behind the batch, by its
+    standard deviations and at most by 1. One sibling that found it ends that, and so does a batch
     that is wrong as a whole. Without a curriculum some text is harder for good: nothing widens."""
     right, wrong = [[0.0]] * 2, [[-7.0]] * 2
     one = torch.tensor([*right * 3, *wrong])
@@ -418,6 +419,10 @@ def test_behind():
     assert behind(torch.tensor(wrong * 4), 2).max() == 0
     most = torch.tensor([*right, *[[-2.0]] * 6])  # mean -1.5, standard deviation 0.866
     assert behind(most, 2).flatten().tolist() == pytest.approx([0.0] * 2 + [0.5 / 0.886] * 6, 1e-3)
+    ro = roll(tiny(), given(), Rules("forced", 1, 5), luck())
+    for curriculum in ("on", "off"):
+        credit = advantages(noise(R, S), ro, settings(samples=2, curriculum=curriculum))
+        assert (credit.widen is None) == (curriculum == "off")
 
 
 def test_loss_in_micro_batches(tiny, teacher):
