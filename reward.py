@@ -190,7 +190,7 @@ def advantages(r: Tensor, ro: Rollout, settings, extra: Tensor | None = None) ->
     of_choices = all_rows(A.gather(1, slot))[chosen]  # [n]: A of each choice
     if len(of_choices):
         A = A / (of_choices.std(correction=0) + FLOOR_STD)  # std over all choices of the batch
-    # (questions of a stage are alike; of other text some is harder for good)
+    # (questions of a stage are alike; other text may be harder for good)
     wide = behind(returns, settings.samples) if settings.curriculum == "on" else None
     return Credit(A, wide, returns, len(of_choices), int(all_rows(ro.is_think).sum()))
 
@@ -348,7 +348,7 @@ def loss_of_places(logits: Tensor, V: int, at: Places, scale: Scale,
         log_g = logits[:, V:].log_softmax(-1)
         H = -(log_g.exp() * log_g).sum(-1) * at.is_think
         price = entropy_price(H.detach(), scale.target)
-        # (minus a KL from the even choice: unlike the entropy it reaches rows that are never drawn)
+        # (minus a KL from the even choice, which reaches rows that are never drawn)
         wide = at.widen * log_g.mean(-1) * at.is_think
         total = total - scale.entropy * (price * H + wide).sum()
         entropy = H.detach().sum()
