@@ -56,21 +56,21 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # q, k and v in one product
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: Tensor | list[Tensor] | None,
+    def forward(self, x: Tensor, mask: Tensor | None, cache: list[Tensor] | None,
                 at: Tensor | None) -> Tensor:
-        # [R, T, C], [R or 1, 1, T, keys], [2, R, H, T_max, D] or [k, v], [T] -> [R, T, C]
+        # [R, T, C], [R or 1, 1, T, keys], [k, v] of [R, H, T_max, D] each, [T] -> [R, T, C]
         R, T, C = x.shape
         qkv = self.c_attn(x).split(C, dim=2)  # 3 x [R, T, C]
         q, k, v = (y.view(R, T, self.n_head, -1).transpose(1, 2) for y in qkv)  # [R, H, T, D]
-        if isinstance(cache, list):
+        if cache is not None and at is None:
             # a cache that grows: autograd can't follow writes in place (continuous thoughts)
             cache[:] = torch.cat([cache[0], k], 2), torch.cat([cache[1], v], 2)
             k, v = cache
         elif cache is not None:
             # `at` is a tensor, so one compiled graph serves every step of a rollout
-            cache[0].index_copy_(2, at, k)
-            cache[1].index_copy_(2, at, v)
-            k, v = cache[0], cache[1]  # all T_max keys: the shape never changes
+            for all_places, new in zip(cache, (k, v)):
+                all_places.index_copy_(2, at, new)
+            k, v = cache  # all T_max keys: the shape never changes
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         return self.c_proj(y.transpose(1, 2).reshape(R, T, C))  # heads next to each other again
 
@@ -157,7 +157,7 @@ class GPT(nn.Module):
 
         positions [T] or [R, T]: default 0..T-1. mask: True where a query may look; None: causal.
         cache, from `new_cache`, with at [T]: these ids stand at those places of it, and mask is
-        [R, 1, T, T_max]. A cache of lists [k, v], one per layer, grows and passes gradients on.
+        [R, 1, T, T_max]. Without `at` the cache grows by them, and passes gradients on.
         fed [R, T, C]: what comes in where ids are thinking ids, instead of thinking rows. These
         are hidden states of earlier places: continuous thoughts (Coconut, arXiv 2412.06769).
         Raises ValueError for more ids than the context holds.
@@ -173,11 +173,10 @@ class GPT(nn.Module):
         return self.ln_f(x)
 
     def text_logits(self, h: Tensor) -> Tensor:  # [..., C] -> [..., V]
-        # in float32: log-probs over 50,257 rows in bfloat16 are off by percents
-        return unembed(h, self.wte.weight).float()
+        return unembed(h, self.wte.weight)
 
     def think_logits(self, h: Tensor) -> Tensor:  # [..., C] -> [..., N]
-        return (h @ self.think.T).float() + self.gate_bias
+        return unembed(h, self.think) + self.gate_bias
 
     def logits(self, h: Tensor) -> Tensor:  # [..., C] -> [..., V + N]
         if not len(self.think):
@@ -185,17 +184,19 @@ class GPT(nn.Module):
         # two products: text logits are computed exactly as before the model grew
         return torch.cat([self.text_logits(h), self.think_logits(h)], -1)
 
-    def new_cache(self, R: int, T_max: int) -> list[Tensor]:  # -> [2, R, H, T_max, D] per layer
+    def new_cache(self, R: int, T_max: int) -> list[list[Tensor]]:
+        # -> [k, v] per layer, [R, H, T_max, D] each
         """Room for keys and values."""
-        # one tensor per layer: all layers in one would be 12 times slower once compiled. There a
-        # write into a view becomes a copy of the whole
+        # each a tensor of its own: once compiled, a write into a part of a larger one becomes a
+        # copy of the whole
         c, kind = self.config, self.device.type
         # under autocast keys and values come in its dtype
         autocast = torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if autocast else self.wte.weight.dtype
-        shape = 2, R, c.n_head, T_max, c.n_embd // c.n_head
+        shape = R, c.n_head, T_max, c.n_embd // c.n_head
         # zeros, not empty: masked places are multiplied by 0, and 0 * NaN is NaN
-        return [torch.zeros(shape, device=self.device, dtype=dtype) for _ in range(c.n_layer)]
+        return [[torch.zeros(shape, device=self.device, dtype=dtype) for _ in "kv"]
+                for _ in range(c.n_layer)]
 
     @torch.no_grad()
     def grow(self, N: int, ids: Tensor, prior: float, generator: torch.Generator,
@@ -253,7 +254,7 @@ class GPT(nn.Module):
             too_low = torch.sigmoid(gap + middle).mean() < prior
             low, high = (middle, high) if too_low else (low, middle)
         self.gate_bias.fill_(low)
-        p = torch.sigmoid(gap + self.gate_bias)
+        p = torch.sigmoid(gap + low)
         p05, p95 = p.quantile(0.05).item(), p.quantile(0.95).item()
         return {"p05": p05, "mean": p.mean().item(), "p95": p95}
 

@@ -231,7 +231,7 @@ def states(model: GPT, ro: Rollout, rules: Rules) -> Tensor:  # -> [R, T, C]
     # a part ends where thoughts begin that have to be fed with states of this part
     cuts = ro.is_think.any(0).nonzero().squeeze(1).tolist()
     cuts = cuts if rules.persist else list(range(L, T, L - ro.P))
-    cache, hs = [list(layer) for layer in model.new_cache(R, 0)], []
+    cache, hs = model.new_cache(R, 0), []
     for start, stop in zip([0, *cuts], [*cuts, T]):
         fed = None
         if start:

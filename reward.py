@@ -228,7 +228,7 @@ def rarity_of(model: GPT, ro: Rollout) -> Tensor | None:  # -> [N]
         return None
     h = states_at(ro.h, ro.chosen_at[:, ro.P:])[thoughts]  # [thoughts, C]
     # one row for each process
-    total = all_rows((h @ model.think.T.to(h.dtype)).float().softmax(-1).sum(0, keepdim=True))
+    total = all_rows(model.think_logits(h).softmax(-1).sum(0, keepdim=True))
     used = total.sum(0) / total.sum().clamp(min=1)  # [N], sums to 1
     if -(used * torch.log(used + 1e-9)).sum() > math.log(IN_USE * N):
         return None

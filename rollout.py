@@ -305,8 +305,8 @@ def read_prompt(model: GPT, text: Text, T: int, window: int, P: int) -> tuple[Te
     cache, first = model.new_cache(R, T), model.new_cache(R // G, P)  # of all rows; of one of G
     mask = explicit(visible_text(prompt, window), P, prompt.device)
     h = model(prompt, places + text.offset, mask, first, places)
-    for own, shared in zip(cache, first):
-        own[:, :, :, :P] = shared.repeat_interleave(G, 1)
+    for own, shared in zip(sum(cache, []), sum(first, [])):
+        own[:, :, :P] = shared.repeat_interleave(G, 0)
     return h.repeat_interleave(G, 0), cache
 
 

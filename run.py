@@ -217,6 +217,7 @@ class Run:
         text = as_json(asdict(self.settings), indent=1) + "\n"
         write_whole(self.out / "settings.json", text.encode())
         self.log, self.saved_at = Log(self.out, self.progress.step), time.time()
+        self.save_seconds = 0.0  # that the last checkpoint took
         if not self.log.evals:
             self.measure(whole=True)
         if self.stage and not self.resumed:
@@ -301,9 +302,12 @@ class Run:
         # this one first: a run that goes on from ckpt.pt does not see this step again
         if sound and s.keep_every and p.step % s.keep_every == 0:
             save(self.out / f"ckpt_{p.step:06}.pt", self.as_saved())
-        if sound and (due or stopping or time.time() - self.saved_at > SAVE_SECONDS):
+        # (at most a twentieth of the time goes into checkpoints, however large the model is)
+        late = time.time() - self.saved_at > max(SAVE_SECONDS, 20 * self.save_seconds)
+        if sound and (due or stopping or late):
+            start = time.time()
             save(self.out / "ckpt.pt", self.whole())
-            self.saved_at = time.time()
+            self.saved_at, self.save_seconds = time.time(), time.time() - start
 
     def as_saved(self) -> dict:
         """What sampling needs: a third of the size."""

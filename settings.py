@@ -86,7 +86,8 @@ class Settings:
     @property
     def dtype(self) -> torch.dtype:
         """Of matrix products: bfloat16 on a GPU that has it."""
-        half = self.device == "cuda" and torch.cuda.is_bf16_supported()
+        # emulated, as on a T4, it would be slower than float32
+        half = self.device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if half else torch.float32
 
     @property
@@ -335,7 +336,9 @@ def choose_device(asked: str) -> str:
 def choose_compile(s: Settings) -> str:
     """On a GPU by default, and only where torch.compile gets through for the smallest function. It
     wants a C++ compiler, and says so by a page of traceback in the middle of a rollout."""
-    wanted = "on" if s.device == "cuda" else "off"
+    # a small model's rollouts take seconds in all, and to compile them takes minutes
+    large = read_spec(s.data) is None and not s.from_scratch
+    wanted = "on" if s.device == "cuda" and large else "off"
     wanted = wanted if s.compile == "auto" else s.compile
     if wanted == "on":
         try:

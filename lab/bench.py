@@ -580,10 +580,10 @@ def compiled_twin(model: GPT):
     twin, step = copy.copy(model), torch.compile(model, mode="reduce-overhead")
 
     @functools.cache
-    def kept(R: int, T: int) -> list[Tensor]:
+    def kept(R: int, T: int) -> list[list[Tensor]]:
         cache = model.new_cache(R, T)  # (what an earlier rollout left in it is masked)
-        for layer in cache:
-            torch._dynamo.mark_static_address(layer)
+        for x in sum(cache, []):
+            torch._dynamo.mark_static_address(x)
         return cache
 
     twin.forward, twin.new_cache = lambda *args: step(*args).clone(), kept
