@@ -45,7 +45,8 @@ try:
     WORLD, RANK = processes()
 except ValueError:  # `join_processes` says why
     WORLD, RANK = 1, 0
-SAVE_SECONDS = 60  # kill -9 loses a minute of work at most
+SAVE_SECONDS = 60  # kill -9 loses a minute of work at most,
+SAVE_TIMES = 20  # or as much as 20 checkpoints take to write
 DEAD_SPREAD, DEAD_STEPS = 0.002, 50  # siblings that do not differ, for so long: a hint
 FILES = ("ckpt.pt", "metrics.jsonl", "settings.json", "curves.png", "samples.html", "probe.json",
          "probe.png")  # of a run, weights first
@@ -302,8 +303,7 @@ class Run:
         # this one first: a run that goes on from ckpt.pt does not see this step again
         if sound and s.keep_every and p.step % s.keep_every == 0:
             save(self.out / f"ckpt_{p.step:06}.pt", self.as_saved())
-        # (at most a twentieth of the time goes into checkpoints, however large the model is)
-        late = time.time() - self.saved_at > max(SAVE_SECONDS, 20 * self.save_seconds)
+        late = time.time() - self.saved_at > max(SAVE_SECONDS, SAVE_TIMES * self.save_seconds)
         if sound and (due or stopping or late):
             start = time.time()
             save(self.out / "ckpt.pt", self.whole())

@@ -454,15 +454,18 @@ def test_the_shipped_model_is_not_overwritten(monkeypatch, capsys):
 
 
 def test_a_checkpoint_each_minute(tmp_path, short_look, monkeypatch, capsys):
-    """Guards what kill -9 costs: between evaluations checkpoints are written by the clock."""
+    """Guards what kill -9 costs: between evaluations checkpoints are written by the clock. The
+    larger they are, the longer it waits."""
     steps, real = [], running.save
     monkeypatch.setattr(running, "save", lambda path, state: (
         steps.append(state["progress"]["step"]), real(path, state)))
     argv = [*NARROW, "--steps", "4", "--eval_every", "4"]
-    for seconds, wanted in ((0, [0, 1, 2, 3, 4]), (1e9, [0, 4])):
+    for seconds, times, wanted in ((0, 0, [0, 1, 2, 3, 4]), (1e9, 0, [0, 4]),
+                                   (0, 1e9, [0, 1, 4])):
         monkeypatch.setattr(running, "SAVE_SECONDS", seconds)
+        monkeypatch.setattr(running, "SAVE_TIMES", times)
         steps.clear()
-        out = tmp_path / str(seconds)
+        out = tmp_path / f"{seconds} {times}"
         assert run(train.main, [*argv, "--out", out], monkeypatch, capsys)[0] == 0
         assert steps == wanted
 

@@ -40,7 +40,7 @@ class Oracle(GPT):
 
     def forward(self, ids, positions, mask, cache, at, fed=None):
         # [R, T_max, D]: cup, move and id of each place
-        memory, h = cache[0][0, :, 0], torch.zeros(*ids.shape, 32)
+        memory, h = cache[0][0][:, 0], torch.zeros(*ids.shape, 32)
         for i, place in enumerate(at.tolist()):
             z = ids[:, i]
             before = memory[:, place - 1, :3].long().unbind(1) if place else (z * 0,) * 3
