@@ -143,7 +143,7 @@ def in_groups(loss: Callable, model: nn.Module, h: Tensor, columns: list[Tensor]
               (is_text & ~gated, text, think[:0]))
     total, numbers = h.new_zeros(()), h.new_zeros(())
     for where, wte, rows in groups:
-        at = where.flatten().nonzero().squeeze(1)  # a GPU is waited for here, and only here
+        at = where.flatten().nonzero().squeeze(1)  # the one wait for a GPU
         if len(at):
             ids, *others = (c.flatten(0, 1)[at] for c in columns)
             ids = ids - (V - len(wte))  # counted from this group's first row of logits
