@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from download import download
-from fast import unembed
+from fast import Recorder, unembed
 from weights import Found, check_tensor, of_state, read_gpt2, read_weights
 
 ASSETS = Path(__file__).resolve().parent / "assets"
@@ -106,6 +106,7 @@ class GPT(nn.Module):
     def __init__(self, config: Config, text_ids: list[int] | None = None):
         super().__init__()
         self.config, self.text_ids = config, text_ids
+        self.recorder: Recorder | None = None  # of a sampler (fast.sampler_of)
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # text rows, tied in and out
         self.wpe = nn.Embedding(config.n_ctx, config.n_embd)  # positions
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))

@@ -81,7 +81,8 @@ def branches(model: GPT, text: Text, rules: Rules, luck, dials: Dials,
     places = torch.arange(L + K * S, device=dev)
     u = luck(K, R, S).to(dev)  # [K, R * S, 2]
     positions, mask = branch_layout(P, S, K, rules, dev)
-    h, cache = read_prompt(model, text, len(places), rules.window, L)
+    cache = model.new_cache(R, len(places))
+    h = read_prompt(model, text, cache, rules.window, L)
     ids = F.pad(text.ids, (0, K * S))
     is_think, gated = (torch.zeros(R, len(places), dtype=torch.bool, device=dev) for _ in range(2))
     chosen_at = branch_parents(places, L, P, K).expand(R, -1).clone()

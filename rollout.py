@@ -208,7 +208,8 @@ def opens(gap: Tensor, u: Tensor, temperature: float) -> Tensor:  # [R], [R] -> 
 def who_may(may: Tensor, free: bool) -> Tensor | slice:  # [R] bool
     """The rows that get the N thinking logits. Forced thinking on a CPU: only rows about to think,
     on cups one in five. Elsewhere all of them, so shapes stay and nothing waits for the GPU."""
-    return may.nonzero().squeeze(1) if not free and may.device.type == "cpu" else slice(None)
+    few = not free and may.device.type == "cpu" and not torch.compiler.is_compiling()
+    return may.nonzero().squeeze(1) if few else slice(None)
 
 
 def choose(model: GPT, h: Tensor, may: Tensor | None, free: bool, u: Tensor,
@@ -297,72 +298,165 @@ def fitting_budget(model: GPT, text: Text, rules: Rules) -> int:
     return budget
 
 
-def read_prompt(model: GPT, text: Text, T: int, window: int, P: int) -> tuple[Tensor, list]:
-    # -> [R, P, C], cache of T places
-    """One forward over the first P tokens, without thoughts. Siblings share it."""
+def read_prompt(model: GPT, text: Text, cache: list, window: int, P: int) -> Tensor:
+    # -> [R, P, C]
+    """One forward over the first P tokens, without thoughts, into a cache of all rows. Siblings
+    share it."""
     R, G = len(text.ids), text.siblings
     prompt, places = text.ids[::G, :P], torch.arange(P, device=text.ids.device)
-    cache, first = model.new_cache(R, T), model.new_cache(R // G, P)  # of all rows; of one of G
+    first = model.new_cache(R // G, P)  # of one sibling of G
     mask = explicit(visible_text(prompt, window), P, prompt.device)
     h = model(prompt, places + text.offset, mask, first, places)
     for own, shared in zip(sum(cache, []), sum(first, [])):
         own[:, :, :P] = shared.repeat_interleave(G, 0)
-    return h.repeat_interleave(G, 0), cache
+    return h.repeat_interleave(G, 0)
+
+
+@dataclass
+class Places:
+    """How far R rows have come, place by place.
+
+    These tensors stay where they are while rows grow, with all their T places. So the work of a
+    place can be recorded once on a GPU and replayed for each (fast.Recorder).
+    """
+    P: int
+    L: int
+    text: Tensor  # [R, given]: the text that is given
+    opened: Tensor  # [R, given] bool: may a thought stand after it?
+    table: Tensor  # [V] bool: and after a text token that is not given?
+    u: Tensor  # [T - P, R, 2]
+    ids: Tensor  # these four: [R, T], as in Rollout
+    is_think: Tensor
+    is_text: Tensor
+    gated: Tensor
+    n_text: Tensor  # these five: [R]. Text tokens so far,
+    in_slot: Tensor  # thoughts in this slot,
+    used: Tensor  # thoughts in all,
+    slot_open: Tensor  # may a thought stand now?
+    last_thought: Tensor  # and where the last one stands; -1: nowhere
+    at: Tensor  # [1]: the place that is next
+    offset: Tensor  # [1]
+    h: Tensor  # [R, T, C]
+    cache: list[list[Tensor]]
+
+    @classmethod
+    def of(cls, model: GPT, text: Text, rules: Rules) -> "Places":
+        """Room for rollouts of such texts."""
+        (R, given), P, L, dev = text.ids.shape, text.P, text.P + text.S, text.ids.device
+        T = L + rules.budget
+
+        def room(*shape: int, dtype=torch.long) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=dev)
+        flags = [room(R, T, dtype=torch.bool) for _ in range(3)]
+        counts = [room(R) for _ in range(3)]
+        return cls(
+            P, L, room(R, given), room(R, given, dtype=torch.bool),
+            rules.table(model.config.vocab_size, dev), room(T - P, R, 2, dtype=torch.float32),
+            room(R, T), *flags, *counts, room(R, dtype=torch.bool), room(R), room(1), room(1),
+            room(R, T, model.config.n_embd, dtype=model.wte.weight.dtype), model.new_cache(R, T))
+
+    def begin(self, model: GPT, text: Text, rules: Rules, u: Tensor) -> None:
+        """The prompt, and no thought yet."""
+        P, opened = text.P, rules.open_slots(text, model.config.vocab_size)
+        for x in (self.ids, self.is_think, self.is_text, self.gated, self.in_slot, self.used,
+                  self.h, *sum(self.cache, [])):
+            x.zero_()  # (an earlier rollout's NaN would outlive the mask, as 0 * NaN is NaN)
+        for x, new in ((self.text, text.ids), (self.opened, opened), (self.u, u),
+                       (self.ids[:, :P], text.ids[:, :P]), (self.slot_open, opened[:, P - 1]),
+                       (self.h[:, :P], read_prompt(model, text, self.cache, rules.window, P))):
+            x.copy_(new)
+        self.is_text[:, :P] = True
+        for x, number in ((self.n_text, P), (self.at, P), (self.offset, text.offset),
+                          (self.last_thought, -1)):
+            x.fill_(number)
+
+    def choose(self, model: GPT, rules: Rules, dials: Dials, edit: Edit | None = None,
+               t: int = 0) -> None:
+        """Think or speak, at the place that is next. t: that place, for `edit`."""
+        V, given, at = model.config.vocab_size, self.text.shape[1], self.at
+        free = rules.think == "free"
+        done = self.n_text >= self.L  # finished rows idle, so that shapes stay
+        may = self.slot_open & (self.in_slot < rules.max_thoughts) & (self.used < rules.budget)
+        may = may & ~done
+        chosen, thinks = choose(model, self.before()[:, 0], may if rules.budget else None, free,
+                                self.u.index_select(0, at - self.P)[0], dials)
+        # while its text is given, a row that speaks says the next token of that
+        follows = ~thinks & (self.n_text < given)
+        number = self.n_text.clamp(max=given - 1).unsqueeze(1)
+        token = torch.where(follows, self.text.gather(1, number).squeeze(1), chosen)
+        if edit is not None:  # an intervention
+            token = torch.where(thinks, edit(t, token), token)
+        speaks = ~thinks & ~done
+        # may a thought stand after this token? given text may say so by place
+        opens_next = torch.where(follows, self.opened.gather(1, number).squeeze(1),
+                                 self.table[token.clamp(max=V - 1)])
+        for x, new in ((self.ids, token.masked_fill(done, 0)), (self.is_text, speaks),
+                       (self.is_think, thinks), (self.gated, may & free)):
+            x.index_copy_(1, at, new.unsqueeze(1))
+        self.slot_open.copy_(torch.where(speaks, opens_next, self.slot_open))
+        self.n_text.add_(speaks)
+        self.used.add_(thinks)
+        self.in_slot.add_(1).mul_(thinks)
+        self.last_thought.copy_(torch.where(thinks, at, self.last_thought))
+
+    def read(self, model: GPT, rules: Rules) -> None:
+        """Take in what was chosen, and go on to the next place."""
+        T, at = self.ids.shape[1], self.at
+        places = torch.arange(T, device=at.device)
+        see = places <= at
+        if rules.window:  # the rule of `visible`, for one query
+            near = see & (at - places < rules.window)
+            see = near | (places == self.last_thought.unsqueeze(1))  # [R, T]
+        h = model(self.ids.index_select(1, at), at + self.offset, see.view(-1, 1, 1, T), self.cache,
+                  at, self.before() if rules.continuous else None)
+        self.h.index_copy_(1, at, h)
+        self.at.add_(1)
+
+    def before(self) -> Tensor:  # -> [R, 1, C]
+        """The state that the next place is chosen from."""
+        return self.h.index_select(1, self.at - 1)
+
+    def ended(self, text: Text) -> Rollout:
+        """A copy: the next rollout writes over these tensors."""
+        ids, is_think, is_text, gated, h = (x.clone() for x in (
+            self.ids, self.is_think, self.is_text, self.gated, self.h))
+        # text tokens first, in order: where each of them stands
+        place = is_text.float().argsort(dim=1, descending=True, stable=True)[:, :self.L]
+        slot = is_text.cumsum(1) - is_text.long() - 1
+        return Rollout(
+            ids=ids, is_think=is_think, is_text=is_text, after=slot, gated=gated,
+            given=is_text & (slot + 1 < self.text.shape[1]),
+            chosen_at=one_before(*ids.shape, ids.device), h=h, text=ids.gather(1, place),
+            place=place, P=self.P, offset=text.offset,
+            siblings=text.siblings if text.given else 1)
 
 
 def stepwise(model: GPT, text: Text, rules: Rules, u: Tensor, dials: Dials,
              edit: Edit | None) -> Rollout:
     """One place at a time. It can sample everything: own text, thoughts, when to think."""
-    (R, given), P, dev, V = text.ids.shape, text.P, text.ids.device, model.config.vocab_size
-    T, L, free = P + text.S + rules.budget, P + text.S, rules.think == "free"
-    table, opened = rules.table(V, dev), rules.open_slots(text, V)
-    places = torch.arange(T, device=dev)
-    ids = F.pad(text.ids[:, :P], (0, T - P))
-    is_think, is_text, gated = (torch.zeros(R, T, dtype=torch.bool, device=dev) for _ in range(3))
-    is_text[:, :P] = True
-    # of each row: its text tokens so far, thoughts in this slot, thoughts in all
-    n_text, in_slot, used = (torch.full((R,), n, device=dev) for n in (P, 0, 0))
-    slot_open, last_thought = opened[:, P - 1], torch.full((R, 1), -1, device=dev)
-    h, cache = read_prompt(model, text, T, rules.window, P)
-    hs = [h]
-    for t in range(P, T):
-        done = n_text >= L  # finished rows idle, so that shapes stay
-        may = slot_open & (in_slot < rules.max_thoughts) & (used < rules.budget) & ~done
-        chosen, thinks = choose(model, h[:, -1], may if rules.budget else None, free, u[t - P],
-                                dials)
-        gated[:, t] = may & free
-        # while its text is given, a row that speaks says the next token of that
-        follows = ~thinks & (n_text < given)
-        at = n_text.clamp(max=given - 1).unsqueeze(1)
-        token = torch.where(follows, text.ids.gather(1, at).squeeze(1), chosen)
-        if edit is not None:  # an intervention
-            token = torch.where(thinks, edit(t, token), token)
-        speaks = ~thinks & ~done
-        # may a thought stand after this token? given text may say so by place
-        opens_next = torch.where(follows, opened.gather(1, at).squeeze(1),
-                                 table[token.clamp(max=V - 1)])
-        slot_open = torch.where(speaks, opens_next, slot_open)
-        ids[:, t], is_text[:, t] = token.masked_fill(done, 0), speaks
-        is_think[:, t] = thinks & ~done
-        n_text, used = n_text + speaks, used + thinks
-        in_slot = torch.where(thinks, in_slot + 1, 0)
-        last_thought = torch.where(thinks.unsqueeze(1), t, last_thought)
-        if t + 1 < T:  # nothing follows the last place: its state is never needed
-            see = places <= t
-            if rules.window:  # the rule of `visible`, for one query
-                see = (see & (t - places < rules.window)) | (places == last_thought)  # [R, T]
-            h = model(ids[:, t:t + 1], places[t:t + 1] + text.offset, see.view(-1, 1, 1, T), cache,
-                      places[t:t + 1], h[:, -1:] if rules.continuous else None)
-            hs.append(h)
-    hs.append(torch.zeros_like(h[:, -1:]))
-    # text tokens first, in order: where each of them stands
-    place = is_text.float().argsort(dim=1, descending=True, stable=True)[:, :L]
-    slot = is_text.cumsum(1) - is_text.long() - 1
-    return Rollout(
-        ids=ids, is_think=is_think, is_text=is_text, after=slot, gated=gated,
-        given=is_text & (slot + 1 < given), chosen_at=one_before(R, T, dev), h=torch.cat(hs, 1),
-        text=ids.gather(1, place), place=place, P=P, offset=text.offset,
-        siblings=text.siblings if text.given else 1)
+    def begin(now: Places) -> None:
+        now.begin(model, text, rules, u)
+
+    def place(now: Places) -> None:
+        now.choose(model, rules, dials)
+        now.read(model, rules)
+    last = text.P + text.S + rules.budget - 1
+    if model.recorder is not None and edit is None:
+        key = str((text.ids.shape, text.P, text.S, rules, dials))
+        now, place = model.recorder(key, lambda: Places.of(model, text, rules), begin,
+                                    place)
+    else:
+        now = Places.of(model, text, rules)
+    begin(now)
+    for t in range(text.P, last):
+        if edit is None:
+            place(now)
+        else:
+            now.choose(model, rules, dials, edit, t)
+            now.read(model, rules)
+    # nothing follows the last place: its state is never needed
+    now.choose(model, rules, dials, edit, last)
+    return now.ended(text)
 
 
 def planned(model: GPT, text: Text, rules: Rules, u: Tensor, dials: Dials,
@@ -384,7 +478,8 @@ def planned(model: GPT, text: Text, rules: Rules, u: Tensor, dials: Dials,
     places = torch.arange(T, device=dev)
     is_think = ~is_text & (places < L + n[:, -1:])
     mask = explicit(visible(is_think, rules.window), T, dev)
-    h, cache = read_prompt(model, text, T, rules.window, P)
+    cache = model.new_cache(R, T)
+    h = read_prompt(model, text, cache, rules.window, P)
     hs, start = [h], P
     for t in [*is_think.any(0).nonzero().squeeze(1).tolist(), T - 1]:
         if t > start:  # all that stands between the last thought and this one

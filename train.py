@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from data import Source, Text, seeded
 from evaluate import answers_right, whole
+from fast import sampler_of
 from model import GPT, PICO, SIZES, Config, load
 from next_token import roll, states
 from reward import (Credit, Judge, Scale, Score, advantages, all_rows, rarity_of, rollout_loss,
@@ -212,7 +213,7 @@ def backward(run: Run, ro: Rollout, rules: Rules, credit: Credit, weight: Tensor
 def train(run: Run, extra_cost: Callable[[Rollout, Rules], Tensor] | None = None) -> None:
     """The algorithm. extra_cost: what each new place [R, T - P] costs besides --think_cost."""
     s, model, teacher, progress = run.settings, run.model, run.teacher, run.progress
-    sampler = torch.compile(model) if s.compile == "on" else model
+    sampler = sampler_of(model, s.dtype, s.compile == "on")
     for step in run.steps():
         # 1. Take text: B contexts, each repeated for its G siblings.
         text, rules = take_text(run, sampler)  # ids [R, L], pays [R, S]
