@@ -15,6 +15,10 @@ from pathlib import Path
 import torch
 
 
+class Unreached(ValueError):
+    """What was wanted lies on the network, and does not come."""
+
+
 def download(url: str, path: Path, sha256: str | None = None) -> Path:
     """Returns path, which is the whole file; one that is already there is taken as it is.
 
@@ -39,12 +43,12 @@ def download(url: str, path: Path, sha256: str | None = None) -> Path:
             os.fsync(f.fileno())  # on the disk before the name points at it
         part.rename(path)
     except urllib.error.HTTPError as e:
-        raise ValueError(f"{url} answered {e.code} {e.reason}; check the address, {by_hand}") from e
+        raise Unreached(f"{url} answered {e.code} {e.reason}; check the address, {by_hand}") from e
     except (urllib.error.URLError, TimeoutError, ConnectionError,
             http.client.HTTPException) as e:
         why = str(getattr(e, "reason", e)).strip()
-        raise ValueError(f"no connection to {url} ({why}); try again with a network, "
-                         f"{by_hand}") from e
+        raise Unreached(f"no connection to {url} ({why}); try again with a network, "
+                        f"{by_hand}") from e
     except OSError as e:
         raise ValueError(f"{path} can't be written ({e.strerror or e})") from e
     except RuntimeError as e:  # torch.hub's word for a hash that differs

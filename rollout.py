@@ -248,7 +248,8 @@ def choose(model: GPT, h: Tensor, may: Tensor | None, free: bool, u: Tensor,
 def naive_rollout(model: GPT, text: Text, rules: Rules, u: Tensor,
                   dials: Dials = SAMPLED) -> list[list[int]]:
     """Rows one by one, each place a forward over everything so far: `rollout` must equal this."""
-    V, table, out = model.config.vocab_size, rules.table(model.config.vocab_size, "cpu"), []
+    V, out = model.config.vocab_size, []
+    table = rules.table(V, text.ids.device)
     opened = rules.open_slots(text, V)  # after which given tokens a thought may stand
     for r, given in enumerate(text.ids.tolist()):
         # the row so far; its text tokens; thoughts in this slot; thoughts in this row

@@ -33,6 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import Source, Text, seeded
+from download import Unreached
 from evaluate import answers_right, whole
 from fast import sampler_of
 from model import GPT, PICO, SIZES, Config, load
@@ -349,7 +350,10 @@ def start(typed: dict, folder: ExitStack) -> Run:
     if not run:
         introduce(s, typed)
     take_folder(s, folder)
-    return run or setup(s)
+    try:
+        return run or setup(s)
+    except Unreached as e:
+        raise ValueError(f"{e}. What needs no download: --data cups") from e
 
 
 def main() -> None:
