@@ -102,7 +102,6 @@ class Source:
     """Where text comes from. A source of your own needs `take`, and overrides what it knows."""
     text_ids: list[int] | None = None  # the GPT-2 ids of its language, row by row; None: all
     stages = 0  # of a curriculum; 0: it has none
-    patience = 0  # steps in a stage before a run begins again with new weights; 0: any number
     enough = 0.99  # share of right answers that ends a stage
     hurry = 0  # steps after which a stage ends, learned or not; 0: never
     levels = 0  # that `questions` asks for; 0: there are no questions
@@ -207,8 +206,6 @@ class Cups(Source):
             raise ValueError(f"the share of idle moves lies from 0 to below 1, not at {idle}")
         self.m, self.idle, self.all, self.stages = m, idle, balls == "all", swaps
         self.says = not self.all
-        # (a stage of a harder world may take 2,000 steps and still end well)
-        self.patience = 500 if m <= 3 and not self.all else 0
         self.moves = turns(m) if moves == "turns" else swaps_and_turns(m)
         if idle:
             self.moves[" nothing"] = list(range(m))  # the last one

@@ -315,11 +315,8 @@ def read_prompt(model: GPT, text: Text, cache: list, window: int, P: int) -> Ten
 
 @dataclass
 class Places:
-    """How far R rows have come, place by place.
-
-    These tensors stay where they are while rows grow, with all their T places. So the work of a
-    place can be recorded once on a GPU and replayed for each (fast.Recorder).
-    """
+    """How far R rows have come. Its tensors keep their shapes and are written in place, so the work
+    of a place can be recorded once on a GPU and replayed for each (fast.Recorder)."""
     P: int
     L: int
     text: Tensor  # [R, given]: the text that is given
@@ -334,42 +331,27 @@ class Places:
     in_slot: Tensor  # thoughts in this slot,
     used: Tensor  # thoughts in all,
     slot_open: Tensor  # may a thought stand now?
-    last_thought: Tensor  # and where the last one stands; -1: nowhere
+    last_thought: Tensor  # where the last one stands; -1: nowhere
     at: Tensor  # [1]: the place that is next
     offset: Tensor  # [1]
     h: Tensor  # [R, T, C]
     cache: list[list[Tensor]]
 
     @classmethod
-    def of(cls, model: GPT, text: Text, rules: Rules) -> "Places":
-        """Room for rollouts of such texts."""
-        (R, given), P, L, dev = text.ids.shape, text.P, text.P + text.S, text.ids.device
-        T = L + rules.budget
-
-        def room(*shape: int, dtype=torch.long) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=dev)
-        flags = [room(R, T, dtype=torch.bool) for _ in range(3)]
-        counts = [room(R) for _ in range(3)]
-        return cls(
-            P, L, room(R, given), room(R, given, dtype=torch.bool),
-            rules.table(model.config.vocab_size, dev), room(T - P, R, 2, dtype=torch.float32),
-            room(R, T), *flags, *counts, room(R, dtype=torch.bool), room(R), room(1), room(1),
-            room(R, T, model.config.n_embd, dtype=model.wte.weight.dtype), model.new_cache(R, T))
-
-    def begin(self, model: GPT, text: Text, rules: Rules, u: Tensor) -> None:
-        """The prompt, and no thought yet."""
-        P, opened = text.P, rules.open_slots(text, model.config.vocab_size)
-        for x in (self.ids, self.is_think, self.is_text, self.gated, self.in_slot, self.used,
-                  self.h, *sum(self.cache, [])):
-            x.zero_()  # (an earlier rollout's NaN would outlive the mask, as 0 * NaN is NaN)
-        for x, new in ((self.text, text.ids), (self.opened, opened), (self.u, u),
-                       (self.ids[:, :P], text.ids[:, :P]), (self.slot_open, opened[:, P - 1]),
-                       (self.h[:, :P], read_prompt(model, text, self.cache, rules.window, P))):
-            x.copy_(new)
-        self.is_text[:, :P] = True
-        for x, number in ((self.n_text, P), (self.at, P), (self.offset, text.offset),
-                          (self.last_thought, -1)):
-            x.fill_(number)
+    def begin(cls, model: GPT, text: Text, rules: Rules, u: Tensor) -> "Places":
+        """The prompt is read, and the first choice is next."""
+        R, P, V, dev = len(text.ids), text.P, model.config.vocab_size, text.ids.device
+        rest = text.S + rules.budget  # places after the prompt
+        cache, opened = model.new_cache(R, P + rest), rules.open_slots(text, V)
+        h = read_prompt(model, text, cache, rules.window, P)
+        prompt = torch.arange(P + rest, device=dev).expand(R, -1) < P
+        none = torch.zeros_like(prompt)
+        n_text, in_slot, used, last = (torch.full((R,), n, device=dev) for n in (P, 0, 0, -1))
+        at, offset = (torch.full((1,), n, device=dev) for n in (P, text.offset))
+        return cls(P, P + text.S, text.ids, opened, rules.table(V, dev), u,
+                   F.pad(text.ids[:, :P], (0, rest)), none, prompt, none.clone(), n_text, in_slot,
+                   used, opened[:, P - 1].clone(), last, at, offset, F.pad(h, (0, 0, 0, rest)),
+                   cache)
 
     def choose(self, model: GPT, rules: Rules, dials: Dials, edit: Edit | None = None,
                t: int = 0) -> None:
@@ -418,7 +400,7 @@ class Places:
         return self.h.index_select(1, self.at - 1)
 
     def ended(self, text: Text) -> Rollout:
-        """A copy: the next rollout writes over these tensors."""
+        # copies: the next rollout writes over these tensors
         ids, is_think, is_text, gated, h = (x.clone() for x in (
             self.ids, self.is_think, self.is_text, self.gated, self.h))
         # text tokens first, in order: where each of them stands
@@ -435,20 +417,13 @@ class Places:
 def stepwise(model: GPT, text: Text, rules: Rules, u: Tensor, dials: Dials,
              edit: Edit | None) -> Rollout:
     """One place at a time. It can sample everything: own text, thoughts, when to think."""
-    def begin(now: Places) -> None:
-        now.begin(model, text, rules, u)
-
     def place(now: Places) -> None:
         now.choose(model, rules, dials)
         now.read(model, rules)
+    now, recorder = Places.begin(model, text, rules, u), model.recorder
+    if recorder is not None and edit is None:
+        now, place = recorder(str((text.P, u.shape, text.ids.shape, rules, dials)), now, place)
     last = text.P + text.S + rules.budget - 1
-    if model.recorder is not None and edit is None:
-        key = str((text.ids.shape, text.P, text.S, rules, dials))
-        now, place = model.recorder(key, lambda: Places.of(model, text, rules), begin,
-                                    place)
-    else:
-        now = Places.of(model, text, rules)
-    begin(now)
     for t in range(text.P, last):
         if edit is None:
             place(now)

@@ -20,7 +20,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -35,7 +35,8 @@ from evaluate import evaluate, print_report
 from model import GPT, as_checkpoint, from_checkpoint, load
 from reward import Credit, Score, all_rows, sibling_spread
 from rollout import Luck, Rules
-from settings import Settings, from_dict, processes
+from settings import (Settings, check, choose_compile, choose_device, from_dict, means,
+                      processes)
 from task import open_source
 from tokenizer import CSS, Tokenizer
 from weights import read_weights, save
@@ -64,8 +65,6 @@ class Progress:
     skipped: int = 0  # steps without a finite loss or gradient
     in_a_row: int = 0  # of those, how many just now
     wanted: bool = False  # the end was asked for: no curriculum ends the run sooner
-    born: int = 0  # the step at which the weights were new
-    attempt: int = 0  # how often it began again
 
 
 @dataclass
@@ -234,7 +233,7 @@ class Run:
         loss, entropy = sum_over_processes(self.model, loss, entropy)
         # rates rise in the first steps after birth, and fall in the last fifth of the run
         warmup = 50 if s.from_scratch else 15
-        factor = min(1.0, (p.step - p.born + 1) / warmup)
+        factor = min(1.0, (p.step + 1) / warmup)
         factor *= min(1.0, 5 * (1 - p.step / p.end) + 0.05)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
@@ -357,6 +356,8 @@ def open_run(path: str | Path, plain: bool = False) -> Run:
         return Run(load(path), Rules("never"), None)
     settings = from_dict(saved["args" if old else "settings"], path)
     progress = dict(saved.get("state" if old else "progress", {}))
+    for gone in ("born", "attempt"):  # of runs that could begin again
+        progress.pop(gone, None)
     try:
         rules, progress = Rules(**saved["rules"]), Progress(**{"end": settings.steps, **progress})
         written = [Text(**text) for text in saved.get("written", [])]
@@ -368,6 +369,43 @@ def open_run(path: str | Path, plain: bool = False) -> Run:
     run.saved_moments = saved.get("optimizer") if complete else None
     run.saved_data = saved.get("data", "")
     run.written = written
+    return run
+
+
+def reopen(typed: dict) -> Run:
+    """The run in --out, to go on with under what was typed; its optimizer is yet to be made.
+    Raises ValueError."""
+    out = Path(typed.get("out", "out"))
+    if not (out / "ckpt.pt").exists():
+        raise ValueError(f"nothing to resume: there is no {out}/ckpt.pt")
+    run = open_run(out)
+    s, p = run.settings, run.progress
+    if run.saved_moments is None:
+        raise ValueError(f"{out}/ckpt.pt can be sampled, but not resumed: it has no optimizer, or "
+                         "is of an older version")
+    steps = typed.get("steps", p.end)
+    if steps < max(p.step, 1):
+        raise ValueError(f"--steps {steps}: the run that is to go on has made {p.step} steps "
+                         "already")
+    for name, value in typed.items():  # said again, a setting may only be what it was
+        if name not in ("steps", "out", "resume") and not means(name, value, getattr(s, name)):
+            raise ValueError("--resume goes on with the settings of its run, except --steps: it "
+                             f"had --{name} {getattr(s, name)}, not {value}")
+    choose_device(s.device)
+    run.settings = replace(s, out=str(out), steps=typed.get("steps", s.steps), processes=WORLD)
+    check(run.settings)  # can the contexts be shared by these processes?
+    run.settings = replace(run.settings, compile=choose_compile(run.settings))
+    # --steps N is wanted: no curriculum ends that run sooner
+    p.wanted, p.end = p.wanted or "steps" in typed, steps
+    run.resumed = True
+    run.check(load)
+    if run.saved_data not in ("", run.source.digest):
+        print(f"{s.data} has changed since this run began: it goes on with other text")
+    run.model.to(s.device)
+    run.written = [text.to(s.device) for text in run.written]
+    if p.step == p.end:
+        print(f"this run has made all of its {p.step} steps: nothing is left to do, but --resume "
+              "--steps N goes on to step N")
     return run
 
 

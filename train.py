@@ -30,20 +30,18 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from data import Source, Text, seeded
 from download import Unreached
 from evaluate import answers_right, whole
 from fast import sampler_of
-from model import GPT, PICO, SIZES, Config, load
+from model import GPT, Config, load
 from next_token import roll, states
 from reward import (Credit, Judge, Scale, Score, advantages, all_rows, rarity_of, rollout_loss,
                     scale_of, score, text_weights)
 from rollout import Rollout, Rules, visible_text
-from run import WORLD, Run, guarded, lock_folder, is_own, join_processes, open_run
-from settings import (Settings, check, choose_compile, choose_device, introduce, means, parser,
-                      resolve, scratch_shape)
+from run import WORLD, Run, guarded, is_own, join_processes, lock_folder, reopen
+from settings import Settings, introduce, parser, resolve, scratch_shape
 from task import open_source
 from tokenizer import Tokenizer
 
@@ -52,7 +50,8 @@ AHEAD = 8  # steps for which `teacher` writes text at once
 # The curriculum
 LOOK = 10  # steps between two looks
 QUIZ = 64  # rows of questions in a look, with some hundred answers
-AFTER = 60  # steps that are still made once the last stage is learned
+AFTER = 60  # steps that are still made once the last stage is learned,
+LOST = 0.9  # unless fewer than that are right at a later look
 
 
 # Before the first step: model, teacher, rules, thinking rows, optimizer
@@ -243,9 +242,8 @@ def train(run: Run, extra_cost: Callable[[Rollout, Rules], Tensor] | None = None
 # After a step: the curriculum
 
 def climb(run: Run) -> None:
-    """Every LOOK steps: (1) go to the first stage whose questions are not answered yet. (2) Shorten
-    the run once the last stage is learned. (3) Begin again with new weights if a stage takes too
-    long."""
+    """Every LOOK steps: go to the first stage whose questions are not answered yet. Once the last
+    stage is learned the run ends soon, unless it is lost again."""
     s, p, source = run.settings, run.progress, run.source
     p.in_stage += run.stage > 0
     if not run.stage or p.step % LOOK:
@@ -258,11 +256,8 @@ def climb(run: Run) -> None:
     p.accuracy = right
     if right > source.enough and not p.wanted:
         p.end = min(p.end, p.step + AFTER)
-    stuck = 1 < p.stage < source.stages and p.in_stage > source.patience > 0
-    # (a model given by its path may be another one by now)
-    named = s.from_scratch or s.model in (*PICO, *SIZES)
-    if stuck and named and s.thoughts == "tokens" and run.rules.persist:
-        begin_again(run)
+    elif right < LOST and not p.wanted:
+        p.end = s.steps
 
 
 def share_right(run: Run) -> float:
@@ -275,60 +270,12 @@ def share_right(run: Run) -> float:
     return all_rows(right)[all_rows(last)].float().mean().item()
 
 
-def begin_again(run: Run) -> None:
-    """New weights, at stage 1. To leave a code in which two states share a thought can take longer
-    than a new start. Each gets --steps of its own, all together at most twice that."""
-    s, p = run.settings, run.progress
-    if not p.wanted:
-        p.end = min(p.step + s.steps, 2 * s.steps)
-    p.stage, p.accuracy, p.in_stage = 1, 0.0, 0
-    p.born, p.attempt = p.step, p.attempt + 1
-    tqdm.write(f"step {p.step}: this stage has taken {run.source.patience} steps, so it begins "
-               "again with new random weights")
-    fresh = setup(replace(s, seed=s.seed + 10_000 * p.attempt), run.source).model
-    # in place: the optimizer, and a compiled sampler, hold these very tensors
-    with torch.no_grad():
-        for old, new in zip(run.model.parameters(), fresh.parameters()):
-            old.copy_(new)
-    run.optimizer.state.clear()
-
-
 # The command
 
 def resume(typed: dict) -> Run:
     """--resume: the run in --out, to go on with. Raises ValueError."""
-    out = Path(typed.get("out", "out"))
-    if not (out / "ckpt.pt").exists():
-        raise ValueError(f"nothing to resume: there is no {out}/ckpt.pt")
-    run = open_run(out)
-    s, p = run.settings, run.progress
-    if run.saved_moments is None:
-        raise ValueError(f"{out}/ckpt.pt can be sampled, but not resumed: it has no optimizer, or "
-                         "is of an older version")
-    steps = typed.get("steps", p.end)
-    if steps < max(p.step, 1):
-        raise ValueError(f"--steps {steps}: the run that is to go on has made {p.step} steps "
-                         "already")
-    for name, value in typed.items():  # said again, a setting may only be what it was
-        if name not in ("steps", "out", "resume") and not means(name, value, getattr(s, name)):
-            raise ValueError("--resume goes on with the settings of its run, except --steps: it "
-                             f"had --{name} {getattr(s, name)}, not {value}")
-    choose_device(s.device)
-    run.settings = replace(s, out=str(out), steps=typed.get("steps", s.steps), processes=WORLD)
-    check(run.settings)  # can the contexts be shared by these processes?
-    run.settings = replace(run.settings, compile=choose_compile(run.settings))
-    # --steps N is wanted: no curriculum ends that run sooner
-    p.wanted, p.end = p.wanted or "steps" in typed, steps
-    run.resumed = True
-    run.check(load)
-    if run.saved_data not in ("", run.source.digest):
-        print(f"{s.data} has changed since this run began: it goes on with other text")
-    run.model.to(s.device)
-    run.written = [text.to(s.device) for text in run.written]
+    run = reopen(typed)
     run.optimizer = make_optimizer(run)
-    if p.step == p.end:
-        print(f"this run has made all of its {p.step} steps: nothing is left to do, but --resume "
-              "--steps N goes on to step N")
     return run
 
 

@@ -287,11 +287,11 @@ def test_rows_that_are_there_are_kept(tmp_path):
 @pytest.fixture
 def climber(monkeypatch):
     """All of a run that `climb` looks at. known: the last stage whose questions it answers."""
-    def make(known=0, stages=3, patience=350, curriculum="on", **progress):
+    def make(known=0, stages=3, curriculum="on", **progress):
         run = setup(settings(model="scratch:1x8", think_vocab=4, data=f"cups swaps={stages}",
                              curriculum=curriculum))
         run.progress = Progress(**{"end": 1600} | progress)
-        run.known, run.source.patience = known, patience
+        run.known = known
         monkeypatch.setattr(train, "answers_right", lambda model, text, rules: torch.full(
             text.pays.shape, run.progress.stage <= run.known))
         return run
@@ -353,20 +353,16 @@ def test_the_end_of_a_curriculum(climber, wanted, end):
     assert go(run, 1).end == end and go(run, 50).end == end
 
 
-def test_a_stage_that_does_not_end_begins_again(climber):
-    """Guards the second chance. After too many steps in a stage the run has new weights, is in its
-    first stage, and has --steps to go. The last stage may take any time."""
-    run = climber(patience=15, stage=2, stages=3, step=10)
-    run.settings = s = replace(run.settings, steps=30)
-    run.optimizer.state[run.model.think] = {"step": 4}
-    assert go(run, 10).attempt == 0
-    p = go(run, 10)
-    assert (p.attempt, p.stage, p.in_stage, p.born, p.end) == (1, 1, 0, 30, 30 + 30)
-    assert not run.optimizer.state
-    fresh = setup(replace(s, seed=10_000)).model
-    assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), fresh.parameters()))
-    assert go(climber(patience=15, stage=3, stages=3), 40).attempt == 0
-    assert go(climber(patience=0, stage=2), 400).attempt == 0
+def test_what_is_lost_again_is_no_end(climber):
+    """Guards the last steps. A run whose code breaks after its last stage was learned goes on, and
+    ends once it is learned anew."""
+    run = climber(9, step=99)
+    run.settings = replace(run.settings, steps=400)
+    assert go(run, 1).end == 160
+    run.known = 0
+    assert go(run, 9).end == 160 and go(run, 1).end == 400
+    run.known = 9
+    assert go(run, 10).end == 180
 
 
 # What an evaluation counts
