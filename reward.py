@@ -110,7 +110,7 @@ def score(model: GPT, ro: Rollout, pays: Tensor, teacher: GPT | None = None,
     """r of each new text token, 0 where pays [R, S] is 0. Without a teacher the data judge."""
     teacher_h = teacher_states(teacher, ro) if teacher is not None else None
     h, y = speaking_states(ro.h, ro).flatten(0, 1), ro.text[:, ro.P:].flatten()
-    values, hits, size = [], [], rows_at_once(model.config.vocab_size)
+    values, hits, size = [], [], rows_at_once(model.config.vocab_size, h.device)
     for i in range(0, len(h), size):
         text_logits, log_q, best = model.text_logits(h[i:i + size]), None, y[i:i + size]
         if teacher is not None:

@@ -417,19 +417,15 @@ class Places:
 def stepwise(model: GPT, text: Text, rules: Rules, u: Tensor, dials: Dials,
              edit: Edit | None) -> Rollout:
     """One place at a time. It can sample everything: own text, thoughts, when to think."""
-    def place(now: Places) -> None:
-        now.choose(model, rules, dials)
+    def place(now: Places, t: int = 0) -> None:
+        now.choose(model, rules, dials, edit, t)
         now.read(model, rules)
     now, recorder = Places.begin(model, text, rules, u), model.recorder
     if recorder is not None and edit is None:
         now, place = recorder(str((text.P, u.shape, text.ids.shape, rules, dials)), now, place)
     last = text.P + text.S + rules.budget - 1
     for t in range(text.P, last):
-        if edit is None:
-            place(now)
-        else:
-            now.choose(model, rules, dials, edit, t)
-            now.read(model, rules)
+        place(now, t)
     # nothing follows the last place: its state is never needed
     now.choose(model, rules, dials, edit, last)
     return now.ended(text)

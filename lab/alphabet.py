@@ -54,7 +54,7 @@ def like_words(w: Tensor, N: int, generator: torch.Generator) -> Tensor:  # [V, 
 def logp_of_thoughts(logits: Callable, h: Tensor, ids: Tensor, ro: Rollout, columns: int) -> Tensor:
     # [n, C] -> [n, columns], [R, T, C], [R, T] -> [R, T - P]
     """log-prob of ids where thoughts stand, from the states that chose them; 0 elsewhere."""
-    where, n = ro.is_think[:, ro.P:], rows_at_once(columns)
+    where, n = ro.is_think[:, ro.P:], rows_at_once(columns, ro.ids.device)
     h = states_at(h, ro.chosen_at[:, ro.P:])[where]
     ids = ids[:, ro.P:][where].unsqueeze(-1)
     logp = torch.cat([logits(x).log_softmax(-1).gather(-1, y)

@@ -19,7 +19,6 @@ Letters: B contexts, G siblings, P prompt tokens, S new text tokens, V text rows
 C width, n states.
 """
 import contextlib
-import copy
 import functools
 import importlib.util
 import io
@@ -48,7 +47,7 @@ import command
 import reward
 import train
 from data import Source, plain
-from fast import in_pieces, unembed
+from fast import in_pieces, sampler_of, unembed
 from lab.export import their_config, their_weights
 from model import GPT, Config
 from next_token import roll, states
@@ -571,25 +570,6 @@ def next_token(size: Size) -> list[dict]:
     return [*tables, show(title + "gradient", interleave(arms, rounds, False), limit)]
 
 
-def compiled_twin(model: GPT):
-    """On a CPU as train.py has it. On a GPU as CUDA graphs, which replay on fixed addresses: caches
-    are kept from rollout to rollout, and states are copied out before the next replay overwrites
-    them."""
-    if not GPU:
-        return torch.compile(model)
-    twin, step = copy.copy(model), torch.compile(model, mode="reduce-overhead")
-
-    @functools.cache
-    def kept(R: int, T: int) -> list[list[Tensor]]:
-        cache = model.new_cache(R, T)  # (what an earlier rollout left in it is masked)
-        for x in sum(cache, []):
-            torch._dynamo.mark_static_address(x)
-        return cache
-
-    twin.forward, twin.new_cache = lambda *args: step(*args).clone(), kept
-    return twin
-
-
 def compiled(size: Size) -> list[dict]:
     """The rollout with torch.compile: what it saves, what the first one costs, and does it go on
     compiling?"""
@@ -597,7 +577,8 @@ def compiled(size: Size) -> list[dict]:
     model, said = GPT(size.config).to(DEVICE), {}
     ids = torch.randint(model.config.vocab_size, (B, P), device=DEVICE)
     text, luck = plain(ids, P, S), numbers(torch.rand(S, B, 2))
-    fast, counters = compiled_twin(model), torch._dynamo.utils.counters
+    dtype, counters = torch.bfloat16 if GPU else torch.float32, torch._dynamo.utils.counters
+    fast = sampler_of(model, dtype, True)
 
     def run(name: str, sampler) -> None:
         with torch.autocast(DEVICE, torch.bfloat16, enabled=GPU):

@@ -239,7 +239,7 @@ def precision(size: Size, report: Report) -> dict:
 
 def least(size: Size, report: Report, places: int) -> float:
     """The seconds in which one place's bytes can be read: body in bfloat16, head in float32, and
-    half of the cache."""
+    the cache."""
     c, model = size.config, GPT(size.config)
     body = sum(p.numel() for p in model.h.parameters())
     read = 2 * body + 4 * (c.vocab_size + size.N) * c.n_embd
@@ -306,7 +306,7 @@ def reckoned(size: Size, N: int, rows: int, places: int, teacher: bool) -> float
     n = sum(p.numel() for p in GPT(c).parameters()) + N * c.n_embd
     cache = 2 * c.n_layer * size.R * places * c.n_embd * 2
     return (18 * n + 6 * n * teacher + cache + c.n_layer * rows * places * 36 * c.n_embd
-            + 5 * 44 * 2 ** 20 + c.vocab_size * c.n_embd * 4)
+            + 5 * 4 * 512 * (c.vocab_size + N) + c.vocab_size * c.n_embd * 4)
 
 
 def step(size: Size, report: Report) -> dict:

@@ -272,7 +272,7 @@ def test_each_question_stands_in_the_table():
 
 # Numbers
 
-FIGURES = sorted(path for path in (ROOT / "figures").glob("*.json") if path.stem != "bench")
+FIGURES = sorted(path for path in (ROOT / "figures").glob("*.json") if "bench" not in path.stem)
 
 
 @pytest.mark.parametrize("path", FIGURES, ids=lambda p: p.stem)
@@ -320,10 +320,27 @@ def test_growth_is_that_of_the_json():
     assert rows_of(SPEED, "growth: from, to | ")[1:] == cells
 
 
+def test_a_gpu_is_as_in_the_json():
+    """The tables of docs/GPU.md are what tests/gpu.py wrote, and all that it checked held."""
+    found = json.loads((ROOT / "figures" / "bench_gpu.json").read_text())
+    assert not found["failed"] and all(check["ok"] for check in found["checks"].values())
+    places = [[name, f"{x['ms']:.2f}", f"{32e3 / x['ms']:,.0f}", f"{x['of_limit']:.0%}",
+               f"{x['first']:.1f}"]
+              for name, x in found["place"].items() if name != "section_seconds"]
+    assert rows_of(GPU, "of a rollout of 32 rows")[1:] == places
+    steps = [[name, f"{x['ms']:.0f}", f"{x['shares']['rollout']:.0%}",
+              f"{x['shares']['gradient_pass']:.0%}", f"{x['peak_gb']:.2f}", f"{x['table_gb']:.2f}"]
+             for name, x in found["step"].items() if name != "section_seconds"]
+    assert rows_of(GPU, "6 updates on noise")[1:] == steps
+    before = found["before"]["step"].values()
+    assert all(f"{ms:,}" in GPU for ms in before) and found["machine"]["device"] in GPU
+
+
 def test_reckoning_for_a_gpu():
     """The table of memory is its own formula."""
     head, *rows = rows_of(GPU, "`python train.py --approach stream --data webtext` with")
-    assert f"5 pieces of logits of {fast.FLOATS * 4 // 2 ** 20} MiB" in GPU and len(head) == 7
+    piece = 4 * fast.ROWS * (50257 + 2048)
+    assert f"5 pieces of logits of {piece // 2 ** 20} MiB" in GPU and len(head) == 7
     assert [re.search(r"--model (\S+?)[` ]", row[0])[1] for row in rows] == list(SIZES)
     for row, (layers, heads, width) in zip(rows, SIZES.values()):
         with torch.device("meta"):
@@ -331,7 +348,7 @@ def test_reckoning_for_a_gpu():
         count = sum(p.numel() for p in model.parameters())
         micro = int((re.search(r"--micro_batch (\d+)", row[0]) or [0, 32])[1])
         parts = [18 * count, 2 * layers * 32 * 160 * width * 2, layers * micro * 160 * 36 * width,
-                 5 * 4 * fast.FLOATS + 50257 * width * 4]
+                 5 * piece + 50257 * width * 4]
         total = f"{(sum(parts) + 1e9) / 1e9:.1f}"
         assert row[1:] == [f"{count:,}", *(f"{x / 1e9:.1f}" for x in parts), total]
 
