@@ -11,6 +11,7 @@ import torch
 
 from conftest import AFTER, P, R, S, V, luck, numbers, refuses, texts
 from data import plain
+from fast import Recorder, sampler_of
 from model import GPT, Config
 from next_token import roll, states
 from reward import action_logp
@@ -427,3 +428,33 @@ def test_packed_is_plain(monkeypatch):
             slow = roll_with(model, text, rules, without)
             assert torch.equal(fast.ids, slow.ids)
             assert (fast.h - slow.h).abs().max() <= (1e-4 if products else 0)
+
+
+@pytest.mark.parametrize("rules", [Rules("free", 2, 6), Rules("forced", 1, 6, 4, AFTER)])
+def test_a_recorder_keeps_its_tensors(tiny, rules):
+    """Guards what a GPU replays. A second rollout runs in the tensors of the first one, and nothing
+    of that one is left: not its text, not its thoughts, not its offset."""
+    model, plainly = tiny(), tiny()
+    model.recorder = recorder = Recorder(False, [])
+    for seed, offset in ((1, 0), (2, 5), (3, 0)):
+        text, u = plain(texts(seed=seed, length=P), P, S), numbers(S + 6, R, seed=seed)
+        text.offset = offset
+        ro, expected = (rollout(m, text, rules, luck(u)) for m in (model, plainly))
+        assert torch.equal(ro.ids, expected.ids) and torch.equal(ro.h, expected.h)
+        assert ro.offset == expected.offset and len(recorder.kept) == 1
+
+
+def test_copies_of_weights(monkeypatch):
+    """Guards bfloat16 in a rollout. Copies of the weights change no bit of what autocast computes,
+    and follow the weights from one rollout to the next."""
+    monkeypatch.setattr(torch, "compile", lambda step, **_: step)
+    torch.manual_seed(0)
+    model, text = GPT(Config(2, 2, 16, 64, V, 5)), plain(texts(), P, S)
+    sampler = sampler_of(model, torch.bfloat16, True)
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            ro, expected = (rollout(m, text, Rules("free", 1, 6), luck()) for m in (sampler, model))
+        own, weight = (m.h[0].mlp.c_fc.weight for m in (sampler, model))
+        assert torch.equal(ro.h, expected.h) and own.dtype == torch.bfloat16
+        with torch.no_grad():
+            weight += 0.3

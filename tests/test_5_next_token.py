@@ -12,7 +12,7 @@ import torch
 
 from conftest import AFTER, P, R, S, V, luck, numbers, refuses, texts
 from data import plain
-from next_token import branch_layout, roll, states
+from next_token import at_once, branch_layout, layout, one_by_one, roll, states
 from reward import Credit, Scale, action_logp, rollout_loss, score
 from rollout import SAMPLED, Dials, Rules, choose, draw, states_at, visible
 
@@ -286,3 +286,23 @@ def test_continuous_branches(tiny, think):
             ids = ro.text[r, :P + s].tolist() + [V] * len(thoughts_of(ro, r, s)[0])
             by_itself = naive_states(model, ids, lambda q, k: k <= q)
             assert (h[r, ro.chosen_at[r, P + s]] - by_itself[-1]).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("rules", [
+    Rules("free", 2, 6, continuous=True), Rules("forced", 1, 6, 4, AFTER, continuous=True),
+    branching("free", 3, continuous=True), branching("forced", 2, 5, continuous=True)])
+def test_at_once_is_one_by_one(tiny, rules):
+    """Guards the gradient through chains of continuous thoughts on a GPU. One forward, and the
+    gradient carried back thought by thought, give what a forward for each thought gives."""
+    model, found = tiny(N=1, offset=3.0), []
+    ro = roll(model, plain(texts(), P, S), rules, luck())
+    weight = torch.randn(ro.h.shape, dtype=torch.float64) * (ro.is_text | ro.is_think)[..., None]
+    for way in (one_by_one, at_once):
+        model.zero_grad()
+        h = way(model, ro, rules, *layout(ro, rules))
+        (h * weight).sum().backward()
+        found.append((h, [p.grad for p in model.parameters() if p is not model.think]))
+    (h, gradients), (h_at_once, gradients_at_once) = found
+    assert ro.is_think.sum() > R and (h - h_at_once)[weight != 0].abs().max() < 1e-9
+    for a, b in zip(gradients, gradients_at_once):
+        assert (a is None) == (b is None) and (a is None or (a - b).abs().max() < 1e-9)
