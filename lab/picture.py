@@ -1,5 +1,7 @@
-"""The picture at the top of the README: one rollout in colours, and right answers after n moves.
+"""The picture at the top of the README: one rollout in colours, right answers after n moves, and
+which thought comes after which move.
 
+    python -m lab.probe --checkpoint out/ckpt.pt  # what thoughts say: out/probe.json
     python -m lab.picture            # from out/ and figures/channel.json to figures/first.png
     python -m lab.picture --checkpoint my/ckpt.pt --out my/picture.png
 
@@ -17,6 +19,7 @@ import torch
 
 import command
 from data import LETTERS, plain, read_spec
+from lab.probe import draw_ids
 from next_token import roll
 from rollout import Dials, Luck
 from run import open_run
@@ -62,12 +65,13 @@ def story(checkpoint: Path, seed: int) -> list[Piece]:
     return out
 
 
-def draw(pieces: list[Piece], channel: dict, path: Path) -> None:
-    """The two panels."""
+def draw(pieces: list[Piece], channel: dict, said: dict, path: Path) -> None:
+    """The three panels. said: of probe.json."""
     plt = command.pyplot()
-    figure = plt.figure(figsize=(13, 4.4))
-    draw_story(figure.add_axes([0.01, 0.02, 0.52, 0.9]), pieces)
-    draw_accuracy(figure.add_axes([0.59, 0.14, 0.4, 0.76]), channel)
+    figure = plt.figure(figsize=(13, 8.4))
+    draw_story(figure.add_axes([0.01, 0.49, 0.52, 0.47]), pieces)
+    draw_accuracy(figure.add_axes([0.59, 0.55, 0.4, 0.4]), channel)
+    draw_ids(figure.add_axes([0.08, 0.08, 0.91, 0.36]), said)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -106,6 +110,15 @@ def draw_accuracy(axis, channel: dict) -> None:
     axis.legend(loc="center right", bbox_to_anchor=(1, 0.66), fontsize=9)
 
 
+def what_is_said(checkpoint: Path) -> dict:
+    """What lab.probe found of a run. Raises ValueError where it has not looked."""
+    path = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "probe.json"
+    if not path.exists():
+        raise ValueError(f"there is no {path} yet: python -m lab.probe --checkpoint {checkpoint} "
+                         "makes it")
+    return json.loads(path.read_text())
+
+
 def main() -> None:
     p = Parser(prog="lab.picture", description=command.first_line(__doc__), allow_abbrev=False)
     p.add_argument("--checkpoint", type=command.path, default=Path("out"),
@@ -117,7 +130,8 @@ def main() -> None:
     try:
         at_least("seed", args.seed, 0)
         channel = json.loads((ROOT / "figures" / "channel.json").read_text())
-        draw(story(args.checkpoint, args.seed), channel, args.out)
+        pieces = story(args.checkpoint, args.seed)
+        draw(pieces, channel, what_is_said(args.checkpoint), args.out)
     except (ValueError, OSError) as e:
         p.error(str(e))
     print(f"{args.out} is drawn")

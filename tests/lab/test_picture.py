@@ -37,7 +37,12 @@ def test_picture(tmp_path):
             assert piece.cup == ""
     assert cups  # an untrained student makes moves as well, and thinks after them
     channel = json.loads((FIGURES / "channel.json").read_text())
-    picture.draw(pieces, channel, tmp_path / "p.png")
+    with pytest.raises(ValueError, match="lab.probe"):
+        picture.what_is_said(tmp_path)
+    said = {"dictionary": {"reading": "after", "columns": ["A AB", "B AB"],
+                           "share_of_situation": {"7": [1, 0], "3": [0, 0.5]}}}
+    (tmp_path / "probe.json").write_text(json.dumps(said))
+    picture.draw(pieces, channel, picture.what_is_said(tmp_path), tmp_path / "p.png")
     assert (tmp_path / "p.png").stat().st_size > 10_000
 
 
