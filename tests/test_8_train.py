@@ -6,6 +6,7 @@ also one of an older version. Then the parts that a run is made of: presets, the
 rows stand next to each other, and what an evaluation counts.
 """
 import json
+from contextlib import ExitStack
 from dataclasses import FrozenInstanceError, asdict, fields, replace
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 import train
 from conftest import AFTER, P, S, luck, refuses, settings, texts
 from data import TRIED, Cups, Source, plain, seeded
+from download import Unreached
 from evaluate import room, what_it_thinks_about, when_it_thinks
 from model import as_checkpoint, gate_logit, load
 from next_token import roll
@@ -280,6 +282,17 @@ def test_rows_that_are_there_are_kept(tmp_path):
     after_moves = run.rules.table(len(CUPS.text_ids), "cpu")[ids]
     assert p[after_moves].mean().item() == pytest.approx(0.9, rel=0.01)
     refuses(lambda: setup(settings(**free | {"think_vocab": 9})), "8 thinking rows")
+
+
+def test_without_a_network(monkeypatch, tmp_path):
+    """Guards the first minute on a machine with a GPU and no network, where the command means
+    GPT-2 on WebText: the line that says what is missing says what can be had."""
+    def load(name):
+        raise Unreached("no connection")
+    monkeypatch.setattr(train, "load", load)
+    with ExitStack() as folder:
+        refuses(lambda: train.start({"data": "webtext", "out": str(tmp_path)}, folder),
+                "no connection", "--data cups")
 
 
 # The curriculum
