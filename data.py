@@ -35,12 +35,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from reader import documents, encoding_of, open_sealed, seal, told
+from reader import documents, encoded, encoding_of, open_sealed, seal, told
 from tokenizer import END_OF_TEXT, Tokenizer
 
 CACHE = Path(os.path.expanduser(os.environ.get("NANOTHINK_CACHE") or
                                 Path(__file__).resolve().parent / "cache"))
-PIECE = 1 << 22  # characters encoded at once: the ids of a line of 100 MB are a list of 3 GB
 PURPOSES = ("train", "eval", "rollout", "eval_rollout", "pretrain", "offset", "birth", "own_text",
             "quiz")
 
@@ -473,20 +472,18 @@ class TextFile(Source):
         # a small language may know no line breaks: there a line is a story
         joined = rows is not None and not any("\n" in word for word in self.tokenizer.words())
         end = END_OF_TEXT if rows is None else rows.index(END_OF_TEXT) if END_OF_TEXT in rows else 0
+        end = [end] if kind == ".jsonl" and end else []  # a document ends here
         part = cached.with_suffix(f".{os.getpid()}.part")
         try:
             CACHE.mkdir(parents=True, exist_ok=True)
             with open(path, "rb") as f, open(part, "w+b") as out, tqdm(
                     total=path.stat().st_size, unit="B", unit_scale=True,
                     desc=f"reading {path.name}", disable=None) as bar:
-                for text, size in documents(f, kind, skipped):
-                    if joined:
-                        text = "".join(text.splitlines())
-                    for i in range(0, len(text), PIECE):
-                        ids = self.tokenizer.encode(text[i:i + PIECE])
-                        out.write(np.array(ids, np.uint16).tobytes())
-                    if kind == ".jsonl" and end:  # a document ends here
-                        out.write(np.array([end], np.uint16).tobytes())
+                texts = documents(f, kind, skipped)
+                if joined:
+                    texts = (("".join(text.splitlines()), size) for text, size in texts)
+                for ids, size in encoded(texts, self.tokenizer.encode, end):
+                    out.write(ids)
                     bar.update(size)
                 seal(out, skipped)
             os.replace(part, cached)

@@ -7,8 +7,8 @@ UTF-8; also UTF-16 and UTF-32, where the first bytes say so. Text in another enc
 learned as rubbish, so it is refused, and so are archives. Of a .jsonl file the field `text` of each
 line is read. Lines without one are skipped, and counted by what they are.
 
-What was encoded is kept in a cache. It ends in its length and checksum, so one that was cut off is
-made again.
+All cores encode a text at once. What they made is kept in a cache. It ends in its length and
+checksum, so one that was cut off is made again.
 
 Left out on purpose: guessing an encoding. Knows no other file.
 """
@@ -16,14 +16,17 @@ import codecs
 import hashlib
 import json
 import os
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 BLOCK = 1 << 20
+PIECE = 1 << 22  # characters encoded at once: the ids of a line of 100 MB are a list of 3 GB
+SHARE = 1 << 16  # the fewest that a thread is woken for
 MARKS = (  # the longer ones first, since UTF-32's begins as UTF-16's does
     (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"),
@@ -137,6 +140,50 @@ def told(skipped: Counter) -> str:
     most = [f"{n} {why}" for why, n in skipped.most_common(3)]
     more = skipped.total() - sum(n for _, n in skipped.most_common(3))
     return ", ".join(most + ([f"{more} are others"] if more else []))
+
+
+# Its ids
+
+Share = tuple[list[tuple[str, list[int]]], int, int]
+
+
+def encoded(texts: Iterable[tuple[str, int]], encode: Callable[[str], list[int]],
+            end: list[int]) -> Iterator[tuple[bytes, int]]:
+    """Pairs of ids as uint16 and of the size of their texts. All cores encode, and the ids are
+    those of one text after another. end: ids that follow each text. Raises what encode raises."""
+    def ids_of(share: list[tuple[str, list[int]]]) -> bytes:
+        return b"".join(np.array(encode(text) + after, np.uint16).tobytes()
+                        for text, after in share)
+
+    # threads are enough, since tiktoken lets others run while it encodes
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        waiting, held = deque(), 0  # held: characters that are on their way
+        for share, characters, size in shares(texts, end):
+            # four blocks of a .txt file, or one piece of a long line: more would be more memory
+            while waiting and held + characters > PIECE + BLOCK:
+                first, n, its_size = waiting.popleft()
+                held -= n
+                yield first.result(), its_size
+            waiting.append((pool.submit(ids_of, share), characters, size))
+            held += characters
+        for first, _, its_size in waiting:
+            yield first.result(), its_size
+
+
+def shares(texts: Iterable[tuple[str, int]], end: list[int]) -> Iterator[Share]:
+    """Short texts together, and long ones in pieces: (piece, ids after it), characters, size."""
+    share, characters, size = [], 0, 0
+    for text, its_size in texts:
+        size += its_size
+        starts = range(0, len(text) or 1, PIECE)
+        for i in starts:
+            piece = text[i:i + PIECE]
+            share.append((piece, end if i == starts[-1] else []))
+            characters += len(piece) + 1  # one more, so that empty texts are an end, too
+            if characters >= SHARE:
+                yield share, characters, size
+                share, characters, size = [], 0, 0
+    yield share, characters, size
 
 
 # The cache

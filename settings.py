@@ -38,9 +38,9 @@ class Settings:
     model: str = flag("gpt2", f"{', '.join([*PICO, *SIZES])}, a path, or scratch:2x64 for a new one"
                       " of 2 layers and width 64")
     teacher: str | None = flag("gpt2", "as --model; for --approach teacher")
-    data: str = flag("webtext", "webtext, a .txt or .jsonl file of text, a .jsonl file of prompts "
-                     'and answers, or "cups m=5 idle=0.4"; cups takes m=, balls=one|all, '
-                     "moves=mixed|turns, idle=, swaps=")
+    data: str = flag("webtext", 'webtext, "webtext train" (1 GB), a .txt or .jsonl file of text, a '
+                     '.jsonl file of prompts and answers, or "cups m=5 idle=0.4"; cups takes m=, '
+                     "balls=one|all, moves=mixed|turns, idle=, swaps=")
     eval_data: str | None = flag(None, "a task: held-out rows; else the last 5 % of each level")
     think_after: str = flag("steps", "a task: steps, end, or a text; where thoughts may stand")
     # thoughts

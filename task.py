@@ -37,7 +37,7 @@ from reader import blocks, encoding_of, lines
 from tokenizer import END_OF_TEXT, Tokenizer
 
 WEBTEXT = ("https://openaipublic.blob.core.windows.net/gpt-2/output-dataset/v1/"
-           "webtext.{}.jsonl")
+           "webtext.{}.jsonl")  # its parts: train has 250,000 documents, valid and test 5,000 each
 PROMPT = ("prompt", "question", "input")  # what the keys of a row may be called
 ANSWER = ("answer", "completion", "ground_truth", "target")
 # where a sentence ends: before the space after its mark, and before a line break
@@ -347,7 +347,7 @@ def kind_of(data: str) -> str:
     """"cups", "task" or "text": which presets hold. Raises ValueError for what is no file."""
     if read_spec(data) is not None:
         return "cups"
-    if data == "webtext":
+    if webtext_part(data) is not None:
         return "text"
     check_path(data)
     if Path(data).suffix.lower() != ".jsonl":
@@ -361,6 +361,18 @@ def kind_of(data: str) -> str:
             is_text = "text" in row or not row.keys() & {*PROMPT, *ANSWER, "steps"}
             return "text" if is_text else "task"
     return "text"
+
+
+def webtext_part(data: str) -> str | None:
+    """The part of WebText to train on; None: these data are not WebText. Raises ValueError for
+    another part. The small one is the default, since a default run reads few documents."""
+    name, *words = data.split() or [""]  # a path may be ""
+    if name != "webtext":
+        return None
+    if words not in ([], ["train"]):
+        raise ValueError(f"--data {data!r}: there is webtext, which trains on 5,000 documents, and "
+                         '"webtext train" with 250,000, a download of about 1 GB')
+    return "train" if words else "valid"
 
 
 def fitted(data: str, settings) -> dict:
@@ -387,20 +399,21 @@ def fitted(data: str, settings) -> dict:
 
 def open_source(data: str, text_ids: list[int] | None = None, settings=None,
                 own: bool = False) -> Source:
-    """`cups ...`, `webtext` or a path. text_ids: of the model that reads it. own: for a new model,
-    whose rows are the ids of the file. Raises ValueError, one line, where it can't be had."""
+    """`cups ...`, `webtext ...` or a path. text_ids: of the model that reads it. own: for a new
+    model, whose rows are the ids of the file. Raises ValueError, one line, where it can't be had.
+    """
     spec = read_spec(data)
     if spec is not None:
         return Cups(**spec)
     if settings is not None and kind_of(data) == "task":
         return Task(data, text_ids, settings, own)
-    tokenizer = Tokenizer(text_ids)
-    if own and data != "webtext":
+    tokenizer, part = Tokenizer(text_ids), webtext_part(data)
+    if part is not None:
+        train, test = (download(WEBTEXT.format(name), CACHE / f"webtext.{name}.jsonl")
+                       for name in (part, "test"))
+        return TextFile(train, tokenizer, held_out=test)
+    if own:
         file = TextFile(data, tokenizer)
         used = np.unique(np.concatenate([file.train, file.eval])).tolist()
         tokenizer = Tokenizer(used)
-    if data == "webtext":
-        train, valid = (download(WEBTEXT.format(part), CACHE / f"webtext.{part}.jsonl")
-                        for part in ("train", "valid"))
-        return TextFile(train, tokenizer, held_out=valid)
     return TextFile(data, tokenizer)

@@ -828,8 +828,8 @@ def main() -> None:
     p.add_argument("--checkpoint", type=command.path, default=Path("out"),
                    help="made by train.py, or its folder (out)")
     p.add_argument("--data", type=os.path.expanduser,
-                   help='"cups m=5", webtext, or a .txt or .jsonl file; default: what it was '
-                   "trained on")
+                   help='"cups m=5", webtext, "webtext train", or a .txt or .jsonl file; default: '
+                   "what it was trained on")
     p.add_argument("--out", type=command.path,
                    help="folder for probe.json and probe.png; default: the checkpoint's")
     p.add_argument("--seed", type=int, default=0, help="of stories, windows, random thoughts (0)")

@@ -134,6 +134,8 @@ BAD = [  # arguments of train.py, and words that the line must have
     (["--data", ""], "no file"),
     (["--data", "{tmp}/plain"], "no .txt or .jsonl"),
     (["--data", "{tmp}"], "no file"),
+    (["--data", "webtext foo"], '"webtext train"'),
+    (["--data", "webtext train test"], '"webtext train"'),
     (["--data", "{tmp}/empty.txt", "--model", "pico", "--teacher", "pico"], "empty"),
     ([*S, "--data", "{tmp}/short.txt", "--model", "scratch"], "too short"),
     (["--data", "{tmp}/foreign.txt", "--model", "pico", "--teacher", "pico"],

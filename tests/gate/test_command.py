@@ -27,6 +27,7 @@ import data
 import run as running
 import sample
 import settings
+import task
 import tokenizer
 import train
 from conftest import refuses
@@ -452,6 +453,26 @@ def test_changed_data_are_noticed(text, tmp_path):
     (tmp_path / "t.txt").write_text(other, encoding="utf-8")
     code, said = says([*resume, "3"])
     assert code == 0 and "t.txt has changed" in said
+
+
+def test_another_part_of_webtext_is_noticed(tmp_path, monkeypatch):
+    """Guards a run that began on another part of WebText under the same name: --resume says so and
+    goes on. To type the other part is refused."""
+    monkeypatch.setattr(data, "CACHE", tmp_path)
+    monkeypatch.setattr(task, "CACHE", tmp_path)
+    for name in ("train", "valid", "test"):
+        line = json.dumps({"text": f" {name} part" * 400})
+        (tmp_path / f"webtext.{name}.jsonl").write_text(f"{line}\n")
+
+    def other_part():
+        small_world()
+        task.webtext_part = lambda spec: "train"
+    assert says(on_text("webtext", tmp_path / "out"), before=other_part)[0] == 0
+    resume = ["--resume", "--out", tmp_path / "out", "--steps", "2"]
+    code, said = says([*resume, "--data", "webtext train"])
+    assert code == 2 and "it had --data webtext, not webtext train" in said
+    code, said = says(resume)
+    assert code == 0 and said.count("webtext has changed since this run began") == 1
 
 
 # JSON

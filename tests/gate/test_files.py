@@ -12,10 +12,13 @@ import pytest
 import torch
 
 import data
+import reader
+import task
 from conftest import refuses
 from data import Cups, TextFile, seeded
 from model import GPT, Config, as_checkpoint, from_openai, load
-from task import open_source
+from settings import means, resolve
+from task import kind_of, open_source
 from tokenizer import END_OF_TEXT, Tokenizer
 from weights import TRANSPOSED, of_state
 
@@ -261,6 +264,73 @@ def test_cache_goes_by_content(tmp_path, cached, monkeypatch):
     calls.clear()
     assert max(TextFile(b, small).train.tolist()) == small.V - 1 and len(calls) == 1
     assert not list(cached.glob("*.part"))
+
+
+def test_all_cores_give_the_ids_of_one(monkeypatch):
+    """Guards what is encoded at once. Short, long and empty texts come back in order, each with its
+    end, cut where one core would cut them, and as many bytes are counted."""
+    monkeypatch.setattr(reader, "PIECE", 40)
+    monkeypatch.setattr(reader, "SHARE", 16)
+    monkeypatch.setattr(reader, "BLOCK", 30)
+    luck, encode = np.random.default_rng(0), Tokenizer().encode
+    texts = ["".join(luck.choice(["a", " word", "\n\n", "日本", " "], n))
+             for n in [*luck.integers(0, 60, 200), 0, 0, 0, 300]]
+    for end in ([], [END_OF_TEXT]):
+        wanted = [i for text in texts
+                  for i in [*sum((encode(text[a:a + 40]) for a in range(0, len(text), 40)), []),
+                            *end]]
+        found = list(reader.encoded(((x, len(x)) for x in texts), encode, end))
+        assert np.frombuffer(b"".join(x for x, _ in found), np.uint16).tolist() == wanted
+        assert sum(size for _, size in found) == sum(map(len, texts))
+    assert list(reader.encoded([], encode, [])) == [(b"", 0)]
+
+
+def test_few_texts_wait(monkeypatch):
+    """Guards memory. Threads get work of some size, so that many tiny texts do not wake them one by
+    one. What is on its way is at most a piece and a block, however long the file is."""
+    ahead = [0]
+
+    def texts():
+        for _ in range(100):
+            ahead[0] += 1 << 20
+            yield "a" * (1 << 20), 1 << 20
+    for ids, size in reader.encoded(texts(), lambda text: [0], []):
+        ahead[0] -= size
+        assert ahead[0] <= 6 << 20
+    tiny = list(reader.shares((("ab", 2) for _ in range(100_000)), []))
+    assert len(tiny) == 5 and sum(size for *_, size in tiny) == 200_000
+
+
+def test_an_error_of_a_thread_is_said(tmp_path, cached):
+    """Guards a text that a small language lacks, far behind others: the first such piece is named,
+    and no half-made cache stays."""
+    path, game = tmp_path / "x.jsonl", Tokenizer(Cups(3).text_ids)
+    lines = ["The ball is under cup A." * 20] * 2000 + ["The dog", "The cat"]
+    path.write_text("".join(json.dumps({"text": x}) + "\n" for x in lines))
+    refuses(lambda: TextFile(path, game), "' dog'")
+    assert not list(cached.iterdir())
+
+
+def test_parts_of_webtext(cached, monkeypatch):
+    """Guards which file is learned. `webtext` is the small part, the large one is asked for, and
+    neither holds out what it trains on."""
+    cached.mkdir()
+    monkeypatch.setattr(task, "CACHE", cached)
+    for name in ("train", "valid", "test"):
+        (cached / f"webtext.{name}.jsonl").write_text(json.dumps({"text": f" {name}" * 40}) + "\n")
+    for spec, name in (("webtext", "valid"), ("webtext train", "train")):
+        source = open_source(spec, own=True)
+        assert Tokenizer().decode(source.train) == f" {name}" * 40 + "<|endoftext|>"
+        assert Tokenizer().decode(source.eval) == " test" * 40 + "<|endoftext|>"
+        assert source.text_ids is None and kind_of(spec) == "text"
+        assert resolve({"data": spec, "approach": "stream"}).data == spec
+    (cached / "webtext.train.jsonl").unlink()  # the small part needs no other
+    monkeypatch.setattr(task, "download", lambda url, path: path)
+    open_source("webtext")
+    assert not means("data", "webtext train", "webtext") and means("data", "webtext", "webtext")
+    for word in ("valid", "test", "foo", "train train"):
+        for call in (open_source, kind_of):
+            refuses(lambda: call(f"webtext {word}"), word, "webtext, which", '"webtext train"')
 
 
 def test_held_out_file(tmp_path):
