@@ -33,9 +33,9 @@ from tqdm import tqdm
 import command
 from data import OPENING
 from lab.report import (
-    GROUPS, LAYERS, OTHERS, SHOWN, Claim, as_words, by_distance, courses, cut, draw, in_layers,
-    in_words, mean_area, mean_at, parts, probed, reach, right_and_area, right_by_n, section, slope,
-    table, unaided, updates_to, verdicts, write_page)
+    APPROACHES, GROUPS, LAYERS, NUMBERS, OTHERS, SHOWN, Claim, as_words, by_distance, courses, cut,
+    draw, in_layers, in_words, mean_area, mean_at, parts, probed, reach, right_and_area, right_by_n,
+    section, slope, table, unaided, updates_to, verdicts, write_page)
 from rollout import visible
 from run import open_run
 from settings import Parser
@@ -153,6 +153,10 @@ DEPTH = {f"{group}, {arm}": Arm(it.command + world, it.seconds)
 DEPTH |= {"S3, tokens, 1 layer": Arm(TOKENS, 100),
           "Z6, tokens, 1 layer": Arm(f"{TOKENS} --curriculum on --steps 3000{WORLDS['Z6']}", 130)}
 
+# Of rows: the first command, and `stream`, with any number of thinking rows
+ROWS = {f"{approach}, N = {N}": Arm(f"train.py --approach {approach} --think_vocab {N}", seconds)
+        for approach, seconds in (("stream", 50), ("teacher", 140)) for N in NUMBERS}
+
 
 # What claims say of a result. Shares are means over seeds
 
@@ -207,8 +211,18 @@ def updates(result: dict, arm: str) -> int:
     return sum(s["step"] for s in result["arms"][arm]["seeds"])
 
 
+def ended_at(result: dict, arm: str) -> float:
+    """rows: updates until the curriculum was done, a median over seeds."""
+    return float(np.median([s["step"] for s in result["arms"][arm]["seeds"]]))
+
+
 def median_updates(result: dict, arm: str) -> float:
     return float(np.median(updates_to(result, arm)))
+
+
+def every_run_right(result: dict, *arms: str) -> bool:
+    """rows: has each run of these arms 95 % right at n = 10?"""
+    return all(right_by_n(result, arm)[:, 9].min() >= 0.95 for arm in arms)
 
 
 def seeds_of(result: dict, key: str) -> list:
@@ -397,6 +411,20 @@ EXPERIMENTS = {
          ("Ids by reward alone reach further than none with one layer, in both groups.",
           lambda r: all(far(r, g, "tokens", 1) > far(r, g, "none", 1) for g in GROUPS))],
         DEPTH, view="depth"),
+    "rows": Experiment(
+        "How many thinking rows does a language of three cups want?",
+        [("(After trials with one seed of N = 8, 16 and 16,384.) From 16 rows on every run has 95 "
+          "% right at n = 10, with both approaches;",
+          lambda r: every_run_right(r, *(arm for arm in r["arms"] if not arm.endswith("N = 8")))),
+         ("8 rows are enough as well, for most runs.",
+          lambda r: all((right_by_n(r, f"{x}, N = 8")[:, 9] >= 0.95).mean() > 0.5
+                        for x in APPROACHES)),
+         ("More rows need fewer updates: 2,048 at most two thirds of those of 16.",
+          lambda r: all(ended_at(r, f"{x}, N = 2048") <= ended_at(r, f"{x}, N = 16") * 2 / 3
+                        for x in APPROACHES)),
+         ("Of 2,048 rows a hundred at least are in use, as synonyms of a few words.",
+          lambda r: min(x["usage"]["perplexity"] for x in probed(r)["stream, N = 2048"]) >= 100)],
+        ROWS, tuple(arm for arm in ROWS if arm.startswith("stream")), "rows"),
     "alphabet": Experiment(
         "Thoughts from new rows, from existing words, from words drawn anew (rows with the words' "
         "mean and covariance, which stand for none of them), from words with a pull to the base: "
@@ -563,7 +591,7 @@ def findings(out: Path) -> dict:
     out = {"accuracy_by_n": {name: x["accuracy_by_n"] for name, x in by_thoughts.items()},
            # the same answers and nats, to the bit
            "spliced": by_thoughts["refed"] == by_thoughts["own"]}
-    more = ("aoc", "counterfactual", "synonyms", "after_which")
+    more = ("aoc", "counterfactual", "synonyms", "after_which", "usage")
     return out | {k: found[k] for k in more if k in found}
 
 

@@ -39,6 +39,7 @@ FOUR = ("early", "mistake", "paraphrase", "filler")  # interventions after arXiv
 FOLLOWED = (1, 3, 10)  # moves of the rounds that are followed through the training
 # the panels of view depth, whose arms are called "S3, none, 1 layer"
 GROUPS, LAYERS = ("S3", "Z6"), (1, 2, 4)
+APPROACHES, NUMBERS = ("stream", "teacher"), (8, 16, 64, 256, 2048, 16384)  # arms of view rows
 KINDS = ("none", "filler", "continuous", "tokens", "oracle")
 LENGTHS_TOLD = (2, 3, 4, 6, 10)  # moves of the stories on the page
 BELOW = dict(fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False)
@@ -548,6 +549,50 @@ def draw_likelihood(axis, result: dict) -> None:
     axis.legend(**BELOW)
 
 
+def by_number(result: dict, approach: str, of: Callable[[dict], float]) -> np.ndarray:
+    """rows: `of` each run of an approach -> [numbers of rows, seeds]."""
+    arms = [result["arms"][f"{approach}, N = {N}"] for N in NUMBERS]
+    return np.array([[of(seed) for seed in arm["seeds"]] for arm in arms])
+
+
+def rows_rows(result: dict) -> list[str]:
+    """Updates to the end of the curriculum, seed by seed, and how many rows speak."""
+    lines = ["", *head("arm", "updates, by seed", "rows in use (perplexity)")]
+    for arm, found in result["arms"].items():
+        seeds = found["seeds"]
+        used = [s["probe"]["usage"]["perplexity"] for s in seeds if "probe" in s]
+        lines.append(row(arm, ", ".join(str(s["step"]) for s in seeds),
+                         cell(used) if used else "-"))
+    return lines
+
+
+def draw_updates(axis, result: dict) -> None:
+    """A dot for each run, a line through the medians."""
+    for i, approach in enumerate(APPROACHES):
+        y = by_number(result, approach, lambda s: s["step"])
+        axis.plot(NUMBERS, np.median(y, 1), color=f"C{i}", label=approach)
+        axis.plot(NUMBERS, y, ".", color=f"C{i}", alpha=0.6)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(NUMBERS, [f"{N:,}" for N in NUMBERS])
+    axis.set(xlabel="N, thinking rows (dots: runs; line: median)", ylabel="updates until learned",
+             ylim=(0, None))
+    axis.legend(**BELOW)
+
+
+def draw_in_use(axis, result: dict) -> None:
+    """How many rows a code uses, against how many there are."""
+    y = by_number(result, APPROACHES[0], lambda s: s["probe"]["usage"]["perplexity"])
+    axis.plot(NUMBERS, y.mean(1), color="C0", label=f"in use ({APPROACHES[0]})")
+    axis.plot(NUMBERS, y, ".", color="C0", alpha=0.6)
+    axis.plot(NUMBERS, NUMBERS, color="grey", ls=":", label="all")
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log", base=2)
+    axis.set_xticks(NUMBERS, [f"{N:,}" for N in NUMBERS])
+    axis.set_yticks(NUMBERS, [f"{N:,}" for N in NUMBERS])
+    axis.set(xlabel="N, thinking rows", ylabel="rows in use (perplexity)", ylim=(2, 2 ** 14))
+    axis.legend(**BELOW)
+
+
 class View(NamedTuple):
     """rows: what the table has at its end. panels: of the figure, each drawn by (axis, result)."""
     rows: Callable[[dict], list[str]]
@@ -568,6 +613,7 @@ VIEWS = {
     "depth": View(depth_rows, lambda r: [partial(draw_depth, group=g, layers=k)
                                          for g in GROUPS for k in LAYERS]),
     "alphabet": View(alphabet_rows, lambda r: [draw_learning, draw_likelihood]),
+    "rows": View(rows_rows, lambda r: [draw_updates, draw_in_use]),
     "waterfall": View(no_rows, lambda r: [draw_bars])}
 
 

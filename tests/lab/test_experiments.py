@@ -83,7 +83,7 @@ def made_up(name: str, right: float) -> dict:
         one["curve"] = {"step": [0, 100, 200], "accuracy": [1 / 3, right, right],
                         "thoughts_as_text": [-1.0, -4 * right, -6 * right]}
     looked = {"accuracy_by_n": {x: [right] * 30 for x in ("own", *report.OTHERS)},
-              "spliced": True, "synonyms": 1.0, "aoc": {x: area for x in report.FOUR},
+              "spliced": True, "synonyms": 1.0, "usage": {"perplexity": 400 * right}, "aoc": {x: area for x in report.FOUR},
               "counterfactual": {"written": [4] * 3, "follows": [4 * right] * 3, "true": [0] * 3},
               "after_which": {"first": 1.0,
                               "moves": ["AB", "AC", "BC", "left", "right", "nothing"],
@@ -237,7 +237,8 @@ def test_flags_are_accepted(name, monkeypatch):
     arms = EXPERIMENTS[name].arms
     for arm in arms.values():
         assert arm.after is None or arm.after in arms
-        assert settings_of(arm, monkeypatch).approach == "stream"
+        s = settings_of(arm, monkeypatch)
+        assert s.approach == ("teacher" if "--approach teacher" in arm.command else "stream")
 
 
 @pytest.mark.parametrize("name", list(EXPERIMENTS))
