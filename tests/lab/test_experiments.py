@@ -83,7 +83,8 @@ def made_up(name: str, right: float) -> dict:
         one["curve"] = {"step": [0, 100, 200], "accuracy": [1 / 3, right, right],
                         "thoughts_as_text": [-1.0, -4 * right, -6 * right]}
     looked = {"accuracy_by_n": {x: [right] * 30 for x in ("own", *report.OTHERS)},
-              "spliced": True, "synonyms": 1.0, "usage": {"perplexity": 400 * right}, "aoc": {x: area for x in report.FOUR},
+              "spliced": True, "synonyms": 1.0, "usage": {"perplexity": 400 * right},
+              "aoc": {x: area for x in report.FOUR},
               "counterfactual": {"written": [4] * 3, "follows": [4 * right] * 3, "true": [0] * 3},
               "after_which": {"first": 1.0,
                               "moves": ["AB", "AC", "BC", "left", "right", "nothing"],
