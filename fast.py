@@ -106,7 +106,7 @@ class Recorder:
     A place of 32 rows of GPT-2 takes an H200 6.3 ms where each of some 350 kernels is launched,
     1.2 ms as a CUDA graph, and 0.8 ms compiled as well, in 175 kernels (docs/GPU.md).
     """
-    KEPT = 8  # kinds of rollouts
+    KEPT = 8  # kinds of rollouts: as many as torch compiles of one function
 
     def __init__(self, compiled: bool, copies: list[tuple[Tensor, Tensor]]):
         self.compiled, self.copies, self.kept = compiled, copies, {}
@@ -118,12 +118,14 @@ class Recorder:
             torch._foreach_copy_(to, of)
 
     def __call__(self, key: str, fresh, step: Callable) -> tuple:
-        """An object of tensors, and what a step does to it -> the same with tensors that stay from
-        one rollout to the next, and the step as fast as it can be. It takes a place's number, and
-        needs none. key: what may not change."""
+        """fresh: a rollout's tensors at its start. step(fresh) advances them by one place.
+        -> Tensors that stay from one rollout to the next, with fresh's values, and a fast step. A
+        graph works on the tensors that it was recorded with, whatever it is given. key: all else
+        that the step depends on."""
         if key not in self.kept:
             if len(self.kept) == self.KEPT:  # (a GPU's memory holds what each of them works in)
                 self.kept.clear()
+                torch.compiler.reset()  # torch itself compiles one function eight times at most
             own = copy.deepcopy(fresh)
             self.kept[key] = own, self.record(own, fresh, step)
         own, replay = self.kept[key]
@@ -142,7 +144,9 @@ class Recorder:
                 step(own)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # autocast casts no weight in here, as a sampler's are copies: it would keep the cast, in
+        # the graph's memory. (Threads of others, as NCCL's, may go on meanwhile)
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             step(own)
         return lambda own, t: graph.replay()
 
@@ -162,7 +166,7 @@ def sampler_of(model: nn.Module, dtype: torch.dtype, compiled: bool) -> nn.Modul
     `Recorder`. Its blocks' products have copies of the weights in dtype.
 
     Autocast would round the same weights in the same way. But eagerly it does so in each rollout,
-    and compiled in each place: 2.3 GB there, where the products read 0.5.
+    and compiled in each place.
     """
     if model.device.type != "cuda" and not compiled:
         return model

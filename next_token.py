@@ -258,8 +258,8 @@ def at_once(model: GPT, ro: Rollout, rules: Rules, positions: Tensor,
     chain. (With J the forward's Jacobian from what is fed in to all states, the sum over k of
     (J^T)^k g; it ends, as a thought changes only what follows.)
 
-    On a GPU the parts of `one_by_one` are thousands of small kernels, and what each of them read
-    of the cache is kept: at GPT-2's size 2.9 s and 14.8 GB. On a CPU this is the slower way.
+    For CUDA: there the parts of `one_by_one` are thousands of small kernels, and what each of them
+    read of the cache is kept: at GPT-2's size 2.9 s and 14.8 GB. On a CPU this is the slower way.
     """
     fed = states_at(ro.h, ro.chosen_at).requires_grad_()
     h = model(ro.ids, positions, mask, None, None, fed)

@@ -422,7 +422,8 @@ def stepwise(model: GPT, text: Text, rules: Rules, u: Tensor, dials: Dials,
         now.read(model, rules)
     now, recorder = Places.begin(model, text, rules, u), model.recorder
     if recorder is not None and edit is None:
-        now, place = recorder(str((text.P, u.shape, text.ids.shape, rules, dials)), now, place)
+        now, place = recorder(
+            str((text.P, u.shape, text.ids.shape, rules, dials, now.cache[0][0].dtype)), now, place)
     last = text.P + text.S + rules.budget - 1
     for t in range(text.P, last):
         place(now, t)

@@ -334,9 +334,9 @@ def choose_device(asked: str) -> str:
 
 
 def choose_compile(s: Settings) -> str:
-    """On a GPU by default, and only where torch.compile gets through for the smallest function. It
-    wants a C++ compiler, and says so by a page of traceback in the middle of a rollout."""
-    # a small model's rollouts take seconds in all, and to compile them takes minutes
+    """On by default on CUDA, except for cups and new models. Only where torch.compile gets through
+    for the smallest function: it wants a C++ compiler, and says so by a page of traceback."""
+    # a small model's rollouts are too short to repay the 10 to 20 s that a kind of them takes
     large = read_spec(s.data) is None and not s.from_scratch
     wanted = "on" if s.device == "cuda" and large else "off"
     wanted = wanted if s.compile == "auto" else s.compile
