@@ -169,7 +169,7 @@ class Rollout:
 def visible(is_think: Tensor, window: int) -> Tensor | None:  # [R, T] bool -> [R, 1, T, T] bool
     """Who sees whom: the last `window` tokens and the last thought. None: plain causal.
 
-    One rule for prefill and gradient; `stepwise` has it once more, for one place at a time.
+    One rule for prefill and gradient; `Decoder.read` has it once more, for one place.
     """
     if not window:
         return None
@@ -314,7 +314,7 @@ def read_prompt(model: GPT, text: Text, cache: list, window: int, P: int) -> Ten
 
 
 @dataclass
-class Places:
+class Decoder:
     """How far R rows have come. Its tensors keep their shapes and are written in place, so the work
     of a place can be recorded once on a GPU and replayed for each (fast.Recorder)."""
     P: int
@@ -338,7 +338,7 @@ class Places:
     cache: list[list[Tensor]]
 
     @classmethod
-    def begin(cls, model: GPT, text: Text, rules: Rules, u: Tensor) -> "Places":
+    def begin(cls, model: GPT, text: Text, rules: Rules, u: Tensor) -> "Decoder":
         """The prompt is read, and the first choice is next."""
         R, P, V, dev = len(text.ids), text.P, model.config.vocab_size, text.ids.device
         rest = text.S + rules.budget  # places after the prompt
@@ -353,7 +353,7 @@ class Places:
                    used, opened[:, P - 1].clone(), last, at, offset, F.pad(h, (0, 0, 0, rest)),
                    cache)
 
-    def choose(self, model: GPT, rules: Rules, dials: Dials, edit: Edit | None = None,
+    def decide(self, model: GPT, rules: Rules, dials: Dials, edit: Edit | None = None,
                t: int = 0) -> None:
         """Think or speak, at the place that is next. t: that place, for `edit`."""
         V, given, at = model.config.vocab_size, self.text.shape[1], self.at
@@ -417,10 +417,10 @@ class Places:
 def stepwise(model: GPT, text: Text, rules: Rules, u: Tensor, dials: Dials,
              edit: Edit | None) -> Rollout:
     """One place at a time. It can sample everything: own text, thoughts, when to think."""
-    def place(now: Places, t: int = 0) -> None:
-        now.choose(model, rules, dials, edit, t)
+    def place(now: Decoder, t: int = 0) -> None:
+        now.decide(model, rules, dials, edit, t)
         now.read(model, rules)
-    now, recorder = Places.begin(model, text, rules, u), model.recorder
+    now, recorder = Decoder.begin(model, text, rules, u), model.recorder
     if recorder is not None and edit is None:
         now, place = recorder(
             str((text.P, u.shape, text.ids.shape, rules, dials, now.cache[0][0].dtype)), now, place)
@@ -428,7 +428,7 @@ def stepwise(model: GPT, text: Text, rules: Rules, u: Tensor, dials: Dials,
     for t in range(text.P, last):
         place(now, t)
     # nothing follows the last place: its state is never needed
-    now.choose(model, rules, dials, edit, last)
+    now.decide(model, rules, dials, edit, last)
     return now.ended(text)
 
 

@@ -257,7 +257,7 @@ def climb(run: Run) -> None:
     if right > source.enough and not p.wanted:
         p.end = min(p.end, p.step + AFTER)
     elif right < LOST and not p.wanted:
-        p.end = s.steps
+        p.end = max(p.end, s.steps)
 
 
 def share_right(run: Run) -> float:
