@@ -162,7 +162,10 @@ def check_folder(folder: Path, config: dict | None) -> None:
     """Raises ValueError for what lies next to the weights and changes what they are."""
     if (folder / "adapter_config.json").exists():  # transformers adds them to what is there
         raise ValueError(f"{folder} holds {OTHERS['adapter_config.json']}")
-    # lab/export.py writes text_ids: its rows have no words of their own
+    if (config or {}).get("think_vocab"):
+        raise ValueError(f"{folder} was exported with its thoughts, which are rows of text there: "
+                         "give the run that it was made of")
+    # (lab/export.py writes text_ids: such rows are words of a small language)
     if (config or {}).get("text_ids") is None:
         check_words(folder)
 

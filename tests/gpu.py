@@ -99,7 +99,7 @@ def sync() -> None:
 def seconds(task: Callable, n: int = 5, warm: int = 2) -> float:
     """The median of n."""
     spent = []
-    for i in range(warm + n):
+    for _ in range(warm + n):
         sync()
         start = time.perf_counter()
         task()
@@ -188,7 +188,7 @@ def right(size: Size, report: Report) -> dict:
                 same = sum(a == b for a, b in zip(ro.rows(slice(6)).kept(), naive))
                 report.check(f"{name}, {device}: rollout = naive twin, rows of 6", same == 6, same)
             kept[device] = *learn(model, ro, here, rules, s), ro
-        (ra, ga, ha, a), (rb, gb, hb, b) = kept["cpu"], kept[DEVICE]
+        (ra, ga, _, a), (rb, gb, hb, b) = kept["cpu"], kept[DEVICE]
         same = (a.ids == b.ids.cpu()).float().mean().item()
         report.check(f"{name}: ids on cpu = on {DEVICE}, places", same > 0.995, same)
         if same == 1:

@@ -294,7 +294,7 @@ def test_few_texts_wait(monkeypatch):
         for _ in range(100):
             ahead[0] += 1 << 20
             yield "a" * (1 << 20), 1 << 20
-    for ids, size in reader.encoded(texts(), lambda text: [0], []):
+    for _, size in reader.encoded(texts(), lambda text: [0], []):
         ahead[0] -= size
         assert ahead[0] <= 6 << 20
     tiny = list(reader.shares((("ab", 2) for _ in range(100_000)), []))

@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import sys
-from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
 

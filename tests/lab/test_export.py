@@ -5,9 +5,13 @@ import pytest
 import torch
 
 from conftest import one_line, refuses, run
+from data import plain
 from lab import export
 from lab.export import export as write
-from model import GPT, Config, load
+from model import GPT, Config, gate_logit, load
+from next_token import roll
+from rollout import GREEDY, Luck, Rules
+from tokenizer import Tokenizer
 
 
 @pytest.mark.parametrize("N", [0, 8])
@@ -29,6 +33,103 @@ def test_export_is_what_transformers_loads(tmp_path, N):
         again = load(tmp_path / "hf")
         assert again.text_ids == m.text_ids  # what its rows stand for comes along
         assert torch.equal(again.text_logits(again(ids)), ours)
+
+
+SMALL = [*range(100, 156), 50256]  # GPT-2's ids of a small language
+
+
+def grown(N: int = 8, text_ids: list[int] | None = SMALL) -> GPT:
+    """A model with thinking rows, of numbers large enough to tell rows apart."""
+    torch.manual_seed(1)
+    m = GPT(Config(2, 4, 32, 64, len(text_ids), N), text_ids)
+    for name, p in m.named_parameters():
+        torch.nn.init.normal_(p, std=1.0 if name in ("wte.weight", "wpe.weight", "think") else 0.3)
+        if ".ln_" in f".{name}" and name.endswith("weight"):
+            torch.nn.init.ones_(p)
+    return m
+
+
+def test_greedy_thoughts_are_ours(tmp_path):
+    """Guards --thoughts: `generate` of transformers, restricted to the rows that the rules name,
+    writes the same text and the same thoughts."""
+    transformers = pytest.importorskip("transformers")
+    m, V, after = grown(), len(SMALL), list(range(0, len(SMALL), 3))
+    rules = Rules("forced", 2, 40, think_after=after)
+    write(m, tmp_path / "hf", rules)
+    hf = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "hf").eval()
+    written = []
+    for seed in range(8):
+        prompt = torch.randint(V, (1, 5), generator=torch.Generator().manual_seed(seed))
+        ours = roll(m, plain(prompt, 5, 12), rules, Luck(0, 0, "rollout"), GREEDY).kept()[0]
+
+        def allowed(_, ids):
+            ids = ids.tolist()
+            thoughts = next(i for i in range(len(ids)) if ids[-1 - i] < V)  # in this slot
+            thinks = ids[-1 - thoughts] in after and thoughts < 2
+            return list(range(V, V + 8)) if thinks else list(range(V))
+        theirs = hf.generate(
+            prompt, attention_mask=torch.ones_like(prompt), prefix_allowed_tokens_fn=allowed,
+            do_sample=False, max_length=len(ours), pad_token_id=0, eos_token_id=None)
+        assert theirs[0].tolist() == ours
+        written += ours[5:]
+    # not the same word again and again
+    assert len({i for i in written if i < V}) > 2 and len({i for i in written if i >= V}) > 1
+
+
+def test_a_gate_is_folded(tmp_path):
+    """Guards free thinking: their softmax over all rows is our gate and our two choices, the gate's
+    bias included, whatever bias the last layer norm has. Without its weights it is refused."""
+    transformers = pytest.importorskip("transformers")
+    m, ids, V = grown(), torch.randint(65, (3, 20)), len(SMALL)
+    m.gate_bias.data.fill_(-2.5)
+    for i, size in enumerate((1.0, 0.0, -3.0)):
+        m.ln_f.bias.data.copy_(size * (1 + torch.rand(32)))
+        write(m, tmp_path / str(i), Rules("free", 1, 20))
+        hf = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / str(i)).eval()
+        with torch.no_grad():
+            ours, theirs = m.logits(m(ids)), hf(ids).logits
+        assert (ours - theirs).abs().max() < 1e-4 < ours.std()
+        p = theirs.softmax(-1)
+        assert (p[..., V:].sum(-1) - torch.sigmoid(gate_logit(ours, V))).abs().max() < 1e-5
+    m.ln_f.weight.data[3] = 0
+    refuses(lambda: write(m, tmp_path / "no", Rules("free", 1, 20)), "without --thoughts")
+    assert not (tmp_path / "no").exists()
+    write(m, tmp_path / "yes", Rules("forced", 1, 20))  # it never asks
+
+
+def test_their_tokenizer(tmp_path):
+    """Guards the words: their tokenizer has our ids, for GPT-2's language and for a small one, and
+    a thought is one token with a name."""
+    transformers = pytest.importorskip("transformers")
+    text = "It's naïve: 12,345 cups — and   thoughts?\n\nYes, 日本語."
+    for name, text_ids in (("all", None), ("small", sorted({*Tokenizer().encode(text), 50256}))):
+        V = 50257 if text_ids is None else len(text_ids)
+        m = GPT(Config(1, 1, 8, 8, V, 3), text_ids)
+        write(m, tmp_path / name, Rules("free", 1, 20))
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / name)
+        ours = Tokenizer(text_ids, 3)
+        ids = ours.encode(text)
+        assert theirs(text)["input_ids"] == ids
+        assert theirs.decode(ids) == text
+        assert theirs.eos_token_id == (50256 if text_ids is None else V - 1)
+        ids.insert(2, V + 2)
+        assert theirs.decode(ids) == ours.decode(ids) and "<think2>" in ours.decode(ids)
+        assert theirs.decode(ids, skip_special_tokens=True) == text
+        assert theirs("<think2>")["input_ids"] == [V + 2]
+        if text_ids:  # what the language lacks has an id that the model lacks
+            assert min(set(theirs(" zebra")["input_ids"]) - set(ids)) >= V + 3
+
+
+def test_thoughts_that_cannot_go_along(tmp_path):
+    """Guards against an export that would think otherwise there: one line each, nothing written."""
+    for rules, word in ((Rules("forced", 1, 8, window=5), "last 5 places"),
+                        (Rules("forced", 1, 8, continuous=True), "states"),
+                        (Rules("free", 1, 8, persist=False), "forgotten")):
+        refuses(lambda rules=rules: write(grown(), tmp_path / "hf", rules), word)
+    refuses(lambda: write(grown(0), tmp_path / "hf", Rules()), "no thinking rows")
+    assert not (tmp_path / "hf").exists()
+    write(grown(), tmp_path / "hf", Rules("forced", 1, 8))
+    refuses(lambda: load(tmp_path / "hf"), "exported with its thoughts")
 
 
 def test_end_of_text(tmp_path):
@@ -60,25 +161,25 @@ def test_refuses(tmp_path, monkeypatch, capsys):
 
 
 def test_full_disk(tmp_path, monkeypatch):
-    """Guards against torch's own word for it, which is a page."""
+    """Guards against half an export, and against a traceback."""
     def full(*_):
-        raise RuntimeError("PytorchStreamWriter failed writing file\nand so on")
-    monkeypatch.setattr(torch, "save", full)
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError) as e:
         write(GPT(Config(1, 1, 8, 8, 3)), tmp_path / "hf")
-    assert "pytorch_model.bin" in one_line(e)
+    assert "No space" in one_line(e)
     assert not list((tmp_path / "hf").iterdir())
 
 
 def test_all_or_nothing(tmp_path, monkeypatch):
-    """Guards an export that is there: where the disk fills up, at either file, both stay whole."""
+    """Guards an export that is there: where the disk fills up, at any file, all stay whole."""
     write(GPT(Config(1, 1, 8, 8, 3)), tmp_path / "hf")
     before = {x.name: x.read_bytes() for x in (tmp_path / "hf").iterdir()}
     write(GPT(Config(1, 1, 8, 8, 3)), tmp_path / "hf")  # again: an export may replace one
     assert before.keys() == {x.name for x in (tmp_path / "hf").iterdir()}
     before = {x.name: x.read_bytes() for x in (tmp_path / "hf").iterdir()}
     sync = os.fsync
-    for at in range(2):
+    for at in range(4):
         calls = iter(range(9))
 
         def full(file, at=at, calls=calls):
@@ -94,7 +195,7 @@ def test_all_or_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", [
     "model.safetensors", "model.safetensors.index.json", "model-00001-of-00002.safetensors",
     "pytorch_model.bin.index.json", "adapter_config.json", "ckpt.pt", "ckpt_000100.pt",
-    "metrics.jsonl", "pytorch_model.bin", "config.json"])
+    "metrics.jsonl", "pytorch_model.bin", "config.json", "tokenizer.json", "vocab.json"])
 def test_nothing_is_read_instead(tmp_path, name):
     """Guards what lies in the folder: a file that readers prefer, a run, somebody else's model."""
     (tmp_path / name).write_text("{}")
