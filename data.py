@@ -66,6 +66,7 @@ class Text:
     offset: int = 0  # position of the first token
     siblings: int = 1  # how many neighbours share their text
     stage: int = 0  # of the curriculum; 0 without one
+    unread: int = 0  # answers of this level teach no reading yet; 0: all do
     real: Tensor | None = None  # [R, S]: is it no padding? None: all is text
 
     @property
@@ -318,11 +319,14 @@ class Cups(Source):
         P = OPENING if step % 2 == 0 or (stage or 3) < 3 else s.prompt_tokens
         offset = int(seeded(s.seed, step, "offset").integers(OFFSETS))
         rng = seeded(s.seed, step, "train")
+        # the longest rounds end in thoughts that say nothing yet. (Some orders of all balls take
+        # several moves: their words are learnt there)
+        where = dict(stage=stage, unread=stage * (stage > 1 and not self.all))
         if s.approach == "teacher":  # prompts; `grade` chooses among what is written
             B = TRIED * B if stage and s.reward == "kl" else B
-            return plain(self.take(B, P, rng, P), P, S, offset=offset, stage=stage)
+            return plain(self.take(B, P, rng, P), P, S, offset=offset, **where)
         story = self.stories(B, P + S, rng, stage or None, stage or None, P)
-        return replace(as_text(story, P), offset=offset, stage=stage)
+        return replace(as_text(story, P), offset=offset, **where)
 
     def grade(self, ids: Tensor, prompts: Text) -> Text:
         """Answers pay, up to rounds of `stage` moves."""

@@ -17,8 +17,8 @@ would lower the probability of every thought, and thinking would die out.
 
     python reward.py                             # REINFORCE in fifteen lines, and a bar that moves
 
-Left out on purpose: PPO's ratio and clip, since one step per rollout makes the ratio 1; a value
-network, since siblings are the baseline. Knows rollout.py, model.py, data.py, fast.py.
+Left out on purpose: what PPO has besides (train.py says why). Knows rollout.py, model.py, data.py,
+fast.py.
 
 Letters: B contexts, G siblings, R = B G rows, S new text tokens, T places, V text rows,
 N thinking rows, C width, n chosen places.
@@ -172,10 +172,12 @@ def behind(returns: Tensor, G: int) -> Tensor:  # [B * G, S] -> [B * G, S]
     return far.clamp(0, 1).repeat_interleave(G, 0)
 
 
-def advantages(r: Tensor, ro: Rollout, settings, extra: Tensor | None = None) -> Credit:
+def advantages(r: Tensor, ro: Rollout, settings, extra: Tensor | None = None,
+               alike: bool = False) -> Credit:
     """r [R, S] -> A [R, S], divided by its spread over all that was chosen.
 
     Each thought costs --think_cost. extra [R, T - P]: what new places cost besides.
+    alike: no text is harder than another one, so they can be compared.
     """
     slot, P = ro.new_slot(), ro.P
     # [R, S]: what the thoughts in each slot cost
@@ -190,8 +192,7 @@ def advantages(r: Tensor, ro: Rollout, settings, extra: Tensor | None = None) ->
     of_choices = all_rows(A.gather(1, slot))[chosen]  # [n]: A of each choice
     if len(of_choices):
         A = A / (of_choices.std(correction=0) + FLOOR_STD)  # std over all choices of the batch
-    # (questions of a stage are alike; other text may be harder for good)
-    wide = behind(returns, settings.samples) if settings.curriculum == "on" else None
+    wide = behind(returns, settings.samples) if alike else None
     return Credit(A, wide, returns, len(of_choices), int(all_rows(ro.is_think).sum()))
 
 
@@ -245,9 +246,8 @@ def text_weights(text: Text, settings, r: Tensor) -> Tensor:  # [R, S] -> [R, S]
     paid = KL_TEXT if settings.approach == "teacher" else 1.0
     own = text.pays * (paid * (settings.answer_grad == "on") / max(paying, 1))
     weight = torch.where(text.pays > 0, own, other * (OTHER_TEXT / max(others, 1)))
-    if text.stage > 1 and settings.thoughts == "tokens" and settings.approach != "next_token":
-        # the longest rounds of a stage end in thoughts that say nothing yet
-        weight = weight.masked_fill((text.pays > 0) & (text.level == text.stage), 0)
+    if text.unread and settings.thoughts == "tokens" and settings.approach != "next_token":
+        weight = weight.masked_fill((text.pays > 0) & (text.level == text.unread), 0)
     # learned from random thoughts, an answer would teach the model to ignore them. (LISTEN 1: what
     # maximises the log of the siblings' mean probability, arXiv 1509.00519)
     siblings = r.view(-1, settings.samples, r.shape[1])

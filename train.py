@@ -227,7 +227,7 @@ def train(run: Run, extra_cost: Callable[[Rollout, Rules], Tensor] | None = None
             extra = extra_cost(ro, rules) if extra_cost else None
 
         # 4. Compare: returns minus those of the siblings.
-        credit = advantages(scores.r, ro, s, extra)  # advantage [R, S]
+        credit = advantages(scores.r, ro, s, extra, text.stage > 0)  # advantage [R, S]
 
         # 5. Learn: what was chosen, the text itself, and not to collapse.
         scale = scale_of(s, credit, step / progress.end, rarity_of(model, ro))

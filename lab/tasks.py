@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+import command
 from settings import Parser, at_least
 
 TRAINED, TESTED = (1, 40), (41, 500)  # lengths of the regular tasks
@@ -161,6 +162,15 @@ def write(path: Path, rows: Iterator[dict]) -> int:
     return len(lines)
 
 
+def make(name: str, out: Path, rows: int = 2000, seed: int = 0) -> dict[Path, int]:
+    """The files of a task that is generated -> how many rows each has. Raises OSError."""
+    if name == "stories":
+        return {out: write(out, stories(rows, seed))}
+    test = out.with_name(f"{out.stem}_test{out.suffix}")
+    return {path: write(path, regular(name, count, seed, lengths)) for path, count, lengths in (
+        (out, rows, TRAINED), (test, max(1, rows // 10), TESTED))}
+
+
 def main() -> None:
     p = Parser(prog="lab.tasks", description=__doc__.splitlines()[0], allow_abbrev=False)
     p.add_argument("name", metavar="NAME", choices=["stories", *REGULAR, *READ],
@@ -175,25 +185,20 @@ def main() -> None:
         if (args.name in READ) != (args.source is not None):
             raise ValueError(f"{args.name} is read from --source FILE" if args.name in READ else
                              f"{args.name} is generated: it has no --source")
-        files = [args.out]
         if args.name in READ:
             text = args.source.read_text(encoding="utf-8-sig")
-            counts = [write(args.out, READ[args.name](text))]
-        elif args.name == "stories":
-            counts = [write(args.out, stories(args.rows, args.seed))]
+            made = {args.out: write(args.out, READ[args.name](text))}
         else:
-            files.append(args.out.with_name(f"{args.out.stem}_test{args.out.suffix}"))
-            sizes = args.rows, max(1, args.rows // 10)
-            counts = [write(path, regular(args.name, rows, args.seed, lengths))
-                      for path, rows, lengths in zip(files, sizes, (TRAINED, TESTED))]
+            made = make(args.name, args.out, args.rows, args.seed)
     except (KeyError, TypeError, IndexError, json.JSONDecodeError, UnicodeDecodeError) as e:
         p.error(f"{args.source} is no file of {args.name} ({type(e).__name__}: {e})")
     except (ValueError, OSError) as e:
         p.error(str(e))
+    files = [*made]
     test = f" --eval_data {files[1]}" if len(files) > 1 else ""
-    print(f"{' and '.join(map(str, files))} hold {' and '.join(map(str, counts))} rows; now try\n"
-          f"  python train.py --data {files[0]}{test}")
+    print(f"{' and '.join(map(str, files))} hold {' and '.join(map(str, made.values()))} rows; "
+          f"now try\n  python train.py --data {files[0]}{test}")
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -398,7 +398,7 @@ def test_text_weights():
     assert first == pytest.approx([0.5 / (1 + math.e), other, 0.25])
     assert second == pytest.approx([0.5 * math.e / (1 + math.e), other, 0.25])
     level = torch.tensor([[1, 0, 2], [1, 0, 2]])
-    later = replace(text, level=level, stage=2)
+    later = replace(text, level=level, unread=2)
     assert text_weights(later, s, alike).tolist() == [pytest.approx([0.25, other, 0])] * 2
     for more in (dict(thoughts="filler"), dict(approach="next_token")):
         assert torch.equal(text_weights(later, replace(s, **more), alike), both)
@@ -411,7 +411,7 @@ def test_text_weights():
 def test_behind(tiny):
     """Guards what widens a choice. Siblings that are all wrong are behind the batch, by its
     standard deviations and at most by 1. One sibling that found it ends that, and so does a batch
-    that is wrong as a whole. Without a curriculum some text is harder for good: nothing widens."""
+    that is wrong as a whole. Where some text is harder for good nothing widens."""
     right, wrong = [[0.0]] * 2, [[-7.0]] * 2
     one = torch.tensor([*right * 3, *wrong])
     assert behind(one, 2).flatten().tolist() == [0.0] * 6 + [1.0] * 2
@@ -420,9 +420,9 @@ def test_behind(tiny):
     most = torch.tensor([*right, *[[-2.0]] * 6])  # mean -1.5, standard deviation 0.866
     assert behind(most, 2).flatten().tolist() == pytest.approx([0.0] * 2 + [0.5 / 0.886] * 6, 1e-3)
     ro = roll(tiny(), given(), Rules("forced", 1, 5), luck())
-    for curriculum in ("on", "off"):
-        credit = advantages(noise(R, S), ro, settings(samples=2, curriculum=curriculum))
-        assert (credit.widen is None) == (curriculum == "off")
+    for alike in (True, False):
+        credit = advantages(noise(R, S), ro, settings(samples=2), alike=alike)
+        assert (credit.widen is not None) == alike
 
 
 def test_loss_in_micro_batches(tiny, teacher):

@@ -58,7 +58,7 @@ MUTANTS = [  # what is wrong, file, string, what it becomes, tests that must not
     ("one text stands in all steps", "train.py", "i:B * steps:steps", "0:B * steps:steps",
      "test_8_train.py"),
     ("the frontier trains the reader", "reward.py",
-     "weight.masked_fill((text.pays > 0) & (text.level == text.stage), 0)", "weight",
+     "weight.masked_fill((text.pays > 0) & (text.level == text.unread), 0)", "weight",
      "test_6_reward.py"),
     ("the gate's log-prob is that of the other choice", "reward.py",
      "torch.where(is_think, gap, -gap)", "torch.where(is_think, -gap, gap)",
