@@ -81,10 +81,33 @@ def path(text: str) -> Path:
     return Path(place(text))
 
 
+def make_folder(folder: Path) -> None:
+    """Raises ValueError where there can't be one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ValueError(f"{folder} can't be made a folder ({e.strerror}): choose another name"
+                         ) from e
+
+
 def check_page(out: Path) -> None:
     """Raises ValueError for a page that would be written over something else, as a checkpoint."""
     if out.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"--out {out}: a page's name ends in .html")
+
+
+def check_rows(out: Path, flag: str = "OUT") -> None:
+    """The same for a .jsonl file. One that is there has to hold answers, as our own do."""
+    if out.suffix.lower() != ".jsonl":
+        raise ValueError(f"{flag} {out}: the name of such a file ends in .jsonl")
+    if out.is_dir():
+        raise ValueError(f"{flag} {out} is a folder: a file is wanted")
+    if out.exists() and out.stat().st_size:
+        with open(out, "rb") as f, contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(f.readline())
+            if isinstance(row, dict) and row.keys() & {"answer", "output"}:
+                return
+        raise ValueError(f"{flag} {out} holds something else: choose another name")
 
 
 def as_json(value, **form) -> str:
@@ -112,6 +135,8 @@ def write_whole(path: Path, content: bytes | Callable[[BinaryIO], object]) -> No
             f.flush()
             os.fsync(f.fileno())  # on the disk before the name points at it
         os.replace(part, target)  # in one step: there is never half a file at `path`
+    except OSError as e:  # (of a limit on a file's size the system does not say which)
+        raise OSError(e.errno, e.strerror, e.filename or str(part)) from e
     except RuntimeError as e:  # torch's word for a write that failed, without the reason
         if is_short_of_memory(e):
             raise

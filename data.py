@@ -320,7 +320,7 @@ class Cups(Source):
         offset = int(seeded(s.seed, step, "offset").integers(OFFSETS))
         rng = seeded(s.seed, step, "train")
         # the longest rounds end in thoughts that say nothing yet. (Some orders of all balls take
-        # several moves: their words are learnt there)
+        # several moves, and are read there first)
         where = dict(stage=stage, unread=stage * (stage > 1 and not self.all))
         if s.approach == "teacher":  # prompts; `grade` chooses among what is written
             B = TRIED * B if stage and s.reward == "kl" else B
@@ -502,7 +502,7 @@ class TextFile(Source):
 def check_path(path: str | Path) -> None:
     """Raises ValueError for what is no text file, before anything is downloaded for it."""
     if not Path(path).is_file():
-        raise ValueError(f"there is no file {path}")
+        raise ValueError(f"there is no file {str(path)!r}")
     if Path(path).suffix.lower() not in (".txt", ".jsonl"):
         raise ValueError(f"{path} is no .txt or .jsonl file: its name has to end so")
     encoding_of(path)

@@ -90,19 +90,19 @@ def blocks(f: BinaryIO, encoding: str) -> Iterator[tuple[str, int]]:
         try:
             text = decoder.decode(block, final=not block)
             if "\0" in text:
-                raise zero_byte(f.name, done)
+                raise zero_byte(f.name, done + (encoding == "utf-8" and block.index(b"\0")))
             if "\x1b$" in text:  # its bytes are all ASCII
-                raise ValueError(f"{f.name} is ISO-2022 after byte {done}: "
-                                 "`iconv -f ISO-2022-JP -t UTF-8` writes it as UTF-8")
+                raise ValueError(f"{f.name} is ISO-2022 after byte {done}: `iconv -f ISO-2022-JP "
+                                 "-t UTF-8` (or -KR, or -CN) writes it as UTF-8")
         except UnicodeDecodeError as e:
             if encoding.startswith("utf-8") and b"\0" in block:
-                raise zero_byte(f.name, done) from e
+                raise zero_byte(f.name, done + block.index(b"\0")) from e
             at = done + len(block) - len(e.object) + e.start
             line = ends + e.object[:e.start].count(b"\n") + 1
             where = f", in line {line}" if encoding.startswith("utf-8") else ""
             kind = encoding.removesuffix("-sig").upper()
             raise ValueError(f"{f.name} is not {kind} at byte {at}{where}: if it is in "
-                             "another encoding, `iconv -f LATIN1 -t UTF-8` writes it as UTF-8"
+                             "another encoding, `iconv -f NAME -t UTF-8` writes it as UTF-8"
                              ) from e
         if text or block:
             yield text, len(block)
@@ -112,7 +112,7 @@ def blocks(f: BinaryIO, encoding: str) -> Iterator[tuple[str, int]]:
 
 
 def zero_byte(name: str, done: int) -> ValueError:
-    return ValueError(f"{name} holds a zero byte after byte {done}: it is no text, or UTF-16 "
+    return ValueError(f"{name} holds a zero byte at byte {done}: it is no text, or UTF-16 "
                       "without its mark, which `iconv -f UTF-16LE -t UTF-8` writes as UTF-8")
 
 

@@ -398,8 +398,15 @@ def reopen(typed: dict) -> Run:
     # --steps N is wanted: no curriculum ends that run sooner
     p.wanted, p.end = p.wanted or "steps" in typed, steps
     run.resumed = True
+    if (out / "metrics.jsonl").is_dir():
+        raise ValueError(f"{out}/metrics.jsonl is a folder: the log of this run belongs there")
+    try:
+        changed = run.saved_data not in ("", run.source.digest)
+    except ValueError as e:
+        raise ValueError(f"{s.data}, which this run began with, does not fit it any more: {e}"
+                         ) from e
     run.check(load)
-    if run.saved_data not in ("", run.source.digest):
+    if changed:
         print(f"{s.data} has changed since this run began: it goes on with other text")
     run.model.to(s.device)
     run.written = [text.to(s.device) for text in run.written]
@@ -434,6 +441,12 @@ class Log:
         done = {"step": step, "eval": step + 1}  # an evaluation is logged before it is saved
         there = read_log(self.path) if step else []
         kept = [x for x in there if x["step"] < done[x["kind"]]]
+        if step and self.path.exists():
+            before = self.path.read_bytes()
+            if (others := before.count(b"\n") - len(there)) > 0:
+                write_whole(self.path.with_suffix(".old"), before)
+                print(f"{self.path} had {others} line(s) that no run writes: they are in "
+                      f"{self.path.with_suffix('.old')}")
         # as with checkpoints: at no moment is there less than before
         write_whole(self.path, "".join(as_json(x) + "\n" for x in kept).encode())
         self.evals = [x for x in kept if x["kind"] == "eval"]

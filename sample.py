@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import torch
 
-from command import first_line, path
+from command import check_rows, first_line, path
 from data import plain
 from next_token import answer_prompt, gate_at, roll
 from rollout import SAMPLED, Dials, Edit, Luck, Rollout
@@ -155,6 +155,7 @@ def main() -> None:
         table = overwritten(args.replace, c.vocab_size, c.think_vocab)
         dials = Dials(args.temperature, None, args.top_k)
         if args.jsonl:
+            check_rows(args.jsonl[1])
             return answer_lines(
                 *args.jsonl, lambda x: generate(run, x, args.new_tokens, 1, dials)[0])
         # (a word of GPT-2's begins with its space, so a space at the prompt's end is none)

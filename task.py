@@ -21,6 +21,7 @@ Letters: R rows, P prompt tokens, S new text tokens, L = P + S, V text rows.
 """
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -101,7 +102,8 @@ def read_row(line: str, think_after: str, number: int) -> Row:
     answer = first_of(row, ANSWER)
     if answer is None:
         raise ValueError(f"it has none of {', '.join(ANSWER)}")
-    answer = str(answer) if type(answer) in (int, float) else answer
+    if type(answer) in (int, float) and math.isfinite(answer):  # (json reads NaN, which is none)
+        answer = str(answer)
     if not isinstance(answer, str) or not answer.strip():
         raise ValueError("its answer is empty" if answer in ("", None) or isinstance(answer, str)
                          else "its answer is neither a text nor a number")

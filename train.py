@@ -31,6 +31,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from command import make_folder
 from data import Source, Text, seeded
 from download import Unreached
 from evaluate import answers_right, whole
@@ -282,7 +283,7 @@ def resume(typed: dict) -> Run:
 def take_folder(s: Settings, folder: ExitStack) -> None:
     """--out is this run's until the end of `folder`. Raises ValueError where it can't be."""
     out = Path(s.out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     folder.enter_context(lock_folder(out))
     if s.teacher and is_own(s.teacher, out):
         raise ValueError(f"{s.teacher} is the judge of this run, which would write over it: "

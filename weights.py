@@ -49,6 +49,12 @@ OTHERS = {  # files of a folder that say what it is, and what to do with that
     "tf_model.h5": "weights of TensorFlow: load them with from_tf=True, and save_pretrained",
     "flax_model.msgpack": "weights of Flax: load them with from_flax=True, and save_pretrained",
     "hparams.json": "OpenAI's files for TensorFlow: --model gpt2 downloads the same weights"}
+MAGIC = {  # first bytes of what people take for weights
+    b"version https://git-lfs": "a pointer of git-lfs, not the file itself: `git lfs pull` fetches "
+    "it",
+    b"GGUF": "a GGUF file, of llama.cpp: save the model with transformers",
+    b"\x93NUMPY": "an array of NumPy: save a dictionary of tensors with torch.save",
+    b"\x89HDF": "an HDF5 file: save the model with transformers"}
 GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate")  # names of the tanh form
 # of GPT-2's pieces as its files spell them, one a line; and of the 50,000 that are merged from two
 VOCAB_SHA256 = "3a1f1c010d179f036be1992bc14b861e326341438633869c694dc4dccfe153d3"
@@ -189,7 +195,7 @@ def check_config(config: dict, shape: dict[str, int], path: Path | str) -> None:
         raise ValueError(f"config.json of {path} has {key}: {json.dumps(config[key])}, and {why}")
     C, heads = shape["n_embd"], config["n_head"]
     if type(heads) is not int or heads < 1 or C % heads:
-        refuse("n_head", f"{heads!r:.20} heads can't share a width of {C}")
+        refuse("n_head", f"it is a whole number of heads that share a width of {C}")
     for key, found in shape.items():
         if config.get(key, found) != found:
             refuse(key, f"its weights have {found}")
@@ -265,7 +271,7 @@ def inner(state: dict, path: Path | str) -> dict:
 
 def plain_names(state: dict, path: Path | str) -> dict:
     """Without prefixes and causal masks. Raises ValueError for a tensor that no GPT-2 has."""
-    out = {}
+    out, named = {}, {}
     for key, v in state.items():
         name = PREFIX.sub("", str(key))
         if MASKS.match(name):
@@ -275,8 +281,9 @@ def plain_names(state: dict, path: Path | str) -> dict:
             raise ValueError(f"{path} is no plain GPT-2 language model in Hugging Face's layout: "
                              f"it holds {str(key)[:80]}")
         if name in out:
-            raise ValueError(f"{path} holds {name} twice, once as {str(key)[:80]}")
-        out[name] = v
+            raise ValueError(f"{path} holds {name} twice, as {named[name]} and as {str(key)[:80]}: "
+                             "leave one of them out")
+        out[name], named[name] = v, str(key)[:80]
     return out
 
 
@@ -311,9 +318,9 @@ def read_weights(path: Path) -> dict:
             start = f.read(64)
     except OSError as e:
         raise ValueError(f"{path} can't be read ({e.strerror})") from e
-    if start.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a pointer of git-lfs, not the file itself: `git lfs pull` "
-                         "fetches it")
+    for magic, what in MAGIC.items():
+        if start.startswith(magic):
+            raise ValueError(f"{path} is {what}")
     # (by its first bytes: a file may have any name)
     if path.suffix == ".safetensors" or start[8:10] == b'{"':
         return read_safetensors(path)
@@ -322,7 +329,7 @@ def read_weights(path: Path) -> dict:
         # weights_only: a pickle could otherwise run any code
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # damage shows as IndexError, RuntimeError, OSError, ...
-        code = isinstance(e, pickle.UnpicklingError)
+        code = isinstance(e, pickle.UnpicklingError) and "Unsupported" in str(e)
         what = "what would run code (weights_only): save model.state_dict() alone" if code else (
             "something else")
         raise ValueError(f"{path} can't be read as weights, it is damaged or holds {what} "
@@ -330,12 +337,20 @@ def read_weights(path: Path) -> dict:
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a dictionary of weights")
     version = state.get("format", 1)
-    if version not in range(1, FORMAT + 1):
-        raise ValueError(f"{path} is of a newer version: format {version!r}, and this code reads "
-                         f"1 to {FORMAT}")
+    if type(version) is not int or not 1 <= version <= FORMAT:
+        raise ValueError(f"{path} is of another version: format {version!r:.20}, and this code "
+                         f"reads 1 to {FORMAT}")
     if version > 1 and not sealed:
         raise ValueError(f"{path} has lost its end, with the checksum: it is damaged")
     return state
+
+
+def once(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object. Raises KeyError where it has a key twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise KeyError
+    return found
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -345,22 +360,24 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             # a private map: numbers are read from the disk when they are used
             data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY)
         start = 8 + int.from_bytes(data[:8], "little")
-        header = json.loads(data[8:start])
+        header = json.loads(data[8:start], object_pairs_hook=once)
         header.pop("__metadata__", None)
-        state, end = {}, start
-        for name, x in header.items():
+        state, end = {}, 0
+        # one tensor after another, without a gap
+        for name, x in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             a, b = x["data_offsets"]
             dtype, count = SAFE.get(x["dtype"]), (b - a)
-            end = max(end, start + b)
             if dtype is None:
                 raise ValueError(f"{path}: {name} is of {x['dtype']}, and weights are F16, BF16, "
                                  "F32 or F64")
-            if not 0 <= a <= b <= len(data) - start:
+            if a != end or not a <= b <= len(data) - start or not isinstance(x["shape"], list) or (
+                    min(x["shape"], default=0) < 0):
                 raise IndexError
+            end = b
             flat = (torch.frombuffer(data, dtype=dtype, count=count // dtype.itemsize,
                                      offset=start + a) if count else torch.empty(0, dtype=dtype))
             state[name] = flat.reshape(x["shape"])
-        if end != len(data):
+        if start + end != len(data):
             raise IndexError
         return state
     except (OSError, IndexError, KeyError, TypeError, AttributeError, RuntimeError,

@@ -160,16 +160,16 @@ def check_folder(folder: Path) -> None:
     names = sorted(x.name for x in folder.glob("*"))
     if [x for x in names if (x.startswith("ckpt") and ".pt" in x) or x == "metrics.jsonl"]:
         raise ValueError(f"{folder} is the folder of a run: choose another one")
-    others = [x for x in names if x not in FILES and (
-        x.startswith(("model.", "model-", "pytorch_model")) or x.endswith(".index.json")
-        or x in ("adapter_config.json", "vocab.json", "merges.txt", "added_tokens.json",
-                 "special_tokens_map.json"))]
+    # (transformers reads some twenty other names as well. A page of words may be there)
+    others = [x for x in names if not x.startswith(".") and not x.endswith(".md")
+              and (x not in FILES or (folder / x).is_dir())]
     try:
         own = "text_ids" in json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError, TypeError):
         own = False
     if others or not own and (others := [x for x in FILES if x in names]):
-        raise ValueError(f"{folder} holds {others[0]} of another model: choose another folder")
+        raise ValueError(f"{folder} holds {others[0]}, which may be read as a part of this model: "
+                         "choose another folder")
 
 
 def check_rules(model: GPT, rules: Rules) -> None:
@@ -211,7 +211,7 @@ def export(model: GPT, folder: Path, rules: Rules | None = None) -> None:
              "clean_up_tokenization_spaces": False,
              **({"bos_token": END, "eos_token": END} if end is not None else {})}
     parts = as_safetensors(weights), config, their_tokenizer(model, N), words
-    folder.mkdir(parents=True, exist_ok=True)
+    command.make_folder(folder)
     try:
         for name, part in zip(FILES, parts):  # all are on the disk before one is seen
             text = part if callable(part) else command.as_json(part, indent=1).encode()
@@ -231,9 +231,10 @@ def main() -> None:
                    help="with the thinking rows of a run, as tokens <think0>, <think1>, ...")
     args = p.parse_args()
     try:
-        run = load_run(args.model) if args.thoughts else None
+        # (a name, as pico, is no run)
+        run = load_run(args.model) if args.thoughts and Path(args.model).exists() else None
         model = run.model if run else load(args.model)
-        export(model, args.folder, run and run.rules)
+        export(model, args.folder, run.rules if run else Rules() if args.thoughts else None)
     except (ValueError, OSError) as e:
         p.error(str(e))
     V = model.config.vocab_size

@@ -843,7 +843,7 @@ def main() -> None:
         out = args.out or (args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent)
         if out.exists() and not out.is_dir():
             raise ValueError(f"--out {out} is a file: a folder is wanted")
-        out.mkdir(parents=True, exist_ok=True)
+        command.make_folder(out)
         (out / "probe.json").touch()  # better now than after minutes
         found = probe(run, args.stories, args.seed)
         command.write_whole(out / "probe.json", command.as_json(found).encode())

@@ -162,13 +162,16 @@ def write(path: Path, rows: Iterator[dict]) -> int:
     return len(lines)
 
 
+def test_of(out: Path) -> Path:
+    return out.with_name(f"{out.stem}_test{out.suffix}")
+
+
 def make(name: str, out: Path, rows: int = 2000, seed: int = 0) -> dict[Path, int]:
     """The files of a task that is generated -> how many rows each has. Raises OSError."""
     if name == "stories":
         return {out: write(out, stories(rows, seed))}
-    test = out.with_name(f"{out.stem}_test{out.suffix}")
     return {path: write(path, regular(name, count, seed, lengths)) for path, count, lengths in (
-        (out, rows, TRAINED), (test, max(1, rows // 10), TESTED))}
+        (out, rows, TRAINED), (test_of(out), max(1, rows // 10), TESTED))}
 
 
 def main() -> None:
@@ -185,6 +188,9 @@ def main() -> None:
         if (args.name in READ) != (args.source is not None):
             raise ValueError(f"{args.name} is read from --source FILE" if args.name in READ else
                              f"{args.name} is generated: it has no --source")
+        command.check_rows(args.out)
+        if args.name in REGULAR:
+            command.check_rows(test_of(args.out))
         if args.name in READ:
             text = args.source.read_text(encoding="utf-8-sig")
             made = {args.out: write(args.out, READ[args.name](text))}

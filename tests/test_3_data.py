@@ -329,6 +329,14 @@ def test_stories_stay(game, story):
 
 # What a step takes
 
+def test_what_is_not_read_yet():
+    """Guards which answers teach no reading: those of a stage's own rounds, from the second on.
+    With all balls there are orders that no single move makes, so there all of them do."""
+    for cups, shown in ((CUPS, [0, 0, 2, 3]), (Cups(balls="all"), [0] * 4)):
+        s = settings(new_tokens=48)
+        assert [cups.text(s, 1, stage).unread for stage in range(4)] == shown
+
+
 def test_text_of_a_stage():
     """Guards the lengths. A rollout is just long enough for two rounds of the stage, the first of
     them as long as they get. A step has as many tokens in every stage, so it has fewer contexts

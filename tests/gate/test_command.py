@@ -431,7 +431,7 @@ def test_links_are_written_through(tmp_path):
     '{"kind": "eval", "step": "1"}', '{"kind": ["step"], "step": 1}', '{"kind": "step", "step": 1',
     '{"kind": "step", "step": 0, "reward": "x", "spread": 1, "entropy": 1}'])
 def test_foreign_lines_in_the_log(line, done, tmp_path):
-    """Guards a log that another tool wrote to: its lines go, and those of the run stay."""
+    """Guards a log that another tool wrote to: the run's lines stay, the others are set aside."""
     out = tmp_path / "out"
     shutil.copytree(done / "cups", out)
     there = (out / "metrics.jsonl").read_bytes().splitlines(keepends=True)
@@ -441,6 +441,8 @@ def test_foreign_lines_in_the_log(line, done, tmp_path):
     assert code == 0, said
     kinds = [(x["kind"], x["step"]) for x in map(json.loads, open(out / "metrics.jsonl"))]
     assert kinds == [("eval", 0), ("step", 0), ("eval", 1), ("step", 1), ("eval", 2)]
+    assert "1 line(s) that no run writes" in said
+    assert (out / "metrics.old").read_bytes() == b"".join(there)
 
 
 def test_changed_data_are_noticed(text, tmp_path):
@@ -453,6 +455,12 @@ def test_changed_data_are_noticed(text, tmp_path):
     (tmp_path / "t.txt").write_text(other, encoding="utf-8")
     code, said = says([*resume, "3"])
     assert code == 0 and "t.txt has changed" in said
+    (tmp_path / "t.txt").write_text(f"{other} zebra", encoding="utf-8")
+    code, said = says([*resume, "4"])
+    assert code == 2 and "t.txt, which this run began with, does not fit" in said, said
+    (tmp_path / "out" / "metrics.jsonl").rename(tmp_path / "log")
+    (tmp_path / "out" / "metrics.jsonl").mkdir()
+    assert "metrics.jsonl is a folder" in says([*resume, "4"])[1]
 
 
 def test_another_part_of_webtext_is_noticed(tmp_path, monkeypatch):

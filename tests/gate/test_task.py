@@ -142,6 +142,8 @@ def test_a_text_stays_a_text(tmp_path, monkeypatch):
     ('{"prompt": "a"}', "none of answer"),
     ('{"prompt": "a", "answer": " "}', "answer is empty"),
     ('{"prompt": "a", "answer": ["b", "c"]}', "neither a text nor a number"),
+    ('{"prompt": "a", "answer": NaN}', "neither a text nor a number"),
+    ('{"prompt": "a", "answer": 1e999}', "neither a text nor a number"),
     ('{"prompt": " ", "answer": "b"}', "prompt is empty"),
     ('{"prompt": [{"role": "user"}], "answer": "b"}', "prompt is no text"),
     ('{"prompt": "a", "answer": "b", "level": 0}', "whole number from 1"),
@@ -309,6 +311,24 @@ def test_exact_match_is_greedy_decoding(file, tiny):
 
 # Runs
 
+def test_what_is_compared(file, tmp_path, monkeypatch):
+    """Guards long rows, which are always behind short ones: no choice of theirs is widened. On cups
+    the rows of a stage are alike."""
+    asked, compare = [], train.advantages
+
+    def advantages(r, ro, settings, extra, alike):
+        asked.append(alike)
+        return compare(r, ro, settings, extra, alike)
+    monkeypatch.setattr(train, "advantages", advantages)
+    train.train(train.setup(small(file, tmp_path / "task")))
+    assert asked == [False] * 3
+    asked.clear()
+    for curriculum in ("on", "off"):
+        train.train(train.setup(settings(steps=1, eval_every=9, curriculum=curriculum, think_vocab=8,
+                                         out=str(tmp_path / curriculum))))
+    assert asked == [True, False]
+
+
 @pytest.mark.parametrize("more", [
     {}, {"thoughts": "continuous"}, {"thoughts": "none"}, {"think": "free"},
     {"approach": "next_token"}, {"approach": "next_token", "thoughts": "continuous"},
@@ -357,6 +377,10 @@ def test_answers_to_a_file(file, tmp_path, monkeypatch, capsys):
     odd.write_text(line, encoding="utf-8")
     assert run(sample.main, [*argv, odd, into], monkeypatch, capsys)[0] == 0
     assert json.loads(into.read_text())["id"] == "a\u2028b"
+    for name in ("ckpt.pt", "metrics.jsonl"):  # nothing of a run is written over
+        before = (tmp_path / "out" / name).read_bytes()
+        code, _, err = run(sample.main, [*argv, odd, tmp_path / "out" / name], monkeypatch, capsys)
+        assert code == 2 and name in err and (tmp_path / "out" / name).read_bytes() == before
 
 
 def test_levels_with_gaps(tmp_path):

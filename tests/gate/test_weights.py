@@ -348,6 +348,56 @@ def test_an_index_stays_in_its_folder(tmp_path):
     refuses(lambda: load(tmp_path), "more.weight")
 
 
+def with_header(folder, change):
+    """A safetensors file whose line of JSON says something else."""
+    saved(folder)
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    text = change(data[8:8 + size].decode())
+    path.write_bytes(len(text).to_bytes(8, "little") + text.encode() + data[8 + size:])
+
+
+def one_place_for_two(text):
+    found = json.loads(text)
+    found["transformer.h.0.ln_1.bias"] = found["transformer.h.0.ln_1.weight"]
+    return json.dumps(found)
+
+
+def shaped(shape):
+    def change(text):
+        found = json.loads(text)
+        found["transformer.h.0.ln_1.bias"]["shape"] = shape
+        return json.dumps(found)
+    return change
+
+
+@pytest.mark.parametrize("change", [
+    one_place_for_two, shaped([-1]), shaped(32),
+    lambda text: text.replace("transformer.h.0.ln_1.bias", "transformer.h.0.ln_1.weight")],
+    ids=["two tensors in one place", "a negative shape", "no shape", "a name twice"])
+def test_no_header_is_guessed(tmp_path, change):
+    """Guards against weights that are not those of the file: its spans are whole and apart."""
+    saved(tmp_path)
+    load(tmp_path)
+    with_header(tmp_path, change)
+    refuses(lambda: load(tmp_path), "model.safetensors")
+
+
+@pytest.mark.parametrize("start, word", [(b"GGUF" + bytes(99), "llama.cpp"),
+                                         (b"\x93NUMPY" + bytes(99), "NumPy")])
+def test_what_the_file_is(tmp_path, start, word):
+    """Guards the line for other people's formats, which hold no code."""
+    (tmp_path / "a.bin").write_bytes(start)
+    refuses(lambda: load(tmp_path / "a.bin"), word)
+
+
+def test_a_tensor_called_format(tmp_path):
+    """Guards against a traceback of a comparison."""
+    torch.save(make().state_dict() | {"format": torch.ones(3)}, tmp_path / "a.bin")
+    refuses(lambda: load(tmp_path / "a.bin"), "format")
+
+
 def test_words(tmp_path):
     """Guards the two sums that stand for GPT-2's words: its own files pass, in each of their
     spellings; others do not, also where only the order of merges differs."""

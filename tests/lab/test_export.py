@@ -195,7 +195,8 @@ def test_all_or_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", [
     "model.safetensors", "model.safetensors.index.json", "model-00001-of-00002.safetensors",
     "pytorch_model.bin.index.json", "adapter_config.json", "ckpt.pt", "ckpt_000100.pt",
-    "metrics.jsonl", "pytorch_model.bin", "config.json", "tokenizer.json", "vocab.json"])
+    "metrics.jsonl", "pytorch_model.bin", "config.json", "tokenizer.json", "vocab.json",
+    "generation_config.json", "chat_template.jinja"])
 def test_nothing_is_read_instead(tmp_path, name):
     """Guards what lies in the folder: a file that readers prefer, a run, somebody else's model."""
     (tmp_path / name).write_text("{}")

@@ -111,3 +111,17 @@ def test_refuses(argv, said, tmp_path, monkeypatch, capsys):
     code, _, err = run(tasks.main, argv, monkeypatch, capsys)
     assert code == 2 and said in err and err.count("\n") == 1, err
     assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_nothing_is_written_over(tmp_path, monkeypatch, capsys):
+    """Guards a checkpoint, a log and a text: only a file of rows is written over."""
+    for name, text in (("ckpt.pt", "x"), ("a.txt", "x"), ("metrics.jsonl", '{"kind": "step"}\n'),
+                       ("b.jsonl", "")):
+        (tmp_path / name).write_text(text)
+        code, _, err = run(tasks.main, ["stories", tmp_path / name], monkeypatch, capsys)
+        kept = (tmp_path / name).read_text() == text
+        assert (code, kept) == ((0, False) if name == "b.jsonl" else (2, True)), err
+    assert run(tasks.main, ["stories", tmp_path / "b.jsonl"], monkeypatch, capsys)[0] == 0
+    (tmp_path / "c_test.jsonl").write_text('{"kind": "step"}\n')
+    assert run(tasks.main, ["parity", tmp_path / "c.jsonl"], monkeypatch, capsys)[0] == 2
+    assert not (tmp_path / "c.jsonl").exists()
