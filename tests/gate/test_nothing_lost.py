@@ -14,12 +14,14 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
 
 import pytest
 import torch
 import torch._dynamo  # an optimizer imports it, for three seconds: here once, not in every child
+from tqdm import tqdm
 
 import data
 import run as running
@@ -65,6 +67,8 @@ def child(argv: list, said: int, before=small_world, main=train.main) -> int:
     if pid:
         return pid
     code = 70
+    # the lock of bars is shared with forks: one that is killed would hold it for ever
+    tqdm.set_lock(threading.RLock())
     try:
         os.dup2(said, 1), os.dup2(said, 2)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
