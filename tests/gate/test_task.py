@@ -324,8 +324,9 @@ def test_what_is_compared(file, tmp_path, monkeypatch):
     assert asked == [False] * 3
     asked.clear()
     for curriculum in ("on", "off"):
-        train.train(train.setup(settings(steps=1, eval_every=9, curriculum=curriculum, think_vocab=8,
-                                         out=str(tmp_path / curriculum))))
+        out = str(tmp_path / curriculum)
+        train.train(train.setup(settings(
+            steps=1, eval_every=9, curriculum=curriculum, think_vocab=8, out=out)))
     assert asked == [True, False]
 
 
