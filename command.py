@@ -96,18 +96,21 @@ def check_page(out: Path) -> None:
         raise ValueError(f"--out {out}: a page's name ends in .html")
 
 
-def check_rows(out: Path, flag: str = "OUT") -> None:
-    """The same for a .jsonl file. One that is there has to hold answers, as our own do."""
+def check_rows(out: Path, read: Path | None = None) -> None:
+    """Raises ValueError for a .jsonl file that would be written over something else. The first line
+    of one that is there has to hold an answer, as ours do. read: what this command reads."""
     if out.suffix.lower() != ".jsonl":
-        raise ValueError(f"{flag} {out}: the name of such a file ends in .jsonl")
+        raise ValueError(f"OUT {out}: the name of a file of rows ends in .jsonl")
     if out.is_dir():
-        raise ValueError(f"{flag} {out} is a folder: a file is wanted")
+        raise ValueError(f"OUT {out} is a folder: a file is wanted")
+    if read is not None and os.path.realpath(read) == os.path.realpath(out):
+        raise ValueError(f"OUT {out} is what this command reads: choose another name")
     if out.exists() and out.stat().st_size:
         with open(out, "rb") as f, contextlib.suppress(ValueError, RecursionError):
             row = json.loads(f.readline())
             if isinstance(row, dict) and row.keys() & {"answer", "output"}:
                 return
-        raise ValueError(f"{flag} {out} holds something else: choose another name")
+        raise ValueError(f"OUT {out} holds something else: choose another name")
 
 
 def as_json(value, **form) -> str:
@@ -136,7 +139,9 @@ def write_whole(path: Path, content: bytes | Callable[[BinaryIO], object]) -> No
             os.fsync(f.fileno())  # on the disk before the name points at it
         os.replace(part, target)  # in one step: there is never half a file at `path`
     except OSError as e:  # (of a limit on a file's size the system does not say which)
-        raise OSError(e.errno, e.strerror, e.filename or str(part)) from e
+        if e.errno is None or e.filename:
+            raise
+        raise OSError(e.errno, e.strerror, str(part)) from e
     except RuntimeError as e:  # torch's word for a write that failed, without the reason
         if is_short_of_memory(e):
             raise

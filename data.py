@@ -320,13 +320,13 @@ class Cups(Source):
         offset = int(seeded(s.seed, step, "offset").integers(OFFSETS))
         rng = seeded(s.seed, step, "train")
         # the longest rounds end in thoughts that say nothing yet. (Some orders of all balls take
-        # several moves, and are read there first)
-        where = dict(stage=stage, unread=stage * (stage > 1 and not self.all))
+        # several moves)
+        unread = 0 if self.all or stage < 2 else stage
         if s.approach == "teacher":  # prompts; `grade` chooses among what is written
             B = TRIED * B if stage and s.reward == "kl" else B
-            return plain(self.take(B, P, rng, P), P, S, offset=offset, **where)
+            return plain(self.take(B, P, rng, P), P, S, offset=offset, stage=stage, unread=unread)
         story = self.stories(B, P + S, rng, stage or None, stage or None, P)
-        return replace(as_text(story, P), offset=offset, **where)
+        return replace(as_text(story, P), offset=offset, stage=stage, unread=unread)
 
     def grade(self, ids: Tensor, prompts: Text) -> Text:
         """Answers pay, up to rounds of `stage` moves."""

@@ -90,7 +90,9 @@ def blocks(f: BinaryIO, encoding: str) -> Iterator[tuple[str, int]]:
         try:
             text = decoder.decode(block, final=not block)
             if "\0" in text:
-                raise zero_byte(f.name, done + (encoding == "utf-8" and block.index(b"\0")))
+                # (UTF-16 has zero bytes that are no zero)
+                at = block.index(b"\0") if encoding.startswith("utf-8") else 0
+                raise zero_byte(f.name, done + at)
             if "\x1b$" in text:  # its bytes are all ASCII
                 raise ValueError(f"{f.name} is ISO-2022 after byte {done}: `iconv -f ISO-2022-JP "
                                  "-t UTF-8` (or -KR, or -CN) writes it as UTF-8")
@@ -112,8 +114,8 @@ def blocks(f: BinaryIO, encoding: str) -> Iterator[tuple[str, int]]:
 
 
 def zero_byte(name: str, done: int) -> ValueError:
-    return ValueError(f"{name} holds a zero byte at byte {done}: it is no text, or UTF-16 "
-                      "without its mark, which `iconv -f UTF-16LE -t UTF-8` writes as UTF-8")
+    return ValueError(f"{name} holds a zero byte at byte {done} or after it: it is no text, or "
+                      "UTF-16 without its mark, which `iconv -f UTF-16LE -t UTF-8` writes as UTF-8")
 
 
 def field_text(line: bytes | str) -> tuple[str | None, str]:

@@ -403,7 +403,7 @@ def reopen(typed: dict) -> Run:
     try:
         changed = run.saved_data not in ("", run.source.digest)
     except ValueError as e:
-        raise ValueError(f"{s.data}, which this run began with, does not fit it any more: {e}"
+        raise ValueError(f"this run began with {s.data}, which can't be read as it was then: {e}"
                          ) from e
     run.check(load)
     if changed:
@@ -443,10 +443,12 @@ class Log:
         kept = [x for x in there if x["step"] < done[x["kind"]]]
         if step and self.path.exists():
             before = self.path.read_bytes()
-            if (others := before.count(b"\n") - len(there)) > 0:
-                write_whole(self.path.with_suffix(".old"), before)
-                print(f"{self.path} had {others} line(s) that no run writes: they are in "
-                      f"{self.path.with_suffix('.old')}")
+            # half a line at the end is what a killed run wrote last
+            whole = [x for x in before.split(b"\n")[:-1] if x.strip()]
+            if (others := len(whole) - len(there)) > 0:
+                aside = self.path.with_suffix(".old")
+                write_whole(aside, before)
+                print(f"{self.path} had {others} line(s) that no run writes: they are in {aside}")
         # as with checkpoints: at no moment is there less than before
         write_whole(self.path, "".join(as_json(x) + "\n" for x in kept).encode())
         self.evals = [x for x in kept if x["kind"] == "eval"]

@@ -155,7 +155,7 @@ def main() -> None:
         table = overwritten(args.replace, c.vocab_size, c.think_vocab)
         dials = Dials(args.temperature, None, args.top_k)
         if args.jsonl:
-            check_rows(args.jsonl[1])
+            check_rows(args.jsonl[1], args.jsonl[0])
             return answer_lines(
                 *args.jsonl, lambda x: generate(run, x, args.new_tokens, 1, dials)[0])
         # (a word of GPT-2's begins with its space, so a space at the prompt's end is none)

@@ -102,7 +102,8 @@ def read_row(line: str, think_after: str, number: int) -> Row:
     answer = first_of(row, ANSWER)
     if answer is None:
         raise ValueError(f"it has none of {', '.join(ANSWER)}")
-    if type(answer) in (int, float) and math.isfinite(answer):  # (json reads NaN, which is none)
+    # (json reads NaN, which is no number)
+    if type(answer) is int or type(answer) is float and math.isfinite(answer):
         answer = str(answer)
     if not isinstance(answer, str) or not answer.strip():
         raise ValueError("its answer is empty" if answer in ("", None) or isinstance(answer, str)

@@ -193,7 +193,7 @@ def hugging_face(model: GPT):
     config = GPT2Config(**their_config(model), resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
                         bos_token_id=0, eos_token_id=None)  # it never ends by itself
     peer = GPT2LMHeadModel(config)
-    peer.load_state_dict(their_weights(model))
+    peer.load_state_dict(their_weights(model) | {"lm_head.weight": model.wte.weight})
     return peer.eval().to(DEVICE)
 
 

@@ -1,14 +1,14 @@
-"""A model as a folder that Hugging Face's `transformers` loads, with equal logits.
+"""A model as a folder that Hugging Face's `transformers` loads, with equal logits in float32.
 
     python -m lab.export DIR --model out                # the text part alone
     python -m lab.export DIR --model out --thoughts     # thinking rows too, as <think0>, <think1>
     AutoModelForCausalLM.from_pretrained("DIR")         # in Python, with transformers
     AutoTokenizer.from_pretrained("DIR")
 
-With --thoughts row V + i of its vocabulary is our thinking row i. Its softmax over all rows is what
-we sample from: p_think times g for a thought, 1 - p_think times p_text for a token. Which of the
-two may come next is a rule of the run, so `generate` has to be given it (docs/TASKS.md). What that
-library cannot do is refused: a window, thoughts that are states, thoughts that are forgotten.
+With --thoughts row V + i of its vocabulary is our thinking row i. Where a thought may stand is a
+rule of the run, so `generate` has to be given it (docs/TASKS.md). Where the gate decides, its
+softmax over all rows is ours: p_think times g for a thought, 1 - p_think times p_text for a token.
+What that library cannot do is refused: a window, thoughts that are states, or are forgotten.
 
 Left out on purpose: our rules, which their files have no place for; the package `safetensors`,
 whose format is a line of JSON and the bytes. Knows run.py and what is below it.
@@ -26,17 +26,18 @@ from torch import Tensor
 import command
 from model import GPT, load
 from rollout import Rules
-from run import load_run
+from run import Run, open_run
 from settings import Parser
 from tokenizer import END_OF_TEXT, Tokenizer
 from weights import TRANSPOSED
 
 FILES = "model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"
 END = "<|endoftext|>"
+# GPT-2's own table of bytes
 PRINTABLE = {*range(33, 127), *range(161, 173), *range(174, 256)}
-OTHERS = [b for b in range(256) if b not in PRINTABLE]
-SPELT = [chr(b if b in PRINTABLE else 256 + OTHERS.index(b)) for b in range(256)]
-LARGEST = 1e3  # of the numbers that fold a gate's bias: rounding errors grow with them
+HIDDEN = [b for b in range(256) if b not in PRINTABLE]
+SPELT = [chr(b if b in PRINTABLE else 256 + HIDDEN.index(b)) for b in range(256)]
+LARGEST = 100  # of the numbers that fold a gate's bias: rounding errors grow with them
 
 
 # Weights
@@ -48,8 +49,8 @@ def their_weights(model: GPT, thoughts: bool = False, bias: bool = False) -> dic
     weights = {f"transformer.{k}": v.T.contiguous() if k.endswith(TRANSPOSED) else v
                for k, v in model.state_dict().items() if k not in ("think", "gate_bias")}
     rows = torch.cat([model.wte.weight, model.think]) if thoughts else model.wte.weight
-    weights |= {"transformer.wte.weight": rows.detach(), "lm_head.weight": rows.detach()}
-    return weights | (folded(model) if bias else {})
+    # (tied: where there is no other head, theirs is wte)
+    return weights | {"transformer.wte.weight": rows.detach()} | (folded(model) if bias else {})
 
 
 def folded(model: GPT) -> dict[str, Tensor]:
@@ -57,8 +58,8 @@ def folded(model: GPT) -> dict[str, Tensor]:
 
     Their head has no bias. But a state is x * weight + bias of ln_f, and the numbers in x sum to 0.
     So 1 / weight has one product with all states, and any number can be had as a multiple of it.
-    First the norm's bias moves by 1 / weight, which makes that product large. Raises ValueError
-    where a weight of the norm is near 0.
+    First the norm's bias moves by 1 / weight or minus that, whichever makes the product larger.
+    Raises ValueError where a weight of the norm is near 0.
     """
     w, b = model.ln_f.weight.double(), model.ln_f.bias.double()
     one, rows = 1 / w, torch.cat([model.wte.weight, model.think]).double()  # [C], [V + N, C]
@@ -161,13 +162,15 @@ def check_folder(folder: Path) -> None:
     if [x for x in names if (x.startswith("ckpt") and ".pt" in x) or x == "metrics.jsonl"]:
         raise ValueError(f"{folder} is the folder of a run: choose another one")
     # (transformers reads some twenty other names as well. A page of words may be there)
-    others = [x for x in names if not x.startswith(".") and not x.endswith(".md")
+    # (.new and .part: of an export that was killed)
+    others = [x for x in names if not x.startswith(".") and not x.endswith((".md", ".new", ".part"))
               and (x not in FILES or (folder / x).is_dir())]
     try:
         own = "text_ids" in json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError, TypeError):
         own = False
-    if others or not own and (others := [x for x in FILES if x in names]):
+    others += [] if own else [x for x in FILES if x in names]
+    if others:
         raise ValueError(f"{folder} holds {others[0]}, which may be read as a part of this model: "
                          "choose another folder")
 
@@ -180,6 +183,8 @@ def check_rules(model: GPT, rules: Rules) -> None:
     if rules.window:
         why = (f"it sees its last {rules.window} places and its last thought, and there each place "
                "sees all: `python -m lab.distil` makes a model that does")
+    elif rules.think == "never":
+        why = "it never thinks"
     elif rules.continuous:
         why = "its thoughts are states, and not rows"
     elif not rules.persist:
@@ -189,23 +194,23 @@ def check_rules(model: GPT, rules: Rules) -> None:
 
 
 def export(model: GPT, folder: Path, rules: Rules | None = None) -> None:
-    """All files or none. rules: of a run whose thinking rows go along. Raises ValueError where the
-    folder holds something else, OSError where it can't be written."""
+    """All files, or none where the disk is full. rules: of a run whose thinking rows go along.
+    Raises ValueError where the folder holds something else, OSError where it can't be written."""
     if rules is not None:
         check_rules(model, rules)
     check_folder(folder)
     N = len(model.think) if rules is not None else 0
+    if N:  # the tokenizer counts thoughts from there
+        Tokenizer(model.text_ids).check(model.config.vocab_size)
     # where thinking is forced the gate is never asked
     bias = bool(N and rules.think == "free" and model.gate_bias != 0)
     weights, end = their_weights(model, N > 0, bias), end_row(model)
-    if not bias:  # tied
-        del weights["lm_head.weight"]
     config = their_config(model) | {
         "vocab_size": model.config.vocab_size + N,
         "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],
         "activation_function": "gelu_new",  # the tanh form
         "bos_token_id": end, "eos_token_id": end, "tie_word_embeddings": not bias,
-        # theirs ignores these, `load` reads them
+        # theirs ignores these. `load` reads the first, and refuses the second
         "text_ids": model.text_ids, "think_vocab": N}
     words = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.config.n_ctx,
              "clean_up_tokenization_spaces": False,
@@ -232,7 +237,8 @@ def main() -> None:
     args = p.parse_args()
     try:
         # (a name, as pico, is no run)
-        run = load_run(args.model) if args.thoughts and Path(args.model).exists() else None
+        there = args.thoughts and Path(args.model).exists()
+        run = open_run(args.model, plain=True) if there else None
         model = run.model if run else load(args.model)
         export(model, args.folder, run.rules if run else Rules() if args.thoughts else None)
     except (ValueError, OSError) as e:
@@ -242,19 +248,18 @@ def main() -> None:
           f"AutoModelForCausalLM.from_pretrained({str(args.folder)!r}) loads it")
     if run:
         print(f"<think0> to <think{len(model.think) - 1}> are ids {V} to "
-              f"{V + len(model.think) - 1}; {when(run)}")
+              f"{V + len(model.think) - 1}. {when(run)}")
     if model.text_ids is not None:
         print("row i of text is GPT-2's id text_ids[i], in config.json")
 
 
-def when(run) -> str:
+def when(run: Run) -> str:
     """The rule of a run that `generate` has to be given, in words."""
-    rules = run.rules
-    after = rules.think_after
-    where = "any token" if after is None else ", ".join(
-        repr(run.tokenizer.decode([i])) for i in after[:8]) if after else "what its text says"
-    return (f"{'it thinks' if rules.think == 'forced' else 'it may think'} "
-            f"{rules.max_thoughts} time(s) after {where}")
+    rules, after = run.rules, run.rules.think_after
+    where = "any token" if after is None else f"one of the ids {after}" if after else (
+        "each of a row's steps")
+    return (f"After {where} it {'thinks' if rules.think == 'forced' else 'may think'}, at most "
+            f"{rules.max_thoughts} time(s), and {rules.budget} in a row of its training")
 
 
 if __name__ == "__main__":

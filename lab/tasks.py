@@ -16,7 +16,8 @@ Others are downloaded by you, and read from --source in their own format: bbh, t
 tracking_shuffled_objects of BIG-Bench Hard, which are for evaluation only; tangrams, of SCONE;
 babi; gsm8k; icot.
 
-Left out on purpose: downloads; chains of reasoning, which are dropped. Knows task.py, settings.py.
+Left out on purpose: downloads; chains of reasoning, which are dropped. Knows task.py, settings.py,
+command.py.
 """
 import json
 import re
@@ -167,7 +168,7 @@ def test_of(out: Path) -> Path:
 
 
 def make(name: str, out: Path, rows: int = 2000, seed: int = 0) -> dict[Path, int]:
-    """The files of a task that is generated -> how many rows each has. Raises OSError."""
+    """Write the files of a task that is generated -> how many rows each has. Raises OSError."""
     if name == "stories":
         return {out: write(out, stories(rows, seed))}
     return {path: write(path, regular(name, count, seed, lengths)) for path, count, lengths in (
@@ -188,7 +189,7 @@ def main() -> None:
         if (args.name in READ) != (args.source is not None):
             raise ValueError(f"{args.name} is read from --source FILE" if args.name in READ else
                              f"{args.name} is generated: it has no --source")
-        command.check_rows(args.out)
+        command.check_rows(args.out, args.source)
         if args.name in REGULAR:
             command.check_rows(test_of(args.out))
         if args.name in READ:

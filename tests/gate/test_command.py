@@ -244,7 +244,9 @@ def test_interrupted_while_it_imports(argv, tmp_path):
         time.sleep(seconds)
         job.send_signal(signal.SIGINT)
         _, err = job.communicate(timeout=120)
-        assert job.returncode in (130, 0, 2) and b"Traceback" not in err, err
+        # (in its last milliseconds Python has no handler any more)
+        quiet = 130, 0, 2, -signal.SIGINT
+        assert job.returncode in quiet and b"Traceback" not in err, err
 
 
 @pytest.mark.parametrize("main", [sample.main, page.main, export.main, probe.main, tokenizer.main])
@@ -457,7 +459,7 @@ def test_changed_data_are_noticed(text, tmp_path):
     assert code == 0 and "t.txt has changed" in said
     (tmp_path / "t.txt").write_text(f"{other} zebra", encoding="utf-8")
     code, said = says([*resume, "4"])
-    assert code == 2 and "t.txt, which this run began with, does not fit" in said, said
+    assert code == 2 and "this run began with" in said and "as it was then" in said, said
     (tmp_path / "out" / "metrics.jsonl").rename(tmp_path / "log")
     (tmp_path / "out" / "metrics.jsonl").mkdir()
     assert "metrics.jsonl is a folder" in says([*resume, "4"])[1]

@@ -386,7 +386,7 @@ def test_folders(good):
     (good / "a.bin").rename(good / "pytorch_model.bin")
     load(good)
     (good / "config.json").write_text('{"n_head": 5}')
-    assert "n_head: 5, and it is" in no_model(good)
+    assert "n_head: 5, and it has to be" in no_model(good)
 
 
 @pytest.mark.parametrize("name", ["a.bin", "ckpt.pt", "model.safetensors"])

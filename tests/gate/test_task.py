@@ -382,6 +382,8 @@ def test_answers_to_a_file(file, tmp_path, monkeypatch, capsys):
         before = (tmp_path / "out" / name).read_bytes()
         code, _, err = run(sample.main, [*argv, odd, tmp_path / "out" / name], monkeypatch, capsys)
         assert code == 2 and name in err and (tmp_path / "out" / name).read_bytes() == before
+    code, _, err = run(sample.main, [*argv, odd, odd], monkeypatch, capsys)
+    assert code == 2 and "reads" in err and odd.read_text(encoding="utf-8") == line
 
 
 def test_levels_with_gaps(tmp_path):

@@ -1,16 +1,19 @@
 """lab/export.py: transformers loads what it writes, and says the same."""
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
-from conftest import one_line, refuses, run
+import train
+from conftest import one_line, refuses, run, settings
 from data import plain
 from lab import export
 from lab.export import export as write
 from model import GPT, Config, gate_logit, load
 from next_token import roll
 from rollout import GREEDY, Luck, Rules
+from sample import generate, load_run
 from tokenizer import Tokenizer
 
 
@@ -76,12 +79,37 @@ def test_greedy_thoughts_are_ours(tmp_path):
     assert len({i for i in written if i < V}) > 2 and len({i for i in written if i >= V}) > 1
 
 
+def test_the_snippet(tmp_path, monkeypatch, capsys):
+    """Guards the page, and the way of a user: a run on cups without a window, the command, the code
+    of docs/TASKS.md. It says and thinks what `generate` of ours does, in the prompt as well."""
+    pytest.importorskip("transformers")
+    s = settings(window=0, think_vocab=8, steps=1, eval_every=9, new_tokens=8, prompts=2, samples=2,
+                 out=str(tmp_path / "run"))
+    run_of = train.setup(s)
+    torch.nn.init.normal_(run_of.model.think)
+    train.train(run_of)
+    code, out, err = run(export.main, [tmp_path / "hf", "--model", tmp_path / "run", "--thoughts"],
+                         monkeypatch, capsys)
+    assert code == 0 and "<think7>" in out and "it thinks, at most 1 time(s)" in out, err
+    page = (Path(export.__file__).parent.parent / "docs" / "TASKS.md").read_text()
+    lines = page[page.index("from transformers"):]
+    lines = lines[:lines.index("```")].replace('"DIR"', repr(str(tmp_path / "hf")))
+    exec(lines, {})
+    theirs = capsys.readouterr().out.strip()
+    ours = generate(load_run(tmp_path / "run"), "The ball is under cup B. Moves: AB, left, BC. "
+                    "Where?", new_tokens=8, dials=GREEDY)[0]
+    ours = Tokenizer(run_of.model.text_ids, 8).decode(ours.ids)
+    assert theirs.count("<think") >= 3 and len(theirs) > 60
+    assert theirs.startswith(ours) or ours.startswith(theirs)
+
+
 def test_a_gate_is_folded(tmp_path):
     """Guards free thinking: their softmax over all rows is our gate and our two choices, the gate's
     bias included, whatever bias the last layer norm has. Without its weights it is refused."""
     transformers = pytest.importorskip("transformers")
     m, ids, V = grown(), torch.randint(65, (3, 20)), len(SMALL)
     m.gate_bias.data.fill_(-2.5)
+    m.ln_f.weight.data.copy_((0.5 + torch.rand(32)) * torch.randn(32).sign())
     for i, size in enumerate((1.0, 0.0, -3.0)):
         m.ln_f.bias.data.copy_(size * (1 + torch.rand(32)))
         write(m, tmp_path / str(i), Rules("free", 1, 20))
@@ -124,7 +152,8 @@ def test_thoughts_that_cannot_go_along(tmp_path):
     """Guards against an export that would think otherwise there: one line each, nothing written."""
     for rules, word in ((Rules("forced", 1, 8, window=5), "last 5 places"),
                         (Rules("forced", 1, 8, continuous=True), "states"),
-                        (Rules("free", 1, 8, persist=False), "forgotten")):
+                        (Rules("free", 1, 8, persist=False), "forgotten"),
+                        (Rules("never"), "never thinks")):
         refuses(lambda rules=rules: write(grown(), tmp_path / "hf", rules), word)
     refuses(lambda: write(grown(0), tmp_path / "hf", Rules()), "no thinking rows")
     assert not (tmp_path / "hf").exists()
@@ -173,11 +202,13 @@ def test_full_disk(tmp_path, monkeypatch):
 
 def test_all_or_nothing(tmp_path, monkeypatch):
     """Guards an export that is there: where the disk fills up, at any file, all stay whole."""
-    write(GPT(Config(1, 1, 8, 8, 3)), tmp_path / "hf")
-    before = {x.name: x.read_bytes() for x in (tmp_path / "hf").iterdir()}
+    def contents():
+        return {x.name: x.read_bytes() for x in (tmp_path / "hf").iterdir()}
+    write(GPT(Config(1, 2, 8, 8, 3)), tmp_path / "hf")
+    before = contents()
     write(GPT(Config(1, 1, 8, 8, 3)), tmp_path / "hf")  # again: an export may replace one
-    assert before.keys() == {x.name for x in (tmp_path / "hf").iterdir()}
-    before = {x.name: x.read_bytes() for x in (tmp_path / "hf").iterdir()}
+    assert before.keys() == contents().keys() and before != contents()
+    before = contents()
     sync = os.fsync
     for at in range(4):
         calls = iter(range(9))
@@ -189,7 +220,7 @@ def test_all_or_nothing(tmp_path, monkeypatch):
         monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(OSError):
             write(GPT(Config(2, 1, 8, 8, 3)), tmp_path / "hf")
-        assert {x.name: x.read_bytes() for x in (tmp_path / "hf").iterdir()} == before
+        assert contents() == before
 
 
 @pytest.mark.parametrize("name", [
@@ -200,5 +231,6 @@ def test_all_or_nothing(tmp_path, monkeypatch):
 def test_nothing_is_read_instead(tmp_path, name):
     """Guards what lies in the folder: a file that readers prefer, a run, somebody else's model."""
     (tmp_path / name).write_text("{}")
-    refuses(lambda: write(GPT(Config(1, 1, 8, 8, 3)), tmp_path))
+    run_of = name.startswith("ckpt") or name == "metrics.jsonl"
+    refuses(lambda: write(GPT(Config(1, 1, 8, 8, 3)), tmp_path), "of a run" if run_of else name)
     assert [x.name for x in tmp_path.iterdir()] == [name]
