@@ -331,7 +331,8 @@ def read_weights(path: Path) -> dict:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # damage shows as IndexError, RuntimeError, OSError, ...
         code = isinstance(e, pickle.UnpicklingError)
-        what = "something else" + code * ", as what would run code: save model.state_dict() alone"
+        what = "something else" + code * (
+            ", as what would run code (weights_only): save model.state_dict() alone")
         raise ValueError(f"{path} can't be read as weights, it is damaged or holds {what} "
                          f"({type(e).__name__})") from e
     if not isinstance(state, dict):
