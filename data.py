@@ -319,8 +319,8 @@ class Cups(Source):
         P = OPENING if step % 2 == 0 or (stage or 3) < 3 else s.prompt_tokens
         offset = int(seeded(s.seed, step, "offset").integers(OFFSETS))
         rng = seeded(s.seed, step, "train")
-        # the longest rounds end in thoughts that say nothing yet. (Some orders of all balls take
-        # several moves)
+        # the longest rounds end in thoughts that say nothing yet. (With all balls some orders are
+        # first met there)
         unread = 0 if self.all or stage < 2 else stage
         if s.approach == "teacher":  # prompts; `grade` chooses among what is written
             B = TRIED * B if stage and s.reward == "kl" else B

@@ -113,8 +113,8 @@ def blocks(f: BinaryIO, encoding: str) -> Iterator[tuple[str, int]]:
         done, ends = done + len(block), ends + block.count(b"\n")
 
 
-def zero_byte(name: str, done: int) -> ValueError:
-    return ValueError(f"{name} holds a zero byte at byte {done} or after it: it is no text, or "
+def zero_byte(name: str, at: int) -> ValueError:
+    return ValueError(f"{name} holds a zero byte at byte {at} or after it: it is no text, or "
                       "UTF-16 without its mark, which `iconv -f UTF-16LE -t UTF-8` writes as UTF-8")
 
 

@@ -163,7 +163,8 @@ def write(path: Path, rows: Iterator[dict]) -> int:
     return len(lines)
 
 
-def test_of(out: Path) -> Path:
+def longer_rows(out: Path) -> Path:
+    """The file that is tested on, next to the one that is trained on."""
     return out.with_name(f"{out.stem}_test{out.suffix}")
 
 
@@ -172,7 +173,7 @@ def make(name: str, out: Path, rows: int = 2000, seed: int = 0) -> dict[Path, in
     if name == "stories":
         return {out: write(out, stories(rows, seed))}
     return {path: write(path, regular(name, count, seed, lengths)) for path, count, lengths in (
-        (out, rows, TRAINED), (test_of(out), max(1, rows // 10), TESTED))}
+        (out, rows, TRAINED), (longer_rows(out), max(1, rows // 10), TESTED))}
 
 
 def main() -> None:
@@ -191,7 +192,7 @@ def main() -> None:
                              f"{args.name} is generated: it has no --source")
         command.check_rows(args.out, args.source)
         if args.name in REGULAR:
-            command.check_rows(test_of(args.out))
+            command.check_rows(longer_rows(args.out))
         if args.name in READ:
             text = args.source.read_text(encoding="utf-8-sig")
             made = {args.out: write(args.out, READ[args.name](text))}
