@@ -68,13 +68,14 @@ class Rules:
         return int(self.open_slots(text, V)[:, text.P - 1:-1].sum(1).max())
 
     def fit(self, text: Text, V: int) -> "Rules":
-        """These rules without room for thoughts that this text cannot hold: shorter rollouts."""
+        """These rules for this text: its window, no room for thoughts it cannot hold."""
+        rules = replace(self, window=text.window or self.window)
         if self.think == "forced" and self.persist and text.given:
             room = self.room_for(self.slots_in(text, V)).budget
-            return replace(self, budget=min(self.budget, room))
+            return replace(rules, budget=min(self.budget, room))
         if self.reread and text.stage:  # one thought to go back, one for each move
-            return replace(self, max_thoughts=min(self.max_thoughts, text.stage + 1))
-        return self
+            return replace(rules, max_thoughts=min(self.max_thoughts, text.stage + 1))
+        return rules
 
     def open_slots(self, text: Text, V: int) -> Tensor:  # -> [R, given tokens] bool
         """After which tokens of this text may a thought stand?"""

@@ -207,6 +207,11 @@ class Task(Source):
             self.by_level.setdefault(x.level, []).append(x)
         self.stages = max(self.by_level) if len(self.by_level) > 1 else 0
         self.levels = max(1, *(x.level for x in self.eval))
+        self.wide = 0  # the window of stage 1's every second update, if any
+        first = self.by_level[min(self.by_level)]
+        if settings.window and self.stages and min(len(x.slots) for x in first) > 1:
+            K = settings.max_thoughts
+            self.wide = max(x.start - x.slots[0] - 1 + K * len(x.slots) for x in first)
 
     def _encoded(self, rows: list[Row], path: str) -> list[Example]:
         end = end_of_answer(self.text_ids)
@@ -247,7 +252,10 @@ class Task(Source):
             B = -(-B // settings.processes) * settings.processes
         rows = self.draw(rng, B, stage) if stage else [
             self.train[i] for i in rng.integers(len(self.train), size=B)]
-        return self.batch(rows, offset=int(rng.integers(self.moves)))
+        # where even the easiest rows take two thoughts, each would have to mean something before
+        # the other one can. An answer that sees both, every second update, teaches each by itself
+        wide = self.wide if stage == min(self.by_level) and step % 2 else 0
+        return self.batch(rows, offset=int(rng.integers(self.moves)), window=wide)
 
     def draw(self, rng: np.random.Generator, n: int, stage: int) -> list[Example]:
         below = [x for level, rows in self.by_level.items() if level <= stage for x in rows]

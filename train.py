@@ -117,8 +117,7 @@ def give_rows(run: Run) -> dict[str, float]:
         if N != s.think_vocab:
             raise ValueError(f"--model {s.model} has {N} thinking rows already: leave "
                              f"--think_vocab at {N}, or start from a base model")
-        # after forced thinking the gate was never trained, and one that was trained under another
-        # cost or other rules does not fit here
+        # a gate of forced thinking was never trained; one of other rules does not fit
         where = run.rules.table(model.config.vocab_size, ids.device)[ids]
         return model.fit_gate(ids, s.think_prior, mask, where)
     # a seed of its own: a base that was drawn from the plain one would share its numbers with the
@@ -135,8 +134,7 @@ def make_optimizer(run: Run) -> torch.optim.Optimizer:
     """AdamW with two groups, as thinking rows have their own learning rate, and no weight decay.
     Raises ValueError where saved moments belong to another model."""
     s, model = run.settings, run.model
-    # without a gate to open, its bias has a gradient of rounding errors alone, which Adam would
-    # turn into a random walk
+    # unused, its gradient is rounding errors, which Adam would make a random walk
     model.gate_bias.requires_grad_(s.think == "free")
     rows = [model.think] + ([model.gate_bias] if s.think == "free" else [])
     body = [p for p in model.parameters() if p is not model.think and p is not model.gate_bias]

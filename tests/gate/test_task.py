@@ -20,7 +20,7 @@ from lab.report import told_stories
 from model import GPT, Config
 from next_token import answer_prompt, roll, states
 from reward import Credit, advantages, rollout_loss, scale_of, score, text_weights
-from rollout import GREEDY, Rules, naive_rollout
+from rollout import GREEDY, Rules, naive_rollout, visible
 from run import open_run
 from sample import generate, load_run
 from task import Task, cut, fitted, kind_of, open_source, read_rows
@@ -420,6 +420,30 @@ def test_probe_and_page(file, tmp_path, monkeypatch, capsys):
     told = told_stories(tmp_path / "out")
     assert len(told.stories) == len(told.notes) == 4
     assert [x.count('class="think"') for x in told.stories] == [len(x) for x in told.notes]
+
+
+def test_first_stage_of_two_thoughts(file, tmp_path):
+    """Where level 1 takes two thoughts, the answer sees both of them in every second update of its
+    stage, and nothing from before them."""
+    two = write(tmp_path / "two.jsonl", [x | {"level": x["level"] - 1} for x in ROWS
+                                         if x["level"] > 1])
+    s = settings(data=two, model="scratch:1x16")
+    task = Task(two, None, s, own=True)
+    windows = {(stage, step): task.text(s, step, stage).window for stage in (0, 1, 2)
+               for step in range(4)}
+    assert {k: x for k, x in windows.items() if x} == {(1, 1): task.wide, (1, 3): task.wide}
+    assert task.wide > s.window
+
+    text = task.text(s, 1, 1)
+    V = task.tokenizer.V
+    ro = roll(GPT(Config(1, 1, 16, 64, V, 4)), text, FORCED.fit(text, V), luck())
+    query = (ro.ids == task.tokenizer.encode("?")[0]).int().argmax(1)  # it says the answer
+    sees = visible(ro.is_think, text.window)[:, 0]  # [R, T, T]
+    for r, q in enumerate(query.tolist()):
+        first = ro.is_think[r].int().argmax().item()
+        assert sees[r, q].nonzero()[:, 0].tolist() == list(range(first, q + 1))
+    s = settings(data=file, model="scratch:1x16")
+    assert not any(task_of(file).text(s, step, 1).window for step in range(4))
 
 
 def test_stages(file, tmp_path, monkeypatch):
