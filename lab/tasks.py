@@ -12,17 +12,18 @@ symbol is a step, and the level is their number: 1 to 40 to train on, 41 to 500 
     cycle_navigation     five places in a ring, moves stay, next and back: where does it end?
     modular_arithmetic   digits with + - and *, products first: the value modulo 5
 
-Others are downloaded by you, and read from --source in their own format: bbh, the
-tracking_shuffled_objects of BIG-Bench Hard, which are for evaluation only; tangrams, of SCONE;
-babi; gsm8k; icot.
+Others are downloaded by you, and read from --source in their own format: tangrams, of SCONE; babi;
+gsm8k; icot; and bbh, the tracking_shuffled_objects of BIG-Bench Hard. Its stories are for
+evaluation only, in OUT_test. OUT has new ones with the same frames, people and things.
 
 Left out on purpose: downloads; chains of reasoning, which are dropped. Knows task.py, settings.py,
 command.py.
 """
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,6 +33,9 @@ from settings import Parser, at_least
 TRAINED, TESTED = (1, 40), (41, 500)  # lengths of the regular tasks
 RING = "red green blue white black".split()  # the five places
 Symbols = tuple[list[str], str]  # symbols, and what their whole is
+LETTERS = "ABCDEFG"  # of options
+SWAP = re.compile(r"(\w+), (\w+) and (\w+) (.*)")
+ASKED = re.compile(r"(At the end of [^,]*, )(\w+)(.*)")
 
 
 # Generated
@@ -100,13 +104,85 @@ def stories(rows: int, seed: int, most: int = 5, levels: int = 8) -> Iterator[di
 
 # Read
 
-def bbh(text: str) -> Iterator[dict]:
-    """{"examples": [{"input": story and options, "target": "(B)"}]}. Level: swaps."""
+class Swaps(NamedTuple):
+    """A story in which people swap things. Thing i is that of person i at first, and option i."""
+    intro: str  # says who has what
+    swaps: list[str]
+    question: str  # asks what somebody has in the end
+    people: list[str]
+    things: list[str]
+    answer: str  # "B": the second option
+
+    @property
+    def row(self) -> dict:
+        """Level: swaps. One thought after each; the first one stands after the first swap."""
+        steps = [f"{self.intro} {self.swaps[0]}", *self.swaps[1:]]
+        options = "".join(f"\n({a}) {x}" for a, x in zip(LETTERS, self.things))
+        prompt = " ".join([*steps, f"{self.question}\nOptions:{options}"])
+        return {"prompt": prompt, "steps": steps, "answer": self.answer, "level": len(self.swaps)}
+
+    @property
+    def frame(self) -> str:
+        """The intro without people and things: stories of one frame can lend each other things."""
+        return re.sub("|".join(map(re.escape, [*self.people, *self.things])), "_", self.intro)
+
+
+def swaps_of(text: str) -> list[Swaps]:
+    """{"examples": [{"input": story and options, "target": "(B)"}]}."""
+    out = []
     for x in json.loads(text)["examples"]:
         story, options = x["input"].split("\nOptions:")
-        chosen = re.search(re.escape(x["target"]) + r" (.*)", options)[1]
-        yield {"prompt": story.strip(), "answer": chosen.strip().rstrip("."),
-               "level": max(1, len(re.findall(r"(?:First|Then|Finally),", story)))}
+        intro, *swaps, question = re.split(r"\s+(?=First, |Then, |Finally, |At the end )",
+                                           story.strip())
+        things = re.findall(r"\(\w\) (.*?)\.?\s*$", options, re.MULTILINE)
+        people = sorted({name for swap in swaps for name in SWAP.match(swap).groups()[1:3]}
+                        | {ASKED.match(question)[2]}, key=intro.index)
+        out.append(Swaps(intro, swaps, question, people, things, x["target"].strip("()")))
+    return out
+
+
+def retold(old: Swaps, things: list[str], n: int, rng: np.random.Generator) -> Swaps:
+    """The same frame and people with other things, n other swaps and another question."""
+    intro, names, rest = "", old.people, old.intro
+    new = [str(x) for x in rng.permutation(things)[:len(old.things)]]
+    for was, now in zip(old.things, new):
+        before, _, rest = rest.partition(was)
+        intro += before + now
+    has, swaps = list(range(len(new))), []
+    for i in range(n):
+        a, b = rng.permutation(len(names))[:2].tolist()
+        has[a], has[b] = has[b], has[a]
+        lead = "First" if i == 0 else "Finally" if i == n - 1 else "Then"
+        swaps.append(f"{lead}, {names[a]} and {names[b]} {SWAP.match(old.swaps[0])[4]}")
+    who = int(rng.integers(len(names)))
+    question = ASKED.sub(lambda m: m[1] + names[who] + m[3], old.question)
+    return Swaps(intro + rest, swaps, question, names, new, LETTERS[has[who]])
+
+
+def bbh(text: str) -> Iterator[dict]:
+    """The stories as they are."""
+    yield from (x.row for x in swaps_of(text))
+
+
+def more_bbh(text: str, rows: int, seed: int) -> Iterator[dict]:
+    """New stories, of one swap up to as many as there are, in the words of the file. None of them
+    stands in it."""
+    rng = np.random.default_rng(seed)
+    # (who neither swaps nor is asked for has no known name)
+    old = [x for x in swaps_of(text) if len(x.people) == len(x.things)]
+    lent: dict[str, set[str]] = {}
+    for x in old:
+        lent.setdefault(x.frame, set()).update(x.things)
+    if not old:
+        raise ValueError("there is no story of people who swap things")
+    there, most = {row["prompt"] for row in bbh(text)}, max(len(x.swaps) for x in old)
+    for i in range(rows):
+        for _ in range(100):
+            x = old[rng.integers(len(old))]
+            row = retold(x, sorted(lent[x.frame]), 1 + i % most, rng).row
+            if row["prompt"] not in there:
+                yield row
+                break
 
 
 def tangrams(text: str) -> Iterator[dict]:
@@ -156,24 +232,33 @@ READ: dict[str, Callable[[str], Iterator[dict]]] = {
     f.__name__: f for f in (bbh, tangrams, babi, gsm8k, icot)}
 
 
-def write(path: Path, rows: Iterator[dict]) -> int:
+def write(path: Path, rows: Iterable[dict]) -> int:
     """-> how many. Raises OSError."""
     lines = [json.dumps(row) + "\n" for row in rows]
     path.write_text("".join(lines), encoding="utf-8")
     return len(lines)
 
 
-def longer_rows(out: Path) -> Path:
+def rows_to_test(out: Path) -> Path:
     """The file that is tested on, next to the one that is trained on."""
     return out.with_name(f"{out.stem}_test{out.suffix}")
 
 
-def make(name: str, out: Path, rows: int = 2000, seed: int = 0) -> dict[Path, int]:
-    """Write the files of a task that is generated -> how many rows each has. Raises OSError."""
+def make(name: str, out: Path, rows: int = 2000, seed: int = 0,
+         source: Path | None = None) -> dict[Path, int]:
+    """Write the files of a task -> how many rows each has. Raises OSError, ValueError and what a
+    `source` of another kind leads to."""
+    if name in READ:
+        text = source.read_text(encoding="utf-8-sig")
+        of_file = [*READ[name](text)]  # before anything is written
+        if name != "bbh":
+            return {out: write(out, of_file)}
+        return {out: write(out, more_bbh(text, rows, seed)),
+                rows_to_test(out): write(rows_to_test(out), of_file)}
     if name == "stories":
         return {out: write(out, stories(rows, seed))}
     return {path: write(path, regular(name, count, seed, lengths)) for path, count, lengths in (
-        (out, rows, TRAINED), (longer_rows(out), max(1, rows // 10), TESTED))}
+        (out, rows, TRAINED), (rows_to_test(out), max(1, rows // 10), TESTED))}
 
 
 def main() -> None:
@@ -191,14 +276,10 @@ def main() -> None:
             raise ValueError(f"{args.name} is read from --source FILE" if args.name in READ else
                              f"{args.name} is generated: it has no --source")
         command.check_rows(args.out, args.source)
-        if args.name in REGULAR:
-            command.check_rows(longer_rows(args.out))
-        if args.name in READ:
-            text = args.source.read_text(encoding="utf-8-sig")
-            made = {args.out: write(args.out, READ[args.name](text))}
-        else:
-            made = make(args.name, args.out, args.rows, args.seed)
-    except (KeyError, TypeError, IndexError, json.JSONDecodeError, UnicodeDecodeError) as e:
+        if args.name in REGULAR or args.name == "bbh":
+            command.check_rows(rows_to_test(args.out))
+        made = make(args.name, args.out, args.rows, args.seed, args.source)
+    except (LookupError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as e:
         p.error(f"{args.source} is no file of {args.name} ({type(e).__name__}: {e})")
     except (ValueError, OSError) as e:
         p.error(str(e))

@@ -1,5 +1,6 @@
 """lab.tasks: are the generated answers right, and are the files of others read as they are?"""
 import json
+import re
 
 import pytest
 
@@ -53,10 +54,12 @@ def test_stories():
 
 FOREIGN = {
     "bbh": (json.dumps({"examples": [{"input": "A has a hat, and B has a cap. First, A and B swap. "
-                                      "Then, B and A swap. At the end, A has\nOptions:\n(A) hat.\n"
-                                      "(B) cap.", "target": "(A)"}]}),
+                                      "Then, B and A swap. At the end of it, A has\nOptions:\n"
+                                      "(A) hat.\n(B) cap.", "target": "(A)"}]}),
             [{"prompt": "A has a hat, and B has a cap. First, A and B swap. Then, B and A swap. At "
-              "the end, A has", "answer": "hat", "level": 2}]),
+              "the end of it, A has\nOptions:\n(A) hat\n(B) cap", "answer": "A", "level": 2,
+              "steps": ["A has a hat, and B has a cap. First, A and B swap.",
+                        "Then, B and A swap."]}]),
     "tangrams": (json.dumps([{"initial_env": "1:C 2:B 3:_", "utterances": [
         {"instruction": "remove the first", "after_env": "1:B"},
         {"instruction": "and the other", "after_env": "1:_"}]}]),
@@ -82,6 +85,37 @@ def test_files_of_others(name):
     assert list(READ[name](text)) == wanted
 
 
+def test_more_stories_of_swaps():
+    """Guards the answers of new stories, played with a dictionary; and none of them is in the file.
+
+    Things are lent within a frame alone, and stand in the same order in intro and options.
+    """
+    def item(ball, cap):
+        return {"input": f"Ann, Bo, and Cy play. Ann has {ball}, Bo has a red hat, and Cy has "
+                         f"{cap}.\nIt begins. First, Cy and Ann trade hats. Then, Bo and Cy trade "
+                         f"hats. At the end of it, Bo has\nOptions:\n(A) {ball}\n(B) a red hat\n"
+                         f"(C) {cap}", "target": "(A)"}
+    other = {"input": "Di and Ed dance. Di has an A, and Ed has an B. First, Di and Ed turn. At "
+                      "the end of all, Ed has\nOptions:\n(A) A\n(B) B", "target": "(A)"}
+    text = json.dumps({"examples": [item("a ball", "a cap"), item("a bow", "a pin"), other]})
+    there, new = list(READ["bbh"](text)), list(tasks.more_bbh(text, 200, 0))
+    assert len(new) == 200 and not {x["prompt"] for x in there} & {x["prompt"] for x in new}
+    seen = set()
+    for row in there + new:
+        names, things = re.findall(r"(\w+) has an? ([\w ]+)[,.]", row["prompt"]), {}
+        options = dict(map(reversed, re.findall(r"\((\w)\) (?:an? )?(.*)", row["prompt"])))
+        assert [x for _, x in names] == list(options)
+        things = dict(names)
+        for a, b in re.findall(r", (\w+) and (\w+) (?:trade|turn)", row["prompt"]):
+            things[a], things[b] = things[b], things[a]
+        who = re.search(r", (\w+) has\nOptions", row["prompt"])[1]
+        assert options[things[who]] == row["answer"]
+        assert row["level"] == len(row["steps"]) == len(re.findall("First|Then|Finally",
+                                                                   row["prompt"]))
+        seen |= {(names[0][0], x) for x in options}
+    assert ("Ann", "pin") in seen and ("Di", "pin") not in seen
+
+
 @pytest.mark.parametrize("name", ["stories", *REGULAR, *READ])
 def test_the_command(name, tmp_path, monkeypatch, capsys):
     """Guards that what is written is a task: train.py takes each file as it stands."""
@@ -94,7 +128,7 @@ def test_the_command(name, tmp_path, monkeypatch, capsys):
     test = tmp_path / "out_test.jsonl"
     more = {"eval_data": str(test if test.exists() else out)}
     task = Task(str(out), None, settings(data=str(out), **more), own=True)
-    assert task.train and task.eval and (task.levels > 40) == test.exists()
+    assert task.train and task.eval and test.exists() == (name in REGULAR or name == "bbh")
 
 
 @pytest.mark.parametrize("argv, said", [
