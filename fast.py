@@ -103,8 +103,8 @@ class Recorder:
     """What the sampler of a run keeps from rollout to rollout: steps that are compiled and
     recorded, with their tensors, and copies of weights in the dtype of products.
 
-    A place of 32 rows of GPT-2 takes an H200 6.3 ms where each of some 350 kernels is launched,
-    1.2 ms as a CUDA graph, and 0.8 ms compiled as well, in 175 kernels (docs/GPU.md).
+    A place of 32 rows of GPT-2 takes an H200 6 to 13 ms where each of some 350 kernels is launched,
+    1.3 ms as a CUDA graph, and 0.8 ms compiled as well, in 175 kernels (docs/GPU.md).
     """
     KEPT = 8  # kinds of rollouts: as many as torch compiles of one function
 

@@ -207,11 +207,13 @@ class Task(Source):
             self.by_level.setdefault(x.level, []).append(x)
         self.stages = max(self.by_level) if len(self.by_level) > 1 else 0
         self.levels = max(1, *(x.level for x in self.eval))
-        self.wide = 0  # the window of stage 1's every second update, if any
-        first = self.by_level[min(self.by_level)]
-        if settings.window and self.stages and min(len(x.slots) for x in first) > 1:
-            K = settings.max_thoughts
-            self.wide = max(x.start - x.slots[0] - 1 + K * len(x.slots) for x in first)
+        self.wide = 0  # the first stage's window in every second update; 0: as in the rules
+        first, K = self.by_level[min(self.by_level)], settings.max_thoughts
+        if (settings.window and self.stages and settings.think == "forced" and not self.branches
+                and settings.thoughts != "none" and min(len(x.slots) for x in first) > 1):
+            # from where the answer begins back to the first thought
+            wide = max(x.start - x.slots[0] - 1 + K * len(x.slots) for x in first)
+            self.wide = wide if wide > settings.window else 0
 
     def _encoded(self, rows: list[Row], path: str) -> list[Example]:
         end = end_of_answer(self.text_ids)
@@ -252,8 +254,8 @@ class Task(Source):
             B = -(-B // settings.processes) * settings.processes
         rows = self.draw(rng, B, stage) if stage else [
             self.train[i] for i in rng.integers(len(self.train), size=B)]
-        # where even the easiest rows take two thoughts, each would have to mean something before
-        # the other one can. An answer that sees both, every second update, teaches each by itself
+        # with two thoughts in the easiest rows neither can be learnt first: the second one reads
+        # the first. So in every second update the answer sees both
         wide = self.wide if stage == min(self.by_level) and step % 2 else 0
         return self.batch(rows, offset=int(rng.integers(self.moves)), window=wide)
 

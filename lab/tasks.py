@@ -3,6 +3,7 @@
     python -m lab.tasks stories stories.jsonl              # sums in one to eight sentences
     python -m lab.tasks parity parity.jsonl                # and parity_test.jsonl, for --eval_data
     python -m lab.tasks gsm8k math.jsonl --source train.jsonl
+    python -m lab.tasks bbh swaps.jsonl --source tracking_shuffled_objects_three_objects.json
 
 The regular tasks are those of "Neural Networks and the Chomsky Hierarchy" (arXiv 2207.02098). Each
 symbol is a step, and the level is their number: 1 to 40 to train on, 41 to 500 to test.
@@ -14,9 +15,9 @@ symbol is a step, and the level is their number: 1 to 40 to train on, 41 to 500 
 
 Others are downloaded by you, and read from --source in their own format: tangrams, of SCONE; babi;
 gsm8k; icot; and bbh, the tracking_shuffled_objects of BIG-Bench Hard. Its stories are for
-evaluation only, in OUT_test. OUT has new ones with the same frames, people and things.
+evaluation only, in OUT_test. OUT has new ones, with their people, frames and things.
 
-Left out on purpose: downloads; chains of reasoning, which are dropped. Knows task.py, settings.py,
+Left out on purpose: downloads; chains of reasoning, which are dropped. Knows settings.py,
 command.py.
 """
 import json
@@ -105,11 +106,12 @@ def stories(rows: int, seed: int, most: int = 5, levels: int = 8) -> Iterator[di
 # Read
 
 class Swaps(NamedTuple):
-    """A story in which people swap things. Thing i is that of person i at first, and option i."""
+    """A story in which people swap things. Where all of them are known, thing i is that of person i
+    at first, and option i."""
     intro: str  # says who has what
     swaps: list[str]
     question: str  # asks what somebody has in the end
-    people: list[str]
+    people: list[str]  # who swap or are asked for, in the order of the intro
     things: list[str]
     answer: str  # "B": the second option
 
@@ -126,63 +128,95 @@ class Swaps(NamedTuple):
         """The intro without people and things: stories of one frame can lend each other things."""
         return re.sub("|".join(map(re.escape, [*self.people, *self.things])), "_", self.intro)
 
+    @property
+    def known(self) -> bool:
+        """Does the intro say of each person which thing is theirs?"""
+        return len(self.people) == len(self.things) and all(
+            owner(*x).search(self.intro) for x in zip(self.people, self.things))
 
-def swaps_of(text: str) -> list[Swaps]:
-    """{"examples": [{"input": story and options, "target": "(B)"}]}."""
-    out = []
-    for x in json.loads(text)["examples"]:
-        story, options = x["input"].split("\nOptions:")
-        intro, *swaps, question = re.split(r"\s+(?=First, |Then, |Finally, |At the end )",
-                                           story.strip())
-        things = re.findall(r"\(\w\) (.*?)\.?\s*$", options, re.MULTILINE)
-        people = sorted({name for swap in swaps for name in SWAP.match(swap).groups()[1:3]}
-                        | {ASKED.match(question)[2]}, key=intro.index)
-        out.append(Swaps(intro, swaps, question, people, things, x["target"].strip("()")))
+
+def owner(person: str, thing: str) -> re.Pattern:
+    """Finds in an intro that this person has this thing: both in one clause."""
+    return re.compile(rf"(\b{re.escape(person)}\b[^.,:]*?\b){re.escape(thing)}\b")
+
+
+def swaps_of(item: dict) -> Swaps:
+    """{"input": story and options, "target": "(B)"}. Raises ValueError for any other story."""
+    story, _, options = item["input"].partition("\nOptions:")
+    intro, *swaps = re.split(r"\s+(?=First, |Then, |Finally, |At the end )", story.strip())
+    things = re.findall(r"\(\w\) (.+?)\.?\s*$", options, re.MULTILINE)
+    asked = ASKED.fullmatch(swaps[-1]) if swaps else None
+    moves = [SWAP.fullmatch(x) for x in swaps[:-1]]
+    if not (asked and moves and all(moves) and 0 < len(things) <= len(LETTERS)):
+        raise ValueError("it is no story of people who swap things, with options")
+    found = {name: re.search(rf"\b{name}\b", intro)
+             for name in [asked[2], *(m[i] for m in moves for i in (2, 3))]}
+    if None in found.values():
+        raise ValueError("somebody in it has not been introduced")
+    out = Swaps(intro, swaps[:-1], swaps[-1], sorted(found, key=lambda x: found[x].start()), things,
+                item["target"].strip("()"))
+    moved = [(out.people.index(m[2]), out.people.index(m[3])) for m in moves]
+    if out.known and LETTERS[outcome(moved, out.people.index(asked[2]))] != out.answer:
+        raise ValueError("its options are not in the order of its people")
     return out
 
 
-def retold(old: Swaps, things: list[str], n: int, rng: np.random.Generator) -> Swaps:
-    """The same frame and people with other things, n other swaps and another question."""
-    intro, names, rest = "", old.people, old.intro
-    new = [str(x) for x in rng.permutation(things)[:len(old.things)]]
-    for was, now in zip(old.things, new):
-        before, _, rest = rest.partition(was)
-        intro += before + now
-    has, swaps = list(range(len(new))), []
-    for i in range(n):
-        a, b = rng.permutation(len(names))[:2].tolist()
-        has[a], has[b] = has[b], has[a]
-        lead = "First" if i == 0 else "Finally" if i == n - 1 else "Then"
-        swaps.append(f"{lead}, {names[a]} and {names[b]} {SWAP.match(old.swaps[0])[4]}")
+def outcome(moves: list[tuple[int, int]], who: int) -> int:
+    """Whose thing has person `who` after these swaps?"""
+    for a, b in reversed(moves):
+        who = {a: b, b: a}.get(who, who)
+    return who
+
+
+def retold(old: Swaps, lent: list[str], n: int, rng: np.random.Generator) -> Swaps:
+    """The same frame and people, with things that are lent; n swaps and a question are drawn."""
+    intro, names = old.intro, old.people
+    things = rng.permutation(lent)[:len(names)].tolist()
+    for person, was, now in zip(names, old.things, things):
+        intro = owner(person, was).sub(lambda found: found[1] + now, intro, count=1)
+    moves = [tuple(rng.permutation(len(names))[:2].tolist()) for _ in range(n)]
+    first, last = ["First"] + ["Then"] * (n - 1), ["Finally"] * (n > 1)
+    swaps = [f"{lead}, {names[a]} and {names[b]} {SWAP.match(old.swaps[0])[4]}"
+             for lead, (a, b) in zip(first[:n - len(last)] + last, moves)]
     who = int(rng.integers(len(names)))
-    question = ASKED.sub(lambda m: m[1] + names[who] + m[3], old.question)
-    return Swaps(intro + rest, swaps, question, names, new, LETTERS[has[who]])
+    question = ASKED.sub(lambda found: found[1] + names[who] + found[3], old.question)
+    return Swaps(intro, swaps, question, names, things, LETTERS[outcome(moves, who)])
 
 
 def bbh(text: str) -> Iterator[dict]:
-    """The stories as they are."""
-    yield from (x.row for x in swaps_of(text))
+    """{"examples": [stories]}: the published ones, as rows. Raises ValueError for others."""
+    yield from (x.row for x in published(text))
+
+
+def published(text: str) -> Iterator[Swaps]:
+    for number, item in enumerate(json.loads(text)["examples"], 1):
+        try:
+            yield swaps_of(item)
+        except ValueError as e:
+            raise ValueError(f"example {number} of --source: {e}") from e
 
 
 def more_bbh(text: str, rows: int, seed: int) -> Iterator[dict]:
-    """New stories, of one swap up to as many as there are, in the words of the file. None of them
-    stands in it."""
+    """New stories, of one swap up to the most in the file, none of which is in it. People and frame
+    are those of a published one, things come from all stories of that frame. Raises ValueError
+    where no other ones can be found."""
     rng = np.random.default_rng(seed)
-    # (who neither swaps nor is asked for has no known name)
-    old = [x for x in swaps_of(text) if len(x.people) == len(x.things)]
+    old = [x for x in published(text) if x.known]
+    if not old:
+        raise ValueError("in none of its stories it is known what each person has")
     lent: dict[str, set[str]] = {}
     for x in old:
         lent.setdefault(x.frame, set()).update(x.things)
-    if not old:
-        raise ValueError("there is no story of people who swap things")
     there, most = {row["prompt"] for row in bbh(text)}, max(len(x.swaps) for x in old)
     for i in range(rows):
-        for _ in range(100):
+        for _ in range(1000):
             x = old[rng.integers(len(old))]
             row = retold(x, sorted(lent[x.frame]), 1 + i % most, rng).row
             if row["prompt"] not in there:
-                yield row
                 break
+        else:
+            raise ValueError(f"no story of {1 + i % most} swaps is left that is not in it")
+        yield row
 
 
 def tangrams(text: str) -> Iterator[dict]:
@@ -235,7 +269,7 @@ READ: dict[str, Callable[[str], Iterator[dict]]] = {
 def write(path: Path, rows: Iterable[dict]) -> int:
     """-> how many. Raises OSError."""
     lines = [json.dumps(row) + "\n" for row in rows]
-    path.write_text("".join(lines), encoding="utf-8")
+    command.write_whole(path, "".join(lines).encode())
     return len(lines)
 
 
@@ -246,8 +280,8 @@ def rows_to_test(out: Path) -> Path:
 
 def make(name: str, out: Path, rows: int = 2000, seed: int = 0,
          source: Path | None = None) -> dict[Path, int]:
-    """Write the files of a task -> how many rows each has. Raises OSError, ValueError and what a
-    `source` of another kind leads to."""
+    """Write the files of a task -> how many rows each has. source: the file that one of READ needs.
+    Raises OSError, and ValueError or what comes of an unknown key where it is of another kind."""
     if name in READ:
         text = source.read_text(encoding="utf-8-sig")
         of_file = [*READ[name](text)]  # before anything is written
@@ -266,8 +300,8 @@ def main() -> None:
     p.add_argument("name", metavar="NAME", choices=["stories", *REGULAR, *READ],
                    help=", ".join(["stories", *REGULAR, *READ]))
     p.add_argument("out", type=Path, metavar="OUT", help="the .jsonl file to write")
-    p.add_argument("--source", type=Path, help="the file that is read, for those that are not made")
-    p.add_argument("--rows", type=int, default=2000, help="of those that are made (2000)")
+    p.add_argument("--source", type=Path, help="the file that is read")
+    p.add_argument("--rows", type=int, default=2000, help="of what is made (2000)")
     p.add_argument("--seed", type=int, default=0, help="of what is drawn (0)")
     args = p.parse_args()
     try:
@@ -277,9 +311,11 @@ def main() -> None:
                              f"{args.name} is generated: it has no --source")
         command.check_rows(args.out, args.source)
         if args.name in REGULAR or args.name == "bbh":
-            command.check_rows(rows_to_test(args.out))
+            command.check_rows(rows_to_test(args.out), args.source)
         made = make(args.name, args.out, args.rows, args.seed, args.source)
     except (LookupError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as e:
+        if args.source is None:
+            raise
         p.error(f"{args.source} is no file of {args.name} ({type(e).__name__}: {e})")
     except (ValueError, OSError) as e:
         p.error(str(e))

@@ -442,8 +442,10 @@ def test_first_stage_of_two_thoughts(file, tmp_path):
     for r, q in enumerate(query.tolist()):
         first = ro.is_think[r].int().argmax().item()
         assert sees[r, q].nonzero()[:, 0].tolist() == list(range(first, q + 1))
-    s = settings(data=file, model="scratch:1x16")
-    assert not any(task_of(file).text(s, step, 1).window for step in range(4))
+    for other, more in ((file, {}), (two, {"window": task.wide}), (two, {"thoughts": "none"}),
+                        (two, {"approach": "next_token", "window": 5}), (two, {"think": "free"})):
+        s = settings(data=other, model="scratch:1x16", **more)
+        assert not Task(other, None, s, own=True).wide, more
 
 
 def test_stages(file, tmp_path, monkeypatch):

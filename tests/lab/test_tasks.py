@@ -116,6 +116,25 @@ def test_more_stories_of_swaps():
     assert ("Ann", "pin") in seen and ("Di", "pin") not in seen
 
 
+@pytest.mark.parametrize("story, said", [
+    ("not ( True ) and True", "no story of people"),
+    ("Al has a hat. First, Al and Jo-Ann swap. At the end of it, Al has\nOptions:\n(A) hat",
+     "no story of people"),
+    ("Al has a hat. First, Al and Eve swap. At the end of it, Al has\nOptions:\n(A) hat",
+     "introduced"),
+    ("Al has a hat, and Ed has a cap. First, Al and Ed swap. At the end of it, Al has\nOptions:\n"
+     "(A) cap\n(B) hat", "known"),
+    ("Also Al has a hat, and Ed has a cap. First, Al and Ed swap. At the end of it, Al has\n"
+     "Options:\n(A) hat\n(B) cap", "in the order of")], ids=str)
+def test_other_stories(story, said, tmp_path, monkeypatch, capsys):
+    """Guards that new stories are made of what was understood alone; else one line, and no file."""
+    (tmp_path / "b").write_text(json.dumps({"examples": [{"input": story, "target": "(A)"}]}))
+    argv = ["bbh", tmp_path / "a.jsonl", "--source", tmp_path / "b"]
+    code, _, err = run(tasks.main, argv, monkeypatch, capsys)
+    assert code == 2 and said in err and err.count("\n") == 1, err
+    assert not (tmp_path / "a.jsonl").exists()
+
+
 @pytest.mark.parametrize("name", ["stories", *REGULAR, *READ])
 def test_the_command(name, tmp_path, monkeypatch, capsys):
     """Guards that what is written is a task: train.py takes each file as it stands."""
@@ -129,6 +148,7 @@ def test_the_command(name, tmp_path, monkeypatch, capsys):
     more = {"eval_data": str(test if test.exists() else out)}
     task = Task(str(out), None, settings(data=str(out), **more), own=True)
     assert task.train and task.eval and test.exists() == (name in REGULAR or name == "bbh")
+    assert (task.levels > 40) == (name in REGULAR)
 
 
 @pytest.mark.parametrize("argv, said", [
