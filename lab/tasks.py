@@ -178,7 +178,9 @@ def retold(old: Swaps, lent: list[str], n: int, rng: np.random.Generator) -> Swa
     first, last = ["First"] + ["Then"] * (n - 1), ["Finally"] * (n > 1)
     swaps = [f"{lead}, {names[a]} and {names[b]} {SWAP.match(old.swaps[0])[4]}"
              for lead, (a, b) in zip(first[:n - len(last)] + last, moves)]
-    who = int(rng.integers(len(names)))
+    # after one swap, one of the two who swapped: of all, neither name nor swap alone would say
+    # anything of the answer, and a model had to begin with both at once
+    who = int(rng.choice(moves[0] if n == 1 else len(names)))
     question = ASKED.sub(lambda found: found[1] + names[who] + found[3], old.question)
     return Swaps(intro, swaps, question, names, things, LETTERS[outcome(moves, who)])
 
