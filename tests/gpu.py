@@ -373,9 +373,9 @@ def command(size: Size, report: Report) -> dict:
                 [sys.executable, "train.py", "--out", str(out), *map(str, words)], cwd=ROOT,
                 capture_output=True, text=True, timeout=240,
                 env={**os.environ, "TORCH_HOME": folder, "HF_HUB_OFFLINE": "1"})
-            found[name] = {"rc": done.returncode, "seconds": time.time() - start,
-                           "end": done.stdout.splitlines()[-6:]}
-            said = done.stdout + done.stderr
+            said = (done.stdout + done.stderr).replace(folder, "FOLDER")
+            end = done.stdout.replace(folder, "FOLDER").splitlines()[-6:]
+            found[name] = {"rc": done.returncode, "seconds": time.time() - start, "end": end}
             print("       " + "\n       ".join(said.splitlines()[-4:]))
             return said
         for name, steps in (("stream", size.cups), ("teacher", size.cups // 2)):
