@@ -370,8 +370,8 @@ EXPERIMENTS = {
          ("(After a trial with seed 0.) Ids by reward alone, with a strict curriculum: five cups "
           "have 95 % at n = 12 in four of five seeds.",
           lambda r: (right_by_n(r, "5 cups, tokens")[:, 11] >= 0.95).mean() >= 0.8),
-         ("(After a trial with seed 1.) All orders of three balls by ids: 90 % at n = 10 in four of "
-          "five seeds.",
+         ("(After a trial with seed 1.) All orders of three balls by ids: 90 % at n = 10 in four "
+          "of five seeds.",
           lambda r: (right_by_n(r, "3 balls, tokens")[:, 9] >= 0.9).mean() >= 0.8)],
         {"5 cups, tokens": Arm(f"{TOKENS} {FIVE}", 250),
          "3 balls, tokens": Arm(f'{TOKENS} --data "cups balls=all"', 350),
