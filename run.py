@@ -264,6 +264,14 @@ class Run:
             "stage": self.progress.stage, "right": self.progress.accuracy,
             "skipped": self.progress.skipped}
 
+    def next_stage(self, right: float) -> None:
+        """Up by one. right: the share of this stage's questions; too few of them are a line."""
+        p = self.progress
+        if right <= self.source.enough:
+            tqdm.write(f"stage {p.stage} ends at its limit, {p.in_stage} updates, with {right:.0%} "
+                       f"right: does --window {self.settings.window} hold several steps?")
+        p.stage, p.in_stage = p.stage + 1, 0
+
     def notice_dead(self) -> None:
         """Say, each time it begins, that nothing is learned."""
         s, p = self.settings, self.progress

@@ -251,7 +251,7 @@ def climb(run: Run) -> None:
     # errors multiply along longer chains. (Of answers with mistakes in them `hurry` makes an end)
     while ((right := share_right(run)) > source.enough or p.in_stage >= source.hurry > 0) and (
             p.stage < source.stages):
-        p.stage, p.in_stage = p.stage + 1, 0
+        run.next_stage(right)
     p.accuracy = right
     if right > source.enough and not p.wanted:
         p.end = min(p.end, p.step + AFTER)

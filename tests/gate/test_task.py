@@ -448,9 +448,9 @@ def test_first_stage_of_two_thoughts(file, tmp_path):
         assert not Task(other, None, s, own=True).wide, more
 
 
-def test_stages(file, tmp_path, monkeypatch):
+def test_stages(file, tmp_path, monkeypatch, capsys):
     """Guards the curriculum of a file: rows up to the stage, half of them its own, as many tokens
-    in each. A stage whose answers are never all right ends after `hurry` steps."""
+    in each. A stage whose answers are never all right ends after `hurry` steps, and says so."""
     task, s = task_of(file), settings(data=file, prompts=8)
     for stage in (1, 2, 4):
         text = task.text(s, 3, stage)
@@ -467,6 +467,8 @@ def test_stages(file, tmp_path, monkeypatch):
         it.progress.in_stage = in_stage
         train.climb(it)
         assert it.progress.stage == stage
+    said = "".join(capsys.readouterr())
+    assert said.count("stage 1 ends at its limit, 400 updates, with 50% right") == 1
 
 
 # A text of one's own, from scratch
