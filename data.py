@@ -67,7 +67,7 @@ class Text:
     siblings: int = 1  # how many neighbours share their text
     stage: int = 0  # of the curriculum; 0 without one
     unread: int = 0  # answers of this level teach no reading yet; 0: all do
-    window: int = 0  # 0: the rules have it
+    window: int = 0  # places seen; 0: as in the rules
     real: Tensor | None = None  # [R, S]: is it no padding? None: all is text
 
     @property

@@ -268,8 +268,10 @@ class Run:
         """Up by one. right: the share of this stage's questions; too few of them are a line."""
         p = self.progress
         if right <= self.source.enough:
+            window = self.rules.window
+            why = f": does --window {window} hold several steps?" if window else ""
             tqdm.write(f"stage {p.stage} ends at its limit, {p.in_stage} updates, with {right:.0%} "
-                       f"right: does --window {self.settings.window} hold several steps?")
+                       f"right{why}")
         p.stage, p.in_stage = p.stage + 1, 0
 
     def notice_dead(self) -> None:

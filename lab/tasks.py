@@ -175,9 +175,9 @@ def retold(old: Swaps, lent: list[str], n: int, rng: np.random.Generator) -> Swa
     for person, was, now in zip(names, old.things, things):
         intro = owner(person, was).sub(lambda found: found[1] + now, intro, count=1)
     moves = [tuple(rng.permutation(len(names))[:2].tolist()) for _ in range(n)]
-    first, last = ["First"] + ["Then"] * (n - 1), ["Finally"] * (n > 1)
+    leads = ["First", *["Then"] * (n - 2), *["Finally"] * (n > 1)]
     swaps = [f"{lead}, {names[a]} and {names[b]} {SWAP.match(old.swaps[0])[4]}"
-             for lead, (a, b) in zip(first[:n - len(last)] + last, moves)]
+             for lead, (a, b) in zip(leads, moves)]
     # after one swap, one of the two who swapped: of all, neither name nor swap alone would say
     # anything of the answer, and a model had to begin with both at once
     who = int(rng.choice(moves[0] if n == 1 else len(names)))
@@ -202,14 +202,14 @@ def more_bbh(text: str, rows: int, seed: int) -> Iterator[dict]:
     """New stories, of one swap up to the most in the file, none of which is in it. People and frame
     are those of a published one, things come from all stories of that frame. Raises ValueError
     where no other ones can be found."""
-    rng = np.random.default_rng(seed)
-    old = [x for x in published(text) if x.known]
+    rng, given = np.random.default_rng(seed), list(published(text))
+    old = [x for x in given if x.known]
     if not old:
         raise ValueError("in none of its stories it is known what each person has")
     lent: dict[str, set[str]] = {}
     for x in old:
         lent.setdefault(x.frame, set()).update(x.things)
-    there, most = {row["prompt"] for row in bbh(text)}, max(len(x.swaps) for x in old)
+    there, most = {x.row["prompt"] for x in given}, max(len(x.swaps) for x in old)
     for i in range(rows):
         for _ in range(1000):
             x = old[rng.integers(len(old))]

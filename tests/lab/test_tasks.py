@@ -102,7 +102,7 @@ def test_more_stories_of_swaps():
     assert len(new) == 200 and not {x["prompt"] for x in there} & {x["prompt"] for x in new}
     seen = set()
     for row in there + new:
-        names, things = re.findall(r"(\w+) has an? ([\w ]+)[,.]", row["prompt"]), {}
+        names = re.findall(r"(\w+) has an? ([\w ]+)[,.]", row["prompt"])
         options = dict(map(reversed, re.findall(r"\((\w)\) (?:an? )?(.*)", row["prompt"])))
         assert [x for _, x in names] == list(options)
         things = dict(names)
