@@ -21,10 +21,9 @@ reader.py.
 Letters: B contexts, G siblings, R = B G rows, P prompt tokens, S new text tokens, L = P + S,
 V text rows, m cups, n moves since the last answer.
 """
-import contextlib
 import hashlib
 import os
-from collections import Counter
+import re
 from dataclasses import dataclass, fields, replace
 from itertools import combinations, permutations
 from pathlib import Path
@@ -33,9 +32,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from reader import documents, encoded, encoding_of, open_sealed, seal, told
+from reader import cached_ids, check_path, told
 from tokenizer import END_OF_TEXT, Tokenizer
 
 CACHE = Path(os.path.expanduser(os.environ.get("NANOTHINK_CACHE") or
@@ -47,6 +45,7 @@ LETTERS = "ABCDEF"  # of the cups
 OPENING = 9  # tokens of a story before its first move: The ball is under cup B. Moves:
 OFFSETS = 65  # a story begins at any position below: no position may mean a place in a round
 N_MAX = 30  # the longest round that the evaluation asks for
+ENDS = {"word": r"\s", "sentence": r"[.!?]", "line": r"\n"}  # in the token before a thought
 TRIED = 6  # stories that `teacher` writes for each one that is kept, under a curriculum
 
 
@@ -104,9 +103,10 @@ class Source:
     text_ids: list[int] | None = None  # the GPT-2 ids of its language, row by row; None: all
     stages = 0  # of a curriculum; 0: it has none
     enough = 0.99  # share of right answers that ends a stage
-    hurry = 0  # steps after which a stage ends, learned or not; 0: never
+    hurry = 0  # steps without progress after which a stage ends, unlearned; 0: never
     levels = 0  # that `questions` asks for; 0: there are no questions
     of = "level"  # what a level is called
+    counts = "text"  # what a window counts (rollout.Rules)
     digest = ""  # of a file's content: --resume notices another one
     says = False  # can lab.report say what a thought means?
     by_row = False  # each row is a prompt with its answer, all of it given (task.py)
@@ -191,7 +191,7 @@ class Cups(Source):
     """The game. Raises ValueError for one that can't be played."""
     HAZARD = 1 / 3  # a round of any number ends after each move with this probability
     levels = N_MAX
-    of = "n"
+    of, counts = "n", "places"
 
     def __init__(self, m: int = 3, balls: str = "one", moves: str = "mixed", idle: float = 0.0,
                  swaps: int = 10):
@@ -427,7 +427,8 @@ class TextFile(Source):
     """A .txt file, or a .jsonl file with a field `text`, as random windows. The last 5 % are held
     out, or all of another file is. Raises ValueError."""
 
-    def __init__(self, path: str | Path, tokenizer: Tokenizer, held_out: str | Path | None = None):
+    def __init__(self, path: str | Path, tokenizer: Tokenizer, held_out: str | Path | None = None,
+                 think_after: str = "anywhere"):
         check_path(path)
         self.name, self.tokenizer, self.text_ids = str(path), tokenizer, tokenizer.text_ids
         # ids [n] on disk, of which only what is used is read
@@ -438,6 +439,16 @@ class TextFile(Source):
             self.train, self.eval = self.train[:cut], self.train[cut:]
         else:
             self.eval = self._ids(Path(held_out))
+        self.after = None  # the ids after which thoughts may stand; None: all
+        if think_after != "anywhere":
+            ends = re.compile(ENDS.get(think_after, re.escape(think_after) + "$"))
+            self.after = [i for i, word in enumerate(tokenizer.words()) if ends.search(word)]
+            if not self.after:
+                raise ValueError(f"--think_after {think_after!r}: no token of the text ends so; "
+                                 f"there are anywhere, {', '.join(ENDS)}, and texts of your own")
+
+    def think_after(self, approach, think):
+        return self.after
 
     def take(self, rows, L, rng, prompt=0, held_out=False):
         ids = self.eval if held_out else self.train
@@ -449,7 +460,6 @@ class TextFile(Source):
         return torch.from_numpy(np.stack([ids[s:s + L] for s in starts]).astype(np.int64))
 
     def _ids(self, path: Path) -> np.ndarray:  # -> uint16
-        """The file as ids on disk: 1 GB of text needs a few MB of memory."""
         # made once per content and language, so the name of the cache is their hash
         digest = hashlib.sha256(repr(self.text_ids).encode())
         with open(path, "rb") as f:
@@ -457,10 +467,12 @@ class TextFile(Source):
                 digest.update(block)
         self.digest += digest.hexdigest()
         cached = CACHE / f"{digest.hexdigest()[:32]}{path.suffix.lower()}.bin"
-        if (found := open_sealed(cached)) is None:
-            self._encode(path, cached)
-            found = open_sealed(cached)
-        ids, skipped = found
+        rows = self.text_ids
+        # a small language may know no line breaks: there a line is a story
+        joined = rows is not None and not any("\n" in word for word in self.tokenizer.words())
+        end = END_OF_TEXT if rows is None else rows.index(END_OF_TEXT) if END_OF_TEXT in rows else 0
+        end = [end] if path.suffix.lower() == ".jsonl" and end else []  # a document ends here
+        ids, skipped = cached_ids(path, cached, self.tokenizer.encode, end, joined)
         if not len(ids):
             lines = f": its lines {told(skipped)}, none has a field `text`" if skipped else (
                 ": there is no text in it")
@@ -469,65 +481,3 @@ class TextFile(Source):
             print(f"{path}: skipped {skipped.total()} broken line(s), which are no JSON with a "
                   f"field `text`: {told(skipped)}")
         return ids
-
-    def _encode(self, path: Path, cached: Path) -> None:
-        """Make the cache, whole or not at all. Raises ValueError."""
-        kind, skipped = path.suffix.lower(), Counter()
-        rows = self.text_ids
-        # a small language may know no line breaks: there a line is a story
-        joined = rows is not None and not any("\n" in word for word in self.tokenizer.words())
-        end = END_OF_TEXT if rows is None else rows.index(END_OF_TEXT) if END_OF_TEXT in rows else 0
-        end = [end] if kind == ".jsonl" and end else []  # a document ends here
-        part = cached.with_suffix(f".{os.getpid()}.part")
-        try:
-            CACHE.mkdir(parents=True, exist_ok=True)
-            with open(path, "rb") as f, open(part, "w+b") as out, tqdm(
-                    total=path.stat().st_size, unit="B", unit_scale=True,
-                    desc=f"reading {path.name}", disable=None) as bar:
-                texts = documents(f, kind, skipped)
-                if joined:
-                    texts = (("".join(text.splitlines()), size) for text, size in texts)
-                for ids, size in encoded(texts, self.tokenizer.encode, end):
-                    out.write(ids)
-                    bar.update(size)
-                seal(out, skipped)
-            os.replace(part, cached)
-        except OSError as e:
-            raise ValueError(f"{CACHE} can't be written ({e.strerror}): name another folder for "
-                             "text as ids, as in NANOTHINK_CACHE=~/cache") from e
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink()
-
-
-def check_path(path: str | Path) -> None:
-    """Raises ValueError for what is no text file, before anything is downloaded for it."""
-    if not Path(path).is_file():
-        raise ValueError(f"there is no file {str(path)!r}")
-    if Path(path).suffix.lower() not in (".txt", ".jsonl"):
-        raise ValueError(f"{path} is no .txt or .jsonl file: its name has to end so")
-    encoding_of(path)
-
-
-CUPS = dict(m=int, balls=str, moves=str, idle=float, swaps=int)  # what a spec may set
-
-
-def read_spec(data: str) -> dict | None:
-    """`cups m=5 idle=0.4` -> {"m": 5, "idle": 0.4}; None: these data are no game. Raises
-    ValueError for what no game of cups has."""
-    game, *pairs = data.split() or [""]  # a path may be "", which is no game either
-    if game != "cups":
-        return None
-    spec = {}
-    for pair in pairs:
-        key, _, value = pair.partition("=")
-        try:
-            spec[key] = CUPS[key](value)
-        except (KeyError, ValueError) as e:
-            raise ValueError(f"--data cups takes {', '.join(f'{k}=' for k in CUPS)} and not "
-                             f"{pair!r}, as in --data \"cups m=5 idle=0.4\"") from e
-    return spec
-
-
-def write_spec(spec: dict) -> str:
-    return " ".join(["cups", *(f"{k}={v}" for k, v in spec.items())])

@@ -222,7 +222,7 @@ def evaluate(model: GPT, source: Source, rules: Rules, settings, teacher: GPT | 
     free, ro = free_text(model, source, rules, prompts.to(model.device), teacher)
     # given text, without thoughts and with them
     ids = held_out(source, rows, P + S, 2000).to(model.device)
-    nats, p_think = plain_nats(model, ids, rules.window)
+    nats, p_think = plain_nats(model, ids, rules.text_window)
     out = {"p_think": p_think, "nats_without_thoughts": nats, **free}
     if rules.think != "never":
         text = plain(held_out(source, rows, P + S, 3000, P), P, S)
@@ -239,7 +239,7 @@ def evaluate_task(model: GPT, source: Source, rules: Rules, settings,
                   each: int) -> tuple[dict, list[tuple[list[int], int]]]:
     """The same for prompts with answers, and eight of them answered by the model itself."""
     ids = held_out(source, 16, settings.prompt_tokens + settings.new_tokens, 2000)
-    nats, p_think = plain_nats(model, ids.to(model.device), rules.window)
+    nats, p_think = plain_nats(model, ids.to(model.device), rules.text_window)
     text = source.questions(each, 0)
     out = {"p_think": p_think, "nats_without_thoughts": nats}
     out |= examples(model, source, rules, text)

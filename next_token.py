@@ -62,8 +62,9 @@ def branch_layout(P: int, S: int, K: int, rules: Rules,
         back = (ends - rules.reread * (K - step)).clamp(min=0)
         ends = torch.where(is_text, ends, back)
         positions, own = ends + ~is_text, own & (step[:, None] == step)
-    near = torch.tensor(rules.window == 0, device=device)  # everything is, or
-    near = near | (positions[:, None] - text < rules.window)  # what lies in the window
+    near = torch.tensor(rules.text_window == 0, device=device)  # everything is, or
+    here = ends if rules.counts == "text" else positions
+    near = near | (here[:, None] - text < rules.window)  # what lies in the window
     mask = own & ~is_text  # [T, T]: the own branch, up to oneself; and of the text:
     mask[:, :P + S] = (text <= ends[:, None]) & near
     return positions, mask.view(1, 1, *mask.shape)
@@ -82,7 +83,7 @@ def branches(model: GPT, text: Text, rules: Rules, luck, dials: Dials,
     u = luck(K, R, S).to(dev)  # [K, R * S, 2]
     positions, mask = branch_layout(P, S, K, rules, dev)
     cache = model.new_cache(R, len(places))
-    h = read_prompt(model, text, cache, rules.window, L)
+    h = read_prompt(model, text, cache, rules.text_window, L)
     ids = F.pad(text.ids, (0, K * S))
     is_think, gated = (torch.zeros(R, len(places), dtype=torch.bool, device=dev) for _ in range(2))
     chosen_at = branch_parents(places, L, P, K).expand(R, -1).clone()
@@ -211,7 +212,7 @@ def layout(ro: Rollout, rules: Rules) -> tuple[Tensor, Tensor | None]:  # [T], [
     """Positions and mask with which one forward gives the states that the sampler saw."""
     if rules.persist:
         positions = torch.arange(ro.ids.shape[1], device=ro.ids.device)
-        return positions + ro.offset, visible(ro.is_think, rules.window)
+        return positions + ro.offset, visible(ro.is_think, rules)
     S = ro.text.shape[1] - ro.P
     K = (ro.ids.shape[1] - ro.P) // S - 1
     positions, mask = branch_layout(ro.P, S, K, rules, ro.ids.device)

@@ -13,6 +13,7 @@ checksum, so one that was cut off is made again.
 Left out on purpose: guessing an encoding. Knows no other file.
 """
 import codecs
+import contextlib
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from tqdm import tqdm
 
 BLOCK = 1 << 20
 PIECE = 1 << 22  # characters encoded at once: the ids of a line of 100 MB are a list of 3 GB
@@ -52,6 +54,15 @@ def encoding_of(path: str | Path) -> str:
         if start.startswith(magic):
             raise ValueError(f"{path} is no text, but {what}")
     return next((name for mark, name in MARKS if start.startswith(mark)), "utf-8")
+
+
+def check_path(path: str | Path) -> None:
+    """Raises ValueError for what is no text file, before anything is downloaded for it."""
+    if not Path(path).is_file():
+        raise ValueError(f"there is no file {str(path)!r}")
+    if Path(path).suffix.lower() not in (".txt", ".jsonl"):
+        raise ValueError(f"{path} is no .txt or .jsonl file: its name has to end so")
+    encoding_of(path)
 
 
 def documents(f: BinaryIO, kind: str, skipped: Counter) -> Iterator[tuple[str, int]]:
@@ -189,6 +200,42 @@ def shares(texts: Iterable[tuple[str, int]], end: list[int]) -> Iterator[Share]:
 
 
 # The cache
+
+def cached_ids(path: Path, cached: Path, encode: Callable[[str], list[int]], end: list[int],
+               joined: bool) -> tuple[np.ndarray, Counter]:  # -> uint16 [n], lines skipped
+    """A file as ids on disk, made once: 1 GB of text needs a few MB of memory. end: ids that follow
+    each document. joined: without line breaks. Raises ValueError, also for what is no text."""
+    if (found := open_sealed(cached)) is None:
+        make_cache(path, cached, encode, end, joined)
+        found = open_sealed(cached)
+    return found
+
+
+def make_cache(path: Path, cached: Path, encode: Callable[[str], list[int]], end: list[int],
+               joined: bool) -> None:
+    """Whole or not at all. Raises ValueError."""
+    kind, skipped = path.suffix.lower(), Counter()
+    part = cached.with_suffix(f".{os.getpid()}.part")
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "rb") as f, open(part, "w+b") as out, tqdm(
+                total=path.stat().st_size, unit="B", unit_scale=True,
+                desc=f"reading {path.name}", disable=None) as bar:
+            texts = documents(f, kind, skipped)
+            if joined:
+                texts = (("".join(text.splitlines()), size) for text, size in texts)
+            for ids, size in encoded(texts, encode, end):
+                out.write(ids)
+                bar.update(size)
+            seal(out, skipped)
+        os.replace(part, cached)
+    except OSError as e:
+        raise ValueError(f"{cached.parent} can't be written ({e.strerror}): name another folder "
+                         "for text as ids, as in NANOTHINK_CACHE=~/cache") from e
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
 
 def seal(part: BinaryIO, skipped: Counter) -> None:
     """Ends a file of uint16 ids with what makes it whole: their number, their sha256, and what was

@@ -41,16 +41,24 @@ class Rules:
 
     think: "free" (the gate decides), "forced" (always K thoughts in an open slot, while the budget
     lasts) or "never". continuous: the last hidden state is fed back as a thought; one thinking row
-    is left then, for the gate.
+    is left then, for the gate. counts: what a window counts. "places": with thoughts. "text": text
+    tokens alone, so a thought takes no place from them. "steps": what lies between thoughts. With
+    one step in sight a place sees back to the thoughts of the last slot, however long that is.
     """
     think: str = "free"
     max_thoughts: int = 1  # K, in a slot
     budget: int = 0  # thoughts in a row of text
-    window: int = 0  # places that a query sees, itself the first, and the last thought; 0: all
+    window: int = 0  # how far a query sees, itself the first, besides the last thought; 0: all
     think_after: list[int] | None = None  # text ids after which a slot is open; None: all
     persist: bool = True  # thoughts stay; if not, each prediction has its own (next_token.py)
     continuous: bool = False
     reread: int = 0  # see next_token.branch_layout
+    counts: str = "places"
+
+    @property
+    def text_window(self) -> int:
+        """Of text without thoughts: its one step never ends."""
+        return 0 if self.counts == "steps" else self.window
 
     def room_for(self, slots: int) -> "Rules":
         """These rules with a budget that fills that many slots."""
@@ -167,24 +175,42 @@ class Rollout:
 
 # The rules, as masks and as choices
 
-def visible(is_think: Tensor, window: int) -> Tensor | None:  # [R, T] bool -> [R, 1, T, T] bool
-    """Who sees whom: the last `window` tokens and the last thought. None: plain causal.
+def visible(is_think: Tensor, rules: Rules, at: Tensor | None = None) -> Tensor | None:
+    # [R, T] bool, None or [n] -> [R, 1, T or n, T] bool
+    """Who sees whom: what lies in the window, and the last thought. None: plain causal.
 
-    One rule for prefill and gradient; `Decoder.read` has it once more, for one place.
+    One rule for prefill, gradient and cache. at: places that look, of a row that is known so far.
     """
-    if not window:
+    if not rules.window:
         return None
     # with a window, what happened long ago is known through the last thought alone. So thoughts
     # are needed while they are noise: siblings' rewards differ, and there is something to learn
-    i = torch.arange(is_think.shape[1], device=is_think.device)
-    last = torch.where(is_think, i, -1).cummax(1).values  # [R, T]: the last thought up to here
-    back = i[:, None] - i[None, :]  # [T, T]: how far query i looks back to key j
-    return (((back >= 0) & (back < window)) | (i == last.unsqueeze(-1))).unsqueeze(1)
+    place = torch.arange(is_think.shape[1], device=is_think.device)
+    at = place if at is None else at
+    last = torch.where(is_think, place, -1).cummax(1).values  # [R, T]: the last thought up to here
+    here, there = window_counts(is_think, rules.counts, place)
+    back = here.index_select(1, at).unsqueeze(2) - there.unsqueeze(1)  # [R or 1, n, T]
+    near = (back < rules.window) & (place <= at.unsqueeze(1))
+    return (near | (place == last.index_select(1, at).unsqueeze(2))).unsqueeze(1)
+
+
+def window_counts(is_think: Tensor, counts: str, place: Tensor) -> tuple[Tensor, Tensor]:
+    # [R, T] bool, "places", "text" or "steps", [T] -> [R or 1, T] twice
+    """The number of each place as it looks back, and as it is looked at. The window counts their
+    difference."""
+    if counts == "places":
+        return place.unsqueeze(0), place.unsqueeze(0)
+    if counts == "text":  # a thought is in no window
+        number = (~is_think).cumsum(1)
+        return number, number.masked_fill(is_think, -(1 << 30))
+    # a slot's first thought begins a step. A thought looks back from the step before
+    begun = (is_think & ~F.pad(is_think, (1, -1))).cumsum(1)
+    return begun - is_think.long(), begun
 
 
 def visible_text(ids: Tensor, window: int) -> Tensor | None:
     """`visible` where there are no thoughts."""
-    return visible(torch.zeros_like(ids, dtype=torch.bool), window)
+    return visible(torch.zeros_like(ids, dtype=torch.bool), Rules(window=window))
 
 
 def explicit(mask: Tensor | None, T: int, device) -> Tensor:  # -> [R or 1, 1, T, T]
@@ -258,7 +284,7 @@ def naive_rollout(model: GPT, text: Text, rules: Rules, u: Tensor,
         while spoken < text.P + text.S:
             so_far = torch.tensor([ids], device=text.ids.device)
             positions = torch.arange(len(ids), device=text.ids.device) + text.offset
-            h = model(so_far, positions, visible(so_far >= V, rules.window))[:, -1]
+            h = model(so_far, positions, visible(so_far >= V, rules))[:, -1]
             last = [i for i in ids if i < V][-1]
             may = opened[r, spoken - 1] if spoken <= len(given) else table[last]
             may = may.view(1) & (rules.think != "never" and in_slot < rules.max_thoughts
@@ -328,11 +354,10 @@ class Decoder:
     is_think: Tensor
     is_text: Tensor
     gated: Tensor
-    n_text: Tensor  # these five: [R]. Text tokens so far,
+    n_text: Tensor  # these four: [R]. Text tokens so far,
     in_slot: Tensor  # thoughts in this slot,
     used: Tensor  # thoughts in all,
     slot_open: Tensor  # may a thought stand now?
-    last_thought: Tensor  # where the last one stands; -1: nowhere
     at: Tensor  # [1]: the place that is next
     offset: Tensor  # [1]
     h: Tensor  # [R, T, C]
@@ -344,15 +369,14 @@ class Decoder:
         R, P, V, dev = len(text.ids), text.P, model.config.vocab_size, text.ids.device
         rest = text.S + rules.budget  # places after the prompt
         cache, opened = model.new_cache(R, P + rest), rules.open_slots(text, V)
-        h = read_prompt(model, text, cache, rules.window, P)
+        h = read_prompt(model, text, cache, rules.text_window, P)
         prompt = torch.arange(P + rest, device=dev).expand(R, -1) < P
         none = torch.zeros_like(prompt)
-        n_text, in_slot, used, last = (torch.full((R,), n, device=dev) for n in (P, 0, 0, -1))
+        n_text, in_slot, used = (torch.full((R,), n, device=dev) for n in (P, 0, 0))
         at, offset = (torch.full((1,), n, device=dev) for n in (P, text.offset))
         return cls(P, P + text.S, text.ids, opened, rules.table(V, dev), u,
                    F.pad(text.ids[:, :P], (0, rest)), none, prompt, none.clone(), n_text, in_slot,
-                   used, opened[:, P - 1].clone(), last, at, offset, F.pad(h, (0, 0, 0, rest)),
-                   cache)
+                   used, opened[:, P - 1].clone(), at, offset, F.pad(h, (0, 0, 0, rest)), cache)
 
     def decide(self, model: GPT, rules: Rules, dials: Dials, edit: Edit | None = None,
                t: int = 0) -> None:
@@ -381,18 +405,15 @@ class Decoder:
         self.n_text.add_(speaks)
         self.used.add_(thinks)
         self.in_slot.add_(1).mul_(thinks)
-        self.last_thought.copy_(torch.where(thinks, at, self.last_thought))
 
     def read(self, model: GPT, rules: Rules) -> None:
         """Take in what was chosen, and go on to the next place."""
         T, at = self.ids.shape[1], self.at
-        places = torch.arange(T, device=at.device)
-        see = places <= at
-        if rules.window:  # the rule of `visible`, for one query
-            near = see & (at - places < rules.window)
-            see = near | (places == self.last_thought.unsqueeze(1))  # [R, T]
-        h = model(self.ids.index_select(1, at), at + self.offset, see.view(-1, 1, 1, T), self.cache,
-                  at, self.before() if rules.continuous else None)
+        see = visible(self.is_think, rules, at)
+        if see is None:
+            see = (torch.arange(T, device=at.device) <= at).view(1, 1, 1, T)
+        h = model(self.ids.index_select(1, at), at + self.offset, see, self.cache, at,
+                  self.before() if rules.continuous else None)
         self.h.index_copy_(1, at, h)
         self.at.add_(1)
 
@@ -451,9 +472,9 @@ def planned(model: GPT, text: Text, rules: Rules, u: Tensor, dials: Dials,
     is_text = torch.zeros(R, T, dtype=torch.bool, device=dev).scatter(1, place, True)
     places = torch.arange(T, device=dev)
     is_think = ~is_text & (places < L + n[:, -1:])
-    mask = explicit(visible(is_think, rules.window), T, dev)
+    mask = explicit(visible(is_think, rules), T, dev)
     cache = model.new_cache(R, T)
-    h = read_prompt(model, text, cache, rules.window, P)
+    h = read_prompt(model, text, cache, rules.text_window, P)
     hs, start = [h], P
     for t in [*is_think.any(0).nonzero().squeeze(1).tolist(), T - 1]:
         if t > start:  # all that stands between the last thought and this one

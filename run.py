@@ -60,7 +60,8 @@ class Progress:
     step: int = 0  # updates made
     stage: int = 1  # of the curriculum
     accuracy: float = 0.0  # share right of this stage's questions, when it was last asked
-    in_stage: int = 0  # steps in this stage
+    best: float = 0.0  # its best value in this stage
+    in_stage: int = 0  # steps in this stage since then
     dead: int = 0  # steps in a row in which siblings did not differ
     skipped: int = 0  # steps without a finite loss or gradient
     in_a_row: int = 0  # of those, how many just now
@@ -264,15 +265,20 @@ class Run:
             "stage": self.progress.stage, "right": self.progress.accuracy,
             "skipped": self.progress.skipped}
 
+    def stuck(self, right: float) -> bool:
+        """Is it `hurry` steps since more of this stage's questions were right? right: now."""
+        p = self.progress
+        if right > p.best:
+            p.best, p.in_stage = right, 0
+        return p.in_stage >= self.source.hurry > 0
+
     def next_stage(self, right: float) -> None:
         """Up by one. right: the share of this stage's questions; too few of them are a line."""
         p = self.progress
         if right <= self.source.enough:
-            window = self.rules.window
-            why = f": does --window {window} hold several steps?" if window else ""
-            tqdm.write(f"stage {p.stage} ends at its limit, {p.in_stage} updates, with {right:.0%} "
-                       f"right{why}")
-        p.stage, p.in_stage = p.stage + 1, 0
+            tqdm.write(f"stage {p.stage} ends: for {p.in_stage} updates no more than {p.best:.0%} "
+                       "were right")
+        p.stage, p.best, p.in_stage = p.stage + 1, 0.0, 0
 
     def notice_dead(self) -> None:
         """Say, each time it begins, that nothing is learned."""

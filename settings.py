@@ -16,9 +16,8 @@ from pathlib import Path
 import torch
 
 from command import Parser, place
-from data import read_spec, write_spec
 from model import PICO, SIZES
-from task import fitted, kind_of
+from task import fitted, kind_of, read_spec, write_spec
 
 
 def flag(default, help: str, **more):
@@ -36,13 +35,14 @@ class Settings:
                          "filler: one learned row; none: no thoughts",
                          choices=["tokens", "continuous", "filler", "none"])
     model: str = flag("gpt2", f"{', '.join([*PICO, *SIZES])}, a path, or scratch:2x64 for a new one"
-                      " of 2 layers and width 64")
+                      " of 2 layers and width 64; bytes:2x64 reads the file byte by byte")
     teacher: str | None = flag("gpt2", "as --model; for --approach teacher")
     data: str = flag("webtext", 'webtext, "webtext train" (1 GB), a .txt or .jsonl file of text, a '
                      '.jsonl file of prompts and answers, or "cups m=5 idle=0.4"; cups takes m=, '
                      "balls=one|all, moves=mixed|turns, idle=, swaps=")
     eval_data: str | None = flag(None, "a task: held-out rows; else the last 5 % of each level")
-    think_after: str = flag("steps", "a task: steps, end, or a text; where thoughts may stand")
+    think_after: str = flag("anywhere", "where thoughts may stand. A text: anywhere, word, "
+                            "sentence, line. A task: steps, end. Both: after a text that is given")
     # thoughts
     think_vocab: int = flag(2048, "N, thinking rows")
     think: str = flag("free", "may the model choose when to think?", choices=["free", "forced"])
@@ -50,7 +50,8 @@ class Settings:
     max_thoughts: int = flag(1, "K, thoughts per slot")
     budget: int = flag(32, "thoughts per row")
     think_cost: float = flag(0.0, "what a thought costs, in nats")
-    window: int = flag(0, "places that are seen, besides the last thought; 0: all")
+    window: int = flag(0, "what is seen besides the last thought, in text tokens, on cups in "
+                       "places, on a task in steps; 0: all")
     # rollouts
     prompts: int = flag(8, "B, contexts per step")
     samples: int = flag(4, "G, siblings per context")
@@ -92,7 +93,7 @@ class Settings:
 
     @property
     def from_scratch(self) -> bool:
-        return self.model.startswith("scratch")
+        return is_new(self.model)
 
 
 FLAGS = {f.name: f for f in fields(Settings) if f.metadata}
@@ -114,8 +115,8 @@ PRESETS = {
     "text, next_token": dict(max_thoughts=4),
     "text, scratch": dict(approach="stream", lr=1e-3, prompts=4, steps=400),
     # (window, budget and lengths follow from the file: task.fitted)
-    "task": dict(approach="stream", model="scratch:1x64", think="forced", think_prior=0.5,
-                 gamma=0.97, steps=1500, eval_every=500),
+    "task": dict(approach="stream", model="scratch:1x64", think="forced", think_after="steps",
+                 think_prior=0.5, gamma=0.97, steps=1500, eval_every=500),
     "task, scratch": dict(lr=2e-3, think_lr=4e-3, prompts=16, samples=8),
     "task, next_token": dict(max_thoughts=4),
 }
@@ -127,7 +128,7 @@ ONLY = {  # flags that mean something in one setting alone; anywhere else they a
     "teacher": "--approach teacher", "reward": "--approach teacher", "gamma": "thoughts that stay",
     "budget": "thoughts that stay", "answer_grad": "a given text",
     "curriculum": "--data cups or a task",
-    "eval_data": "a task", "think_after": "a task"}
+    "eval_data": "a task", "think_after": "a task or a text"}
 
 
 def parser() -> Parser:
@@ -210,7 +211,11 @@ def introduce(s: Settings, typed: dict) -> None:
 
 def preset_names(kind: str, model: str) -> list[str]:
     """Of the presets that hold, whatever the approach; later ones above earlier ones."""
-    return [kind, f"{kind}, scratch"] if model.startswith("scratch") else [kind]
+    return [kind, f"{kind}, scratch"] if is_new(model) else [kind]
+
+
+def is_new(model: str) -> bool:
+    return model.startswith(("scratch", "bytes"))
 
 
 def of_this_game(spec: dict, approach: str, typed: dict) -> dict:
@@ -268,6 +273,7 @@ def refuse_what_means_nothing(s: Settings, typed: dict, kind: str) -> None:
     """A flag that was typed where nothing depends on it. Raises ValueError."""
     here = {f"--approach {s.approach}", f"a {kind}",
             "--data cups or a task" if kind != "text" else "",
+            "a task or a text" if kind != "cups" else "",
             "a given text" if s.approach != "teacher" else "own text"}
     here |= {"thoughts that stay"} if s.approach != "next_token" else set()
     if kind == "task" and s.approach == "teacher":
@@ -308,12 +314,13 @@ def check(s: Settings) -> None:
 def scratch_shape(model: str) -> tuple[int, int]:
     """scratch:2x64 -> layers, width. Raises ValueError."""
     try:
-        layers, width = map(int, model.removeprefix("scratch:").split("x"))
+        layers, width = map(int, model.partition(":")[2].split("x"))
     except ValueError:
         layers = width = 0
     if not 1 <= layers < 1000 or not 8 <= width < 2 ** 16 or width % 2:
-        raise ValueError(f"--model {model}: a new model is scratch:LAYERSxWIDTH, as in "
-                         "scratch:2x64, with a width from 8 on that two heads can share")
+        raise ValueError(f"--model {model}: a new model is scratch:LAYERSxWIDTH or "
+                         "bytes:LAYERSxWIDTH, as in scratch:2x64, with a width from 8 on that two "
+                         "heads can share")
     return layers, width
 
 

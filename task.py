@@ -32,13 +32,14 @@ import numpy as np
 import torch
 
 from command import as_json, write_whole
-from data import CACHE, Cups, Source, Text, TextFile, check_path, read_spec, seeded
+from data import CACHE, Cups, Source, Text, TextFile, seeded
 from download import download
-from reader import blocks, encoding_of, lines
-from tokenizer import END_OF_TEXT, Tokenizer
+from reader import blocks, check_path, encoding_of, lines
+from tokenizer import BYTES, END_OF_TEXT, Tokenizer
 
 WEBTEXT = ("https://openaipublic.blob.core.windows.net/gpt-2/output-dataset/v1/"
            "webtext.{}.jsonl")  # its parts: train has 250,000 documents, valid and test 5,000 each
+CUPS = dict(m=int, balls=str, moves=str, idle=float, swaps=int)  # what a spec may set
 PROMPT = ("prompt", "question", "input")  # what the keys of a row may be called
 ANSWER = ("answer", "completion", "ground_truth", "target")
 # where a sentence ends: before the space after its mark, and before a line break
@@ -184,16 +185,17 @@ class Task(Source):
     another file is. own: its language is its own ids, not all of GPT-2's. Raises ValueError."""
     by_row = says = True
     # answers may have mistakes in them, and harder rows go on to teach what easier ones did
-    enough, hurry = 0.95, 400
+    enough, hurry = 0.95, 300
 
     def __init__(self, path: str, text_ids: list[int] | None, settings, own: bool = False):
         self.name, self.branches = path, settings.approach == "next_token"
+        self.counts = "text" if self.branches else "steps"
         self.moves = OFFSETS if settings.from_scratch else 1
         rows = read_rows(Path(path), settings.think_after)
         self.digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         other = settings.eval_data and read_rows(Path(settings.eval_data), settings.think_after)
         if own:
-            text_ids = ids_used(rows + (other or []))
+            text_ids = ids_used(rows + (other or []), of_new_model(settings))
         self.text_ids, self.tokenizer = text_ids, Tokenizer(text_ids)
         examples = self._encoded(rows, path)
         if other:
@@ -207,13 +209,10 @@ class Task(Source):
             self.by_level.setdefault(x.level, []).append(x)
         self.stages = max(self.by_level) if len(self.by_level) > 1 else 0
         self.levels = max(1, *(x.level for x in self.eval))
-        self.wide = 0  # the first stage's window in every second update; 0: as in the rules
-        first, K = self.by_level[min(self.by_level)], settings.max_thoughts
-        if (settings.window and self.stages and settings.think == "forced" and not self.branches
-                and settings.thoughts != "none" and min(len(x.slots) for x in first) > 1):
-            # from where the answer begins back to the first thought
-            wide = max(x.start - x.slots[0] - 1 + K * len(x.slots) for x in first)
-            self.wide = wide if wide > settings.window else 0
+        # the first stage's window in every second update; 0: as in the rules
+        first = [len(x.slots) for x in self.by_level[min(self.by_level)]]
+        wide = self.stages and not self.branches and min(first) > 1
+        self.wide = max(first) if wide and max(first) > settings.window > 0 else 0
 
     def _encoded(self, rows: list[Row], path: str) -> list[Example]:
         end = end_of_answer(self.text_ids)
@@ -336,9 +335,9 @@ def end_of_answer(text_ids: list[int] | None) -> list[int]:
     return [text_ids.index(END_OF_TEXT)] if END_OF_TEXT in text_ids else []
 
 
-def ids_used(rows: list[Row]) -> list[int]:
+def ids_used(rows: list[Row], gpt2: Tokenizer) -> list[int]:
     """GPT-2's ids that occur in these rows."""
-    gpt2, used = Tokenizer(), {END_OF_TEXT}
+    used = {END_OF_TEXT}
     for row in rows:
         used.update(i for piece in [*row.pieces, f" {row.answer}"] for i in gpt2.encode(piece))
     return sorted(used)
@@ -354,6 +353,29 @@ def last_of_each_level(rows: list[Example]) -> tuple[list[Example], list[Example
         last = seen[x.level] > n - max(1, round(n / 20)) and n > 1
         (held_out if last else train).append(x)
     return train, held_out
+
+
+# What --data may be
+
+def read_spec(data: str) -> dict | None:
+    """`cups m=5 idle=0.4` -> {"m": 5, "idle": 0.4}; None: these data are no game. Raises
+    ValueError for what no game of cups has."""
+    game, *pairs = data.split() or [""]  # a path may be "", which is no game either
+    if game != "cups":
+        return None
+    spec = {}
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        try:
+            spec[key] = CUPS[key](value)
+        except (KeyError, ValueError) as e:
+            raise ValueError(f"--data cups takes {', '.join(f'{k}=' for k in CUPS)} and not "
+                             f"{pair!r}, as in --data \"cups m=5 idle=0.4\"") from e
+    return spec
+
+
+def write_spec(spec: dict) -> str:
+    return " ".join(["cups", *(f"{k}={v}" for k, v in spec.items())])
 
 
 def kind_of(data: str) -> str:
@@ -391,20 +413,17 @@ def webtext_part(data: str) -> str | None:
 def fitted(data: str, settings) -> dict:
     """The settings of a task that follow from its rows. Raises ValueError.
 
-    window: the longest step, or question. So a thought sees its own step and the thought before
-    it, and the answer sees the question and the last thought. What lies further back has to be
-    thought; with more in sight a new model would answer short prompts without its thoughts.
+    window: one step. So a thought sees its own step and the thought before it, and the answer sees
+    the question and the last thought. What lies further back has to be thought; with more in sight
+    a new model would answer short prompts without its thoughts.
     """
     task = Task(data, None, settings)
-    rows, K, window = task.train + task.eval, settings.max_thoughts, 1
+    rows = task.train + task.eval
     prompts = {tuple(x.ids[:x.start]) for x in task.train}
     if seen := sum(tuple(x.ids[:x.start]) in prompts for x in task.eval):
         print(f"{seen} of {len(task.eval)} held-out prompts stand among the training rows as well")
-    for x in rows:
-        ends = [0, *(i + 1 for i in x.slots), x.start]
-        window = max(window, *(b - a for a, b in zip(ends, ends[1:])))
-    return {"window": 0 if settings.think_after == "end" or task.branches else window,
-            "budget": max(len(x.slots) for x in rows) * K,
+    return {"window": 0 if settings.think_after == "end" or task.branches else 1,
+            "budget": max(len(x.slots) for x in rows) * settings.max_thoughts,
             "prompt_tokens": max(x.start for x in rows),
             "new_tokens": max(len(x.ids) - x.start for x in rows),
             "curriculum": "on" if task.stages else "off"}
@@ -421,12 +440,19 @@ def open_source(data: str, text_ids: list[int] | None = None, settings=None,
     if settings is not None and kind_of(data) == "task":
         return Task(data, text_ids, settings, own)
     tokenizer, part = Tokenizer(text_ids), webtext_part(data)
+    after = settings.think_after if settings else "anywhere"
     if part is not None:
         train, test = (download(WEBTEXT.format(name), CACHE / f"webtext.{name}.jsonl")
                        for name in (part, "test"))
-        return TextFile(train, tokenizer, held_out=test)
+        return TextFile(train, tokenizer, test, after)
     if own:
+        tokenizer = of_new_model(settings)
         file = TextFile(data, tokenizer)
         used = np.unique(np.concatenate([file.train, file.eval])).tolist()
         tokenizer = Tokenizer(used)
-    return TextFile(data, tokenizer)
+    return TextFile(data, tokenizer, think_after=after)
+
+
+def of_new_model(settings) -> Tokenizer:
+    """Its rows are found among these ids, which are GPT-2's own."""
+    return Tokenizer([*range(BYTES)] if settings.model.startswith("bytes") else None)

@@ -34,6 +34,7 @@ from command import environ
 # 50,256 byte sequences, the most frequent merges first
 RANKS = Path(__file__).resolve().parent / "assets" / "gpt2.tiktoken"
 RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+BYTES = 256  # GPT-2's first ids, one for each byte
 END_OF_TEXT = 50256  # GPT-2's document separator, the one id that no text encodes to
 
 # prompt red, own text dark blue, thoughts cyan
@@ -77,14 +78,13 @@ class Tokenizer:
         self.N, self.continuous = think_vocab, continuous
         # GPT-2's id -> row, for a small language
         self._row = {g: i for i, g in enumerate(self.text_ids or [])}
+        # a language without longer pieces is read byte by byte
+        self.by_byte = bool(self._row) and self._row.keys() <= {*range(BYTES), END_OF_TEXT}
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text. Lone surrogates, which are no characters, become U+FFFD. Raises ValueError
         that lists the pieces outside this model's language."""
-        # half a million spaces overflow tiktoken's stack, so a long run of them goes by itself
-        parts = re.split(r"(?<!\s)(\s{100000,})", text)
-        # "ordinary": a typed "<|endoftext|>" is six pieces of text
-        ids = [i for part in parts for i in self.gpt2.encode_ordinary(part)]
+        ids = self._ids_of_bytes(text) if self.by_byte else self._ids_of_pieces(text)
         if self.text_ids is None:  # all of GPT-2's
             return ids
         if any(g not in self._row for g in ids):  # said by the piece, as a person reads it
@@ -98,6 +98,16 @@ class Tokenizer:
                              f"language: {', '.join(map(repr, unknown[:12]))}; it knows: "
                              f"{', '.join(json.dumps(x) for x in self.words()[:60])}")
         return [self._row[g] for g in ids]
+
+    def _ids_of_pieces(self, text: str) -> list[int]:
+        # half a million spaces overflow tiktoken's stack, so a long run of them goes by itself
+        parts = re.split(r"(?<!\s)(\s{100000,})", text)
+        # "ordinary": a typed "<|endoftext|>" is six pieces of text
+        return [i for part in parts for i in self.gpt2.encode_ordinary(part)]
+
+    def _ids_of_bytes(self, text: str) -> list[int]:
+        id_of = [self.gpt2.encode_single_token(bytes([b])) for b in range(BYTES)]
+        return [id_of[b] for b in text.encode("utf-8", "replace")]
 
     def check(self, V: int) -> None:
         """Raises ValueError for a model whose text rows are not those of this tokenizer."""

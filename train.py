@@ -94,7 +94,7 @@ def rules_of(s: Settings, source: Source) -> Rules:
     """Who may think, and who sees what, as the settings have it."""
     thinks = s.think_vocab > 0  # --thoughts none has no rows
     return Rules(think=s.think if thinks else "never", max_thoughts=s.max_thoughts,
-                 budget=s.budget if thinks else 0, window=s.window,
+                 budget=s.budget if thinks else 0, window=s.window, counts=source.counts,
                  think_after=source.think_after(s.approach, s.think),
                  persist=s.approach != "next_token", continuous=s.thoughts == "continuous",
                  reread=s.reread)
@@ -105,7 +105,7 @@ def text_at_birth(run: Run) -> tuple[Tensor, Tensor | None]:
     s = run.settings
     rng = seeded(s.seed, 0, "birth")
     ids = run.source.take(16, s.prompt_tokens + s.new_tokens, rng).to(run.model.device)
-    return ids, visible_text(ids, run.rules.window)
+    return ids, visible_text(ids, run.rules.text_window)
 
 
 def give_rows(run: Run) -> dict[str, float]:
@@ -248,8 +248,8 @@ def climb(run: Run) -> None:
     if not run.stage or p.step % LOOK:
         return
     # by greedy thoughts: of sampled ones a long chain always has one that is wrong. And strictly:
-    # errors multiply along longer chains. (Of answers with mistakes in them `hurry` makes an end)
-    while ((right := share_right(run)) > source.enough or p.in_stage >= source.hurry > 0) and (
+    # errors multiply along longer chains. (Answers with mistakes in them get no stage stuck)
+    while ((right := share_right(run)) > source.enough or run.stuck(right)) and (
             p.stage < source.stages):
         run.next_stage(right)
     p.accuracy = right

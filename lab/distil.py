@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 import command
-from data import Cups, Text, read_spec
+from data import Cups, Text
 from model import GPT
 from next_token import layout, roll
 from reward import Credit, rollout_loss, scale_of, score, text_weights
 from rollout import Rollout, Rules, states_at
 from run import Run, guarded, is_own, open_run
 from settings import introduce, parser, resolve
+from task import read_spec
 from train import climb, setup, take_folder, take_text
 
 # A window is not needed: the thoughts mean something from the start. Stories are as long as in the
@@ -60,7 +61,8 @@ def distil(run: Run, thinker: Run | None) -> None:
     for step in run.steps():
         text, rules = take_text(run, model)
         edit = None if thinker else truth(run.source, text, model.config.vocab_size)
-        its = replace(rules, window=thinker.rules.window) if thinker else rules
+        same = {"window": thinker.rules.window, "counts": thinker.rules.counts} if thinker else {}
+        its = replace(rules, **same)
         with torch.no_grad():
             ro = roll(actor, text, its, run.luck("rollout"), edit=edit)
             scores = score(actor, ro, text.pays)

@@ -578,7 +578,7 @@ def mflop(checkpoint: Path, end: dict, n: int = 10) -> tuple[float, float]:
     is_think = torch.tensor([[False] * OPENING + moves + [False] * 2])
     T = is_think.shape[1]
     # pairs of places; without a window each sees itself and all before it
-    seen = int(visible(is_think, rules.window).sum()) if rules.window else T * (T + 1) // 2
+    seen = int(visible(is_think, rules).sum()) if rules.window else T * (T + 1) // 2
     # 12 C^2 weights in a block; scores and mixing take 2 C each per pair
     blocks = c.n_layer * (24 * c.n_embd ** 2 * T + 4 * c.n_embd * seen)
     if rules.think == "free":  # the gate weighs all V + N at each slot, whether it opens or not

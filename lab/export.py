@@ -181,7 +181,7 @@ def check_rules(model: GPT, rules: Rules) -> None:
         raise ValueError("this model has no thinking rows: export it without --thoughts")
     why = None
     if rules.window:
-        why = (f"it sees its last {rules.window} places and its last thought, and there each place "
+        why = ("with a window it sees its last thought and what is near, and there each place "
                "sees all: `python -m lab.distil` makes a model that does")
     elif rules.think == "never":
         why = "it never thinks"

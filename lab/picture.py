@@ -18,12 +18,13 @@ import numpy as np
 import torch
 
 import command
-from data import LETTERS, plain, read_spec
+from data import LETTERS, plain
 from lab.probe import draw_ids
 from next_token import roll
 from rollout import Dials, Luck
 from run import open_run
 from settings import Parser, at_least
+from task import read_spec
 from tokenizer import CSS
 
 ROOT = Path(__file__).resolve().parent.parent

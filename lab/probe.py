@@ -42,7 +42,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import command
-from data import LETTERS, N_MAX, OPENING, Cups, Text, as_text, plain, read_spec, seeded
+from data import LETTERS, N_MAX, OPENING, Cups, Text, as_text, plain, seeded
 from evaluate import by_level, room, whole
 from model import GPT
 from next_token import roll
@@ -50,7 +50,7 @@ from reward import score, speaking_states
 from rollout import Dials, Edit, Luck, Rollout, Rules
 from run import Run, open_run
 from settings import Parser, at_least
-from task import end_of_answer
+from task import end_of_answer, read_spec
 
 LENGTHS = (1, 2, 3, 4, 6, 8, 10)  # moves of the rounds whose chains are cut and rewritten
 NAMES = {

@@ -22,13 +22,14 @@ from typing import NamedTuple
 import numpy as np
 
 from command import pyplot, write_whole
-from data import LETTERS, read_spec
+from data import LETTERS
 from lab.page import html_page
 from lab.probe import (NAMES, THEN, WhatIf, answers_after, first_case, make_dictionary, opened,
                        stories, what_if)
 from next_token import answer_prompt
 from rollout import GREEDY, Luck, Rollout
 from run import Run
+from task import read_spec
 from tokenizer import Tokenizer
 
 SHOWN = (1, 2, 3, 6, 10, 20, 30)  # n of the tables, where an experiment names no others

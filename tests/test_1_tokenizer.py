@@ -48,6 +48,22 @@ def test_round_trip(tok, text):
     assert tok.decode(tok.encode(text)) == text
 
 
+def test_byte_by_byte():
+    """Guards a language of single bytes: a row for each byte of a text, also where a character has
+    several, and every text comes back. Bytes that it lacks are named."""
+    text = "naïve 日本語 don't <think17>\n\t" + "é" * 9
+    whole = Tokenizer([*range(256)])
+    rows = whole.encode(text)
+    assert len(rows) == len(text.encode()) and whole.decode(rows) == text
+    assert b"".join(map(whole.bytes_of, rows)) == text.encode()
+    some = Tokenizer(sorted(set(rows)))
+    assert some.V == len(set(text.encode())) and some.decode(some.encode("evian\n")) == "evian\n"
+    with pytest.raises(ValueError, match="'Z'"):
+        some.encode("naZve")
+    # one longer piece, and text is cut as GPT-2 cuts it
+    assert not Tokenizer([*range(256), 262]).by_byte
+
+
 def test_round_trip_long(tok):
     """Guards against a limit on length: 300,000 characters, among them long runs of one kind."""
     text = ("The quick brown fox. " * 10_000 + "é" * 1_000 + "\n" * 1_000 + "🙂" * 500

@@ -50,19 +50,20 @@ def test_rollout_is_naive_rollout(tiny):
     assert rollout(model, text, rules, luck(u)).kept() == naive_rollout(model, text, rules, u)
 
 
-@pytest.mark.parametrize("window", [0, 5])
+@pytest.mark.parametrize("window, counts", [(0, "places"), (5, "places"), (3, "text"),
+                                            (1, "steps"), (2, "steps")])
 @pytest.mark.parametrize("n", [P, P + 3, P + S])
 @pytest.mark.parametrize("think, K, after", [
     ("free", 1, None), ("free", 2, None), ("free", 2, AFTER),
     ("forced", 1, None), ("forced", 1, AFTER), ("forced", 2, AFTER), ("never", 1, None),
 ])
-def test_cached_is_naive(tiny, window, n, think, K, after):
+def test_cached_is_naive(tiny, window, counts, n, think, K, after):
     """Guards the engine. Cache, masks, static shapes and bookkeeping give the ids that a loop over
     one row gives, which computes everything again at each step. And the states that the cache saw
     are those of the gradient pass."""
     M = 0 if think == "never" else 6
-    ro, _ = check_against_naive(tiny(), given(n), Rules(think, K, 6, window, after),
-                                numbers(S + M, R))
+    rules = Rules(think, K, 6, window, after, counts=counts)
+    ro, _ = check_against_naive(tiny(), given(n), rules, numbers(S + M, R))
     assert ro.ids.shape == (R, P + S + M) and torch.equal(ro.text[:, :n], texts(length=n))
     assert ro.is_think.any() == (think != "never") and (M or not ro.gated.any())
 
@@ -376,20 +377,43 @@ def test_draw():
 
 # Who sees whom
 
-@pytest.mark.parametrize("window", [1, 3, 5, 99])
-def test_visible(window):
-    """Guards the one mask of all passes against two loops: the last `window` tokens and the last
-    thought, never the future."""
-    is_think = torch.rand(6, 13, generator=torch.Generator().manual_seed(0)) < 0.3
-    is_think[0], is_think[1, :] = False, True
-    mask = visible(is_think, window)
-    assert mask.shape == (6, 1, 13, 13) and visible(is_think, 0) is None
-    for r in range(6):
+def sees(is_think: list[bool], counts: str, window: int, i: int) -> set[int]:
+    """What place i of a row looks at, by hand: the last thought, and what the window counts."""
+    before, seen = range(i, -1, -1), set()
+    if counts == "places":
+        seen = set(list(before)[:window])
+    elif counts == "text":
+        seen = set([j for j in before if not is_think[j]][:window])
+    else:  # back over whole slots of thoughts, from the end of the step that this place belongs to
+        j = i
+        while j >= 0 and is_think[j]:  # a thought looks at its own step
+            seen.add(j)
+            j -= 1
+        for _ in range(window):
+            while j >= 0 and not is_think[j]:
+                seen.add(j)
+                j -= 1
+            while j >= 0 and is_think[j]:
+                seen.add(j)
+                j -= 1
+    return seen | set([j for j in before if is_think[j]][:1])
+
+
+@pytest.mark.parametrize("counts", ["places", "text", "steps"])
+@pytest.mark.parametrize("window", [1, 2, 3, 5, 99])
+def test_visible(window, counts):
+    """Guards the one mask of all passes against loops, whatever the window counts. A cache asks it
+    for one place at a time, of a row whose later places are not known."""
+    is_think = torch.rand(8, 13, generator=torch.Generator().manual_seed(0)) < 0.4
+    is_think[0], is_think[1, :], rules = False, True, Rules(window=window, counts=counts)
+    mask = visible(is_think, rules)
+    assert mask.shape == (8, 1, 13, 13) and visible(is_think, Rules(counts=counts)) is None
+    for r, row in enumerate(is_think.tolist()):
         for i in range(13):
-            thoughts = [j for j in range(i + 1) if is_think[r, j]]
-            for j in range(13):
-                wanted = i - window < j <= i or (len(thoughts) > 0 and j == thoughts[-1])
-                assert mask[r, 0, i, j].item() == wanted
+            assert set(mask[r, 0, i].nonzero()[:, 0].tolist()) == sees(row, counts, window, i)
+    for i in range(13):
+        so_far = is_think & (torch.arange(13) <= i)
+        assert torch.equal(visible(so_far, rules, torch.tensor([i]))[:, :, 0], mask[:, :, i])
 
 
 def test_window_is_felt(tiny):
@@ -399,7 +423,8 @@ def test_window_is_felt(tiny):
     ids[0, 2] = V + 1
     far, thought = ids.clone(), ids.clone()
     far[0, 1], thought[0, 2] = (far[0, 1] + 1) % V, V + 3
-    h, h_far, h_thought = (model(x, mask=visible(ids >= V, 3))[0, -1] for x in (ids, far, thought))
+    mask = visible(ids >= V, Rules(window=3))
+    h, h_far, h_thought = (model(x, mask=mask)[0, -1] for x in (ids, far, thought))
     assert torch.equal(h, h_far) and (h - h_thought).abs().max() > 1e-4
 
 

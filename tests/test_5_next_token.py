@@ -132,11 +132,12 @@ def test_gradient_is_that_of_separate_rollouts(tiny, think):
     assert all((ours - theirs).abs().max() < 1e-9 for ours, theirs in pairs)
 
 
-@pytest.mark.parametrize("P, S, K, window",
-                         [(2, 3, 2, 0), (1, 4, 3, 2), (3, 1, 1, 0), (2, 2, 0, 0)])
-def test_layout_by_loops(P, S, K, window):
+@pytest.mark.parametrize("P, S, K, window, counts", [
+    (2, 3, 2, 0, "places"), (1, 4, 3, 2, "places"), (1, 4, 3, 2, "text"), (3, 1, 1, 0, "text"),
+    (3, 1, 1, 1, "steps"), (2, 2, 0, 0, "places")])
+def test_layout_by_loops(P, S, K, window, counts):
     """Guards the drawing in `branch_layout` against loops over all pairs of places."""
-    positions, mask = branch_layout(P, S, K, branching(K=K, window=window), "cpu")
+    positions, mask = branch_layout(P, S, K, branching(K=K, window=window, counts=counts), "cpu")
     where = [("text", i, i) for i in range(P + S)] + [
         (s, P - 1 + s, P + s + k) for k in range(K) for s in range(S)]
     assert positions.tolist() == [w[2] for w in where]
@@ -144,7 +145,8 @@ def test_layout_by_loops(P, S, K, window):
     for q, (mine, end, position) in enumerate(where):
         for k, (other, _, there) in enumerate(where):
             if other == "text":
-                wanted = k <= end and (window == 0 or position - k < window)
+                back = {"places": position - k, "text": end - k, "steps": 0}[counts]
+                wanted = k <= end and (window == 0 or back < window)
             else:
                 wanted = mine == other and there <= position
             assert mask[0, 0, q, k].item() == wanted, (q, k)
@@ -172,7 +174,8 @@ def test_rereading_is_a_thought_written_there(tiny, window, K, reread):
                 assert z == V + draw(model.think_logits(h[None]), own, float(k > 1)).item()
                 reads = max(P + s - 1 - reread * (K - k), 0)
                 x = torch.cat([ids[row, :reads + 1], torch.tensor([z])])[None]
-                h = model(x, torch.arange(reads + 2) + 4, visible(x >= V, window))[0, -1]
+                mask = visible(x >= V, Rules(window=window))
+                h = model(x, torch.arange(reads + 2) + 4, mask)[0, -1]
                 assert (h - ro.h[row, i]).abs().max() < 1e-9
             logp = model.text_logits(h).log_softmax(-1)[ids[row, P + s]]
             assert r[row, s].item() == pytest.approx(logp.item(), abs=1e-9)

@@ -26,7 +26,7 @@ from sample import generate, load_run
 from task import Task, cut, fitted, kind_of, open_source, read_rows
 from tokenizer import END_OF_TEXT, Tokenizer
 
-FORCED = Rules("forced", 1, 9, 6, [])
+FORCED = Rules("forced", 1, 9, 1, [], counts="steps")
 
 
 def story(level, n=3, name="Anna"):
@@ -116,7 +116,7 @@ def test_settings_follow_from_the_rows(file, tmp_path):
     """Guards what nobody types: approach, window, budget, lengths and curriculum."""
     s = settings(data=file, approach="stream")
     longest = max(task_of(file).train, key=lambda x: len(x.ids))
-    assert (s.window, s.budget) == (5, 4) and s.think == "forced" and s.curriculum == "on"
+    assert (s.window, s.budget) == (1, 4) and s.think == "forced" and s.curriculum == "on"
     assert s.prompt_tokens == longest.start and s.new_tokens == 2
     assert train.resolve({"data": file}).approach == "stream"
     assert settings(data=file, approach="stream", window=9).window == 9
@@ -438,19 +438,20 @@ def test_first_stage_of_two_thoughts(file, tmp_path):
     V = task.tokenizer.V
     ro = roll(GPT(Config(1, 1, 16, 64, V, 4)), text, FORCED.fit(text, V), luck())
     query = (ro.ids == task.tokenizer.encode("?")[0]).int().argmax(1)  # it says the answer
-    sees = visible(ro.is_think, text.window)[:, 0]  # [R, T, T]
+    sees = visible(ro.is_think, FORCED.fit(text, V))[:, 0]  # [R, T, T]
     for r, q in enumerate(query.tolist()):
         first = ro.is_think[r].int().argmax().item()
         assert sees[r, q].nonzero()[:, 0].tolist() == list(range(first, q + 1))
-    for other, more in ((file, {}), (two, {"window": task.wide}), (two, {"thoughts": "none"}),
-                        (two, {"approach": "next_token", "window": 5}), (two, {"think": "free"})):
+    for other, more in ((file, {}), (two, {"window": 0}), (two, {"window": task.wide}),
+                        (two, {"approach": "next_token", "window": 1})):
         s = settings(data=other, model="scratch:1x16", **more)
         assert not Task(other, None, s, own=True).wide, more
 
 
 def test_stages(file, tmp_path, monkeypatch, capsys):
     """Guards the curriculum of a file: rows up to the stage, half of them its own, as many tokens
-    in each. A stage whose answers are never all right ends after `hurry` steps, and says so."""
+    in each. A stage whose answers are never all right ends `hurry` steps after its best look, and
+    says so."""
     task, s = task_of(file), settings(data=file, prompts=8)
     for stage in (1, 2, 4):
         text = task.text(s, 3, stage)
@@ -461,14 +462,15 @@ def test_stages(file, tmp_path, monkeypatch, capsys):
         weight = text_weights(text, replace(s, samples=1), torch.zeros(text.pays.shape))
         assert (weight[text.pays > 0] > 0).all()
     it = train.setup(small(file, tmp_path, prompts=2))
-    monkeypatch.setattr(train, "share_right", lambda run: 0.5)
-    it.progress.step = 10
-    for in_stage, stage in ((3, 1), (it.source.hurry - 1, 2), (3, 2)):
+    it.progress.step, last = 10, it.source.hurry - 1
+    for right, in_stage, stage, left in ((0.3, 3, 1, 0), (0.5, last, 1, 0), (0.5, 5, 1, 6),
+                                         (0.4, last, 2, 0), (0.2, 3, 2, 4)):
+        monkeypatch.setattr(train, "share_right", lambda run, right=right: right)
         it.progress.in_stage = in_stage
         train.climb(it)
-        assert it.progress.stage == stage
+        assert (it.progress.stage, it.progress.in_stage) == (stage, left)
     said = "".join(capsys.readouterr())
-    assert said.count("stage 1 ends at its limit, 400 updates, with 50% right") == 1
+    assert said.count("stage 1 ends: for 300 updates no more than 50% were right") == 1
 
 
 # A text of one's own, from scratch
@@ -497,3 +499,36 @@ def test_text_from_scratch(name, text, tmp_path, monkeypatch):
     prompt = "A line" if name == "a.txt" else "First document"
     assert generate(load_run(s.out), prompt, 4)[0].text.startswith(prompt)
     refuses(lambda: generate(load_run(s.out), "elsewhere", 4), "outside this model's language")
+
+
+@pytest.mark.parametrize("think_after, ends, approach", [
+    ("anywhere", "A\n ,lineofwrdsm.7", "stream"), ("word", "\n ", "teacher"),
+    ("line", "\n", "stream"), ("sentence", ".", "next_token"), ("d", "d", "stream")])
+def test_where_a_text_thinks(think_after, ends, approach, tmp_path, monkeypatch):
+    """Guards --model bytes and --think_after on a text: a row for each byte of the file, and
+    thoughts after the bytes that were asked for alone, in given text and in the model's own. The
+    window counts text."""
+    monkeypatch.setattr("data.CACHE", tmp_path / "cache")
+    (tmp_path / "a.txt").write_text("A line of words.\nA line of 7 words, no more.\n" * 60)
+    typed = {"data": str(tmp_path / "a.txt"), "model": "bytes:1x16", "think_vocab": 4, "steps": 1,
+             "eval_every": 1, "prompts": 2, "samples": 2, "prompt_tokens": 8, "new_tokens": 24,
+             "out": str(tmp_path / "out"), "device": "cpu", "think_after": think_after,
+             "think": "forced", "window": 4, "approach": approach}
+    teacher = {"teacher": str(tmp_path / "base"), "model": str(tmp_path / "base")}
+    if approach == "teacher":
+        base = typed | {"thoughts": "none", "approach": "stream", "out": teacher["model"]}
+        base = {k: v for k, v in base.items() if k not in ("think", "think_vocab")}
+        train.train(train.setup(train.resolve(base)))
+    it = train.setup(train.resolve(typed | (teacher if approach == "teacher" else {})))
+    words = it.tokenizer.words()
+    assert all(len(word) == 1 for word in words) and it.rules.counts == "text"
+    text, rules = train.take_text(it, it.model)
+    ro, after = roll(it.model, text, rules, luck()), set()
+    for row in ro.kept():
+        said = [words[i] if i < len(words) else None for i in row]
+        after |= {a for a, b in zip(said, said[1:]) if b is None and a is not None}
+    if approach != "next_token":  # its thoughts stand behind the text
+        assert after and after <= set(ends)
+    train.train(it)
+    with pytest.raises(ValueError, match="no token of the text ends so"):
+        train.setup(train.resolve(typed | {"think_after": "#"}))

@@ -23,7 +23,7 @@ def by_hand(model, ro, r, rules, fed):
     inputs = [fed[r, i] if token >= V else model.wte.weight[token] for i, token in enumerate(ids)]
     for i in range(len(ids)):
         x = (torch.stack(inputs[:i + 1]) + model.wpe.weight[ro.offset:ro.offset + i + 1])[None]
-        mask = visible(torch.tensor([ids[:i + 1]]) >= V, rules.window)
+        mask = visible(torch.tensor([ids[:i + 1]]) >= V, rules)
         mask = torch.ones(1, 1, i + 1, i + 1).tril().bool() if mask is None else mask
         for block in model.h:
             x = block(x, mask, None, None)

@@ -150,7 +150,7 @@ def test_their_tokenizer(tmp_path):
 
 def test_thoughts_that_cannot_go_along(tmp_path):
     """Guards against an export that would think otherwise there: one line each, nothing written."""
-    for rules, word in ((Rules("forced", 1, 8, window=5), "last 5 places"),
+    for rules, word in ((Rules("forced", 1, 8, window=5), "a window"),
                         (Rules("forced", 1, 8, continuous=True), "states"),
                         (Rules("free", 1, 8, persist=False), "forgotten"),
                         (Rules("never"), "never thinks")):
