@@ -143,8 +143,8 @@ class Source:
         """What the longest row is made of, for a person."""
         return "prompt, new tokens"
 
-    def quiz(self, level: int, rows: int, rng: np.random.Generator) -> Text:  # [rows, ...]
-        """Fresh questions of one level: a curriculum goes on when they are answered."""
+    def quiz(self, stage: int, rows: int, rng: np.random.Generator) -> Text:  # [rows, ...]
+        """Fresh questions of one stage: a curriculum goes on when they are answered."""
         raise NotImplementedError
 
     def questions(self, each: int, seed: int) -> Text:  # [levels * each, ...]
@@ -361,8 +361,8 @@ class Cups(Source):
             longest = max(longest, OPENING + 2 * N_MAX + 3 + (N_MAX + 2) * thoughts)
         return longest
 
-    def quiz(self, level, rows, rng):
-        story = self.stories(rows, OPENING + two_rounds(level), rng, level, level)
+    def quiz(self, stage, rows, rng):
+        story = self.stories(rows, OPENING + two_rounds(stage), rng, stage, stage)
         return as_text(story, OPENING)
 
     def questions(self, each, seed):
@@ -444,8 +444,7 @@ class TextFile(Source):
             ends = re.compile(ENDS.get(think_after, re.escape(think_after) + "$"))
             self.after = [i for i, word in enumerate(tokenizer.words()) if ends.search(word)]
             if not self.after:
-                raise ValueError(f"--think_after {think_after!r}: no token of the text ends so; "
-                                 f"there are anywhere, {', '.join(ENDS)}, and texts of your own")
+                raise ValueError(f"--think_after {think_after!r}: no token of the text ends so")
 
     def think_after(self, approach, think):
         return self.after

@@ -35,7 +35,8 @@ def by_level(level: Tensor, right: Tensor, levels: int) -> tuple[list[float], li
 
 
 def room(rules: Rules, text: Text, model: GPT) -> Rules:
-    """The rules with a budget for every open slot of this text."""
+    """The rules with this text's window, and a budget for every open slot of it."""
+    rules = replace(rules, window=text.window or rules.window)
     slots = rules.slots_in(text, model.config.vocab_size)
     return rules.room_for(slots) if rules.think != "never" else rules
 
@@ -159,11 +160,11 @@ def what_it_thinks_about(ro: Rollout, asked: Tensor) -> dict:
 
 
 @torch.no_grad()
-def plain_nats(model: GPT, ids: Tensor, window: int) -> tuple[float, float]:
+def plain_nats(model: GPT, ids: Tensor, rules: Rules) -> tuple[float, float]:
     """Held-out ids [R, T] without thoughts -> nats per text token, and mean p_think."""
     nats, p, V = [], [], model.config.vocab_size
     for row in ids.split(8):  # at GPT-2's size the logits of 8 rows are enough for memory
-        h = model(row[:, :-1], mask=visible_text(row[:, :-1], window))
+        h = model(row[:, :-1], mask=visible_text(row[:, :-1], rules))
         logits = model.logits(h).float()
         nats.append(F.cross_entropy(logits[..., :V].flatten(0, 1), row[:, 1:].flatten(),
                                     reduction="none"))
@@ -222,7 +223,7 @@ def evaluate(model: GPT, source: Source, rules: Rules, settings, teacher: GPT | 
     free, ro = free_text(model, source, rules, prompts.to(model.device), teacher)
     # given text, without thoughts and with them
     ids = held_out(source, rows, P + S, 2000).to(model.device)
-    nats, p_think = plain_nats(model, ids, rules.text_window)
+    nats, p_think = plain_nats(model, ids, rules)
     out = {"p_think": p_think, "nats_without_thoughts": nats, **free}
     if rules.think != "never":
         text = plain(held_out(source, rows, P + S, 3000, P), P, S)
@@ -239,7 +240,7 @@ def evaluate_task(model: GPT, source: Source, rules: Rules, settings,
                   each: int) -> tuple[dict, list[tuple[list[int], int]]]:
     """The same for prompts with answers, and eight of them answered by the model itself."""
     ids = held_out(source, 16, settings.prompt_tokens + settings.new_tokens, 2000)
-    nats, p_think = plain_nats(model, ids.to(model.device), rules.text_window)
+    nats, p_think = plain_nats(model, ids.to(model.device), rules)
     text = source.questions(each, 0)
     out = {"p_think": p_think, "nats_without_thoughts": nats}
     out |= examples(model, source, rules, text)

@@ -23,8 +23,8 @@ from data import Text, plain
 from fast import packed
 from model import GPT, gate_logit
 from rollout import (SAMPLED, Dials, Edit, Luck, Rollout, Rules, choose, draw, explicit,
-                     fitting_budget, one_before, opens, read_prompt, rollout, states_at, visible,
-                     who_may)
+                     fitting_budget, one_before, opens, positions_of, read_prompt, rollout,
+                     states_at, visible, who_may)
 
 
 def branch_layout(P: int, S: int, K: int, rules: Rules,
@@ -57,14 +57,13 @@ def branch_layout(P: int, S: int, K: int, rules: Rules,
     ends = torch.cat([text, P - 1 + s])  # [T]: the last text token in sight
     branch = torch.cat([text.new_full((P + S,), -1), s])
     is_text, own = step == 0, (branch[:, None] == branch) & (step[:, None] >= step)
-    positions = ends + step
+    positions = ends + step * rules.shifts
     if rules.reread:
         back = (ends - rules.reread * (K - step)).clamp(min=0)
         ends = torch.where(is_text, ends, back)
         positions, own = ends + ~is_text, own & (step[:, None] == step)
-    near = torch.tensor(rules.text_window == 0, device=device)  # everything is, or
-    here = ends if rules.counts == "text" else positions
-    near = near | (here[:, None] - text < rules.window)  # what lies in the window
+    near = torch.tensor(rules.window == 0, device=device)  # everything is, or
+    near = near | (positions[:, None] - text < rules.window)  # what lies in the window
     mask = own & ~is_text  # [T, T]: the own branch, up to oneself; and of the text:
     mask[:, :P + S] = (text <= ends[:, None]) & near
     return positions, mask.view(1, 1, *mask.shape)
@@ -83,7 +82,7 @@ def branches(model: GPT, text: Text, rules: Rules, luck, dials: Dials,
     u = luck(K, R, S).to(dev)  # [K, R * S, 2]
     positions, mask = branch_layout(P, S, K, rules, dev)
     cache = model.new_cache(R, len(places))
-    h = read_prompt(model, text, cache, rules.text_window, L)
+    h = read_prompt(model, text, cache, rules, L)
     ids = F.pad(text.ids, (0, K * S))
     is_think, gated = (torch.zeros(R, len(places), dtype=torch.bool, device=dev) for _ in range(2))
     chosen_at = branch_parents(places, L, P, K).expand(R, -1).clone()
@@ -211,8 +210,7 @@ def gate_at(model: GPT, ro: Rollout) -> Tensor:  # -> [R, T]
 def layout(ro: Rollout, rules: Rules) -> tuple[Tensor, Tensor | None]:  # [T], [R or 1, 1, T, T]
     """Positions and mask with which one forward gives the states that the sampler saw."""
     if rules.persist:
-        positions = torch.arange(ro.ids.shape[1], device=ro.ids.device)
-        return positions + ro.offset, visible(ro.is_think, rules)
+        return positions_of(ro.is_think, rules) + ro.offset, visible(ro.is_think, rules)
     S = ro.text.shape[1] - ro.P
     K = (ro.ids.shape[1] - ro.P) // S - 1
     positions, mask = branch_layout(ro.P, S, K, rules, ro.ids.device)
@@ -247,7 +245,7 @@ def one_by_one(model: GPT, ro: Rollout, rules: Rules, positions: Tensor,
             # (what is not a thought takes nothing from here)
             parents = ro.chosen_at[:, start:stop].clamp(max=start - 1)
             fed = states_at(torch.cat(hs, 1), parents)
-        hs.append(model(ro.ids[:, start:stop], positions[start:stop],
+        hs.append(model(ro.ids[:, start:stop], positions[..., start:stop],
                         mask[:, :, start:stop, :stop], cache, None, fed))
     return torch.cat(hs, 1)
 

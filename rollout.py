@@ -42,8 +42,8 @@ class Rules:
     think: "free" (the gate decides), "forced" (always K thoughts in an open slot, while the budget
     lasts) or "never". continuous: the last hidden state is fed back as a thought; one thinking row
     is left then, for the gate. counts: what a window counts. "places": with thoughts. "text": text
-    tokens alone, so a thought takes no place from them. "steps": what lies between thoughts. With
-    one step in sight a place sees back to the thoughts of the last slot, however long that is.
+    tokens alone. A thought takes no place from them, and no position. "steps": what lies between
+    thoughts. With one step in sight a place sees back to the thoughts of the last slot.
     """
     think: str = "free"
     max_thoughts: int = 1  # K, in a slot
@@ -56,9 +56,10 @@ class Rules:
     counts: str = "places"
 
     @property
-    def text_window(self) -> int:
-        """Of text without thoughts: its one step never ends."""
-        return 0 if self.counts == "steps" else self.window
+    def shifts(self) -> bool:
+        """Does a thought move the text after it on by a position?"""
+        # a base finds what is near by its distance
+        return self.counts != "text" or not self.window
 
     def room_for(self, slots: int) -> "Rules":
         """These rules with a budget that fills that many slots."""
@@ -179,7 +180,7 @@ def visible(is_think: Tensor, rules: Rules, at: Tensor | None = None) -> Tensor 
     # [R, T] bool, None or [n] -> [R, 1, T or n, T] bool
     """Who sees whom: what lies in the window, and the last thought. None: plain causal.
 
-    One rule for prefill, gradient and cache. at: places that look, of a row that is known so far.
+    One rule for prefill, gradient and cache. at: the places that look.
     """
     if not rules.window:
         return None
@@ -208,9 +209,16 @@ def window_counts(is_think: Tensor, counts: str, place: Tensor) -> tuple[Tensor,
     return begun - is_think.long(), begun
 
 
-def visible_text(ids: Tensor, window: int) -> Tensor | None:
-    """`visible` where there are no thoughts."""
-    return visible(torch.zeros_like(ids, dtype=torch.bool), Rules(window=window))
+def positions_of(is_think: Tensor, rules: Rules) -> Tensor:  # [R, T] bool -> [T] or [R, T]
+    """What is looked up in wpe, less the offset."""
+    if rules.shifts:
+        return torch.arange(is_think.shape[1], device=is_think.device)
+    return (~is_think).cumsum(1) - 1
+
+
+def visible_text(ids: Tensor, rules: Rules) -> Tensor | None:
+    """`visible` where there are no thoughts: a step never ends."""
+    return visible(torch.zeros_like(ids, dtype=torch.bool), rules)
 
 
 def explicit(mask: Tensor | None, T: int, device) -> Tensor:  # -> [R or 1, 1, T, T]
@@ -283,7 +291,7 @@ def naive_rollout(model: GPT, text: Text, rules: Rules, u: Tensor,
         ids, spoken, in_slot, used = given[:text.P], text.P, 0, 0
         while spoken < text.P + text.S:
             so_far = torch.tensor([ids], device=text.ids.device)
-            positions = torch.arange(len(ids), device=text.ids.device) + text.offset
+            positions = positions_of(so_far >= V, rules) + text.offset
             h = model(so_far, positions, visible(so_far >= V, rules))[:, -1]
             last = [i for i in ids if i < V][-1]
             may = opened[r, spoken - 1] if spoken <= len(given) else table[last]
@@ -326,14 +334,14 @@ def fitting_budget(model: GPT, text: Text, rules: Rules) -> int:
     return budget
 
 
-def read_prompt(model: GPT, text: Text, cache: list, window: int, P: int) -> Tensor:
+def read_prompt(model: GPT, text: Text, cache: list, rules: Rules, P: int) -> Tensor:
     # -> [R, P, C]
     """One forward over the first P tokens, without thoughts, into a cache of all rows. Siblings
     share it."""
     R, G = len(text.ids), text.siblings
     prompt, places = text.ids[::G, :P], torch.arange(P, device=text.ids.device)
     first = model.new_cache(R // G, P)  # of one sibling of G
-    mask = explicit(visible_text(prompt, window), P, prompt.device)
+    mask = explicit(visible_text(prompt, rules), P, prompt.device)
     h = model(prompt, places + text.offset, mask, first, places)
     for own, shared in zip(sum(cache, []), sum(first, [])):
         own[:, :, :P] = shared.repeat_interleave(G, 0)
@@ -369,7 +377,7 @@ class Decoder:
         R, P, V, dev = len(text.ids), text.P, model.config.vocab_size, text.ids.device
         rest = text.S + rules.budget  # places after the prompt
         cache, opened = model.new_cache(R, P + rest), rules.open_slots(text, V)
-        h = read_prompt(model, text, cache, rules.text_window, P)
+        h = read_prompt(model, text, cache, rules, P)
         prompt = torch.arange(P + rest, device=dev).expand(R, -1) < P
         none = torch.zeros_like(prompt)
         n_text, in_slot, used = (torch.full((R,), n, device=dev) for n in (P, 0, 0))
@@ -412,7 +420,8 @@ class Decoder:
         see = visible(self.is_think, rules, at)
         if see is None:
             see = (torch.arange(T, device=at.device) <= at).view(1, 1, 1, T)
-        h = model(self.ids.index_select(1, at), at + self.offset, see, self.cache, at,
+        position = self.offset + (at if rules.shifts else self.n_text.unsqueeze(1) - 1)
+        h = model(self.ids.index_select(1, at), position, see, self.cache, at,
                   self.before() if rules.continuous else None)
         self.h.index_copy_(1, at, h)
         self.at.add_(1)
@@ -473,13 +482,14 @@ def planned(model: GPT, text: Text, rules: Rules, u: Tensor, dials: Dials,
     places = torch.arange(T, device=dev)
     is_think = ~is_text & (places < L + n[:, -1:])
     mask = explicit(visible(is_think, rules), T, dev)
+    positions = positions_of(is_think, rules) + text.offset
     cache = model.new_cache(R, T)
-    h = read_prompt(model, text, cache, rules.text_window, P)
+    h = read_prompt(model, text, cache, rules, P)
     hs, start = [h], P
     for t in [*is_think.any(0).nonzero().squeeze(1).tolist(), T - 1]:
         if t > start:  # all that stands between the last thought and this one
             fed = h[:, -1:].expand(-1, t - start, -1) if rules.continuous else None
-            h = model(ids[:, start:t], places[start:t] + text.offset, mask[:, :, start:t], cache,
+            h = model(ids[:, start:t], positions[..., start:t], mask[:, :, start:t], cache,
                       places[start:t], fed)
             hs.append(h)
         if t < T - 1:  # no thought stands at the last place

@@ -209,10 +209,12 @@ class Task(Source):
             self.by_level.setdefault(x.level, []).append(x)
         self.stages = max(self.by_level) if len(self.by_level) > 1 else 0
         self.levels = max(1, *(x.level for x in self.eval))
-        # the first stage's window in every second update; 0: as in the rules
+        # With two thoughts in the easiest rows neither can be learnt first, as the second one reads
+        # the first. So their level has two stages, in the first of which the answer sees both
         first = [len(x.slots) for x in self.by_level[min(self.by_level)]]
         wide = self.stages and not self.branches and min(first) > 1
-        self.wide = max(first) if wide and max(first) > settings.window > 0 else 0
+        self.wide = max(first) if wide and max(first) > settings.window > 0 else 0  # its window
+        self.stages += self.wide > 0
 
     def _encoded(self, rows: list[Row], path: str) -> list[Example]:
         end = end_of_answer(self.text_ids)
@@ -244,23 +246,28 @@ class Task(Source):
 
     def text(self, settings, step: int, stage: int) -> Text:
         """Half of the rows are of the stage's own level, the others of any level up to it."""
-        rng, B = seeded(settings.seed, step, "train"), settings.prompts
-        stage = stage and max(stage, min(self.by_level))  # levels may begin above 1
-        if stage:  # --prompts is meant for the longest rows: short ones take more contexts
+        (level, window), B = self.at(stage), settings.prompts
+        rng = seeded(settings.seed, step, "train")
+        if level:  # --prompts is meant for the longest rows: short ones take more contexts
             longest = [max(len(x.ids) for x in self.train if x.level <= n)
-                       for n in (stage, self.stages)]
+                       for n in (level, max(self.by_level))]
             B = B * longest[1] // longest[0]
             B = -(-B // settings.processes) * settings.processes
-        rows = self.draw(rng, B, stage) if stage else [
+        rows = self.draw(rng, B, level) if level else [
             self.train[i] for i in rng.integers(len(self.train), size=B)]
-        # with two thoughts in the easiest rows neither can be learnt first: the second one reads
-        # the first. So in every second update the answer sees both
-        wide = self.wide if stage == min(self.by_level) and step % 2 else 0
-        return self.batch(rows, offset=int(rng.integers(self.moves)), window=wide)
+        return self.batch(rows, offset=int(rng.integers(self.moves)), window=window)
 
-    def draw(self, rng: np.random.Generator, n: int, stage: int) -> list[Example]:
-        below = [x for level, rows in self.by_level.items() if level <= stage for x in rows]
-        top = self.by_level.get(stage) or below
+    def at(self, stage: int) -> tuple[int, int]:
+        """The level of a stage, and its window; 0: as in the rules."""
+        if not stage:
+            return 0, 0
+        level = stage - (self.wide > 0)
+        # (levels may begin above 1)
+        return max(level, min(self.by_level)), self.wide if stage == 1 else 0
+
+    def draw(self, rng: np.random.Generator, n: int, level: int) -> list[Example]:
+        below = [x for number, rows in self.by_level.items() if number <= level for x in rows]
+        top = self.by_level.get(level) or below
         pools = [top if i % 2 == 0 else below for i in range(n)]
         return [pool[rng.integers(len(pool))] for pool in pools]
 
@@ -291,9 +298,10 @@ class Task(Source):
     def whose_longest(self, settings):
         return f"{self.name}, line {self.longest_row(settings).line}: this row"
 
-    def quiz(self, level, rows, rng):
-        pool = self.by_level.get(level) or self.draw(rng, rows, max(level, min(self.by_level)))
-        return self.batch([pool[rng.integers(len(pool))] for _ in range(rows)])
+    def quiz(self, stage, rows, rng):
+        level, window = self.at(stage)
+        pool = self.by_level.get(level) or self.draw(rng, rows, level)
+        return self.batch([pool[rng.integers(len(pool))] for _ in range(rows)], window=window)
 
     def questions(self, each, seed):
         rng, most = seeded(seed, 0, "eval"), each * max(self.levels, 4)

@@ -105,7 +105,7 @@ def text_at_birth(run: Run) -> tuple[Tensor, Tensor | None]:
     s = run.settings
     rng = seeded(s.seed, 0, "birth")
     ids = run.source.take(16, s.prompt_tokens + s.new_tokens, rng).to(run.model.device)
-    return ids, visible_text(ids, run.rules.text_window)
+    return ids, visible_text(ids, run.rules)
 
 
 def give_rows(run: Run) -> dict[str, float]:
@@ -248,7 +248,7 @@ def climb(run: Run) -> None:
     if not run.stage or p.step % LOOK:
         return
     # by greedy thoughts: of sampled ones a long chain always has one that is wrong. And strictly:
-    # errors multiply along longer chains. (Answers with mistakes in them get no stage stuck)
+    # errors multiply along longer chains
     while ((right := share_right(run)) > source.enough or run.stuck(right)) and (
             p.stage < source.stages):
         run.next_stage(right)

@@ -40,7 +40,7 @@ from tqdm import tqdm
 import command
 from data import OPENING, Cups, Story, seeded
 from model import GPT, PICO, Config, as_checkpoint
-from rollout import visible_text
+from rollout import Rules, visible_text
 from settings import Parser
 from tokenizer import RANKS, Tokenizer
 from weights import save
@@ -153,7 +153,7 @@ def loss_of(model: GPT, story: Story, fair: np.ndarray, window: int, offset: int
     """Cross-entropy of the fair targets, and that of each layer's head where there are labels."""
     ids = torch.from_numpy(story.ids)
     x = model.embed(ids[:, :-1], torch.arange(S - 1) + offset)
-    mask, loss = visible_text(ids[:, :-1], window), 0.0
+    mask, loss = visible_text(ids[:, :-1], Rules(window=window)), 0.0
     for k, block in enumerate(model.h):
         x = block(x, mask, None, None)
         if labels is not None:
@@ -172,7 +172,7 @@ def answers_by_n(model: GPT, cups: Cups, window: int, each: int = 500) -> list[f
     for n in range(1, 13):
         told = cups.stories(each, OPENING + 2 * n + 3, seeded(1, n, "eval"), exact=n)
         ids = torch.from_numpy(told.ids)
-        h = model(ids[:, :-1], mask=visible_text(ids[:, :-1], window))[:, -1]
+        h = model(ids[:, :-1], mask=visible_text(ids[:, :-1], Rules(window=window)))[:, -1]
         out.append((model.logits(h).argmax(-1) == ids[:, -1]).float().mean().item())
     return out
 
@@ -181,7 +181,7 @@ def answers_by_n(model: GPT, cups: Cups, window: int, each: int = 500) -> list[f
 def held_out_nats(model: GPT, cups: Cups, window: int) -> float:
     """Nats per text token."""
     ids = torch.from_numpy(cups.stories(512, S, seeded(1, 0, "eval")).ids)
-    logits = model.logits(model(ids[:, :-1], mask=visible_text(ids[:, :-1], window)))
+    logits = model.logits(model(ids[:, :-1], mask=visible_text(ids[:, :-1], Rules(window=window))))
     return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).item()
 
 

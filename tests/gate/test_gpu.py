@@ -236,7 +236,7 @@ def test_far_birth(device, tiny, window):
     (far, near), ids = (tiny(N=0, dtype=torch.float32) for _ in "ab"), texts()
     far = far_model(far)
     there = ids.to("meta")
-    masks = [visible_text(x, window) for x in (there, ids)]
+    masks = [visible_text(x, Rules(window=window)) for x in (there, ids)]
     p, waits = waits_of(device, lambda: far.grow(7, there, 0.3, generator(), masks[0]))
     assert waits == {"grow": 1, "fit_gate": 1}
     assert p == pytest.approx(near.grow(7, ids, 0.3, generator(), masks[1]), abs=1e-4)

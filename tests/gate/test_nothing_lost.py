@@ -53,7 +53,7 @@ def small_world() -> None:
         P = s.prompt_tokens
         prompts = plain(held_out(source, 2, P, 1000, P), P, 6)
         out, ro = free_text(model, source, rules, prompts, teacher)
-        nats, p_think = plain_nats(model, held_out(source, 2, 40, 2000), rules.window)
+        nats, p_think = plain_nats(model, held_out(source, 2, 40, 2000), rules)
         shown = [(row, ro.P) for row in ro.kept()]
         return {"nats_without_thoughts": nats, "p_think": p_think, **out}, shown
     running.evaluate, running.draw_curves = look, lambda out, of: None

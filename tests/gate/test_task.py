@@ -14,7 +14,7 @@ import sample
 import train
 from conftest import luck, numbers, refuses, run, settings
 from data import TextFile, seeded
-from evaluate import answers_right, examples, whole
+from evaluate import answers_right, examples, room, whole
 from lab import experiments, probe
 from lab.report import told_stories
 from model import GPT, Config
@@ -387,11 +387,12 @@ def test_answers_to_a_file(file, tmp_path, monkeypatch, capsys):
 
 
 def test_levels_with_gaps(tmp_path):
-    """Guards files whose levels begin above 1, or leave some out: each stage has rows."""
+    """Guards files whose levels begin above 1, or leave some out: each stage has rows. (With three
+    thoughts in the easiest ones, level n is stage n + 1.)"""
     rows = [story(level, i % 5) for i in range(30) for level in (3, 6)]
     task = task_of(write(tmp_path / "gaps.jsonl", rows))
     s = settings(data=str(tmp_path / "gaps.jsonl"), prompts=4)
-    for stage, levels in ((1, {3}), (3, {3}), (4, {3}), (6, {3, 6})):
+    for stage, levels in ((1, {3}), (4, {3}), (5, {3}), (7, {3, 6})):
         for text in (task.text(s, 1, stage), task.quiz(stage, 16, seeded(0, 0, "quiz"))):
             found = set(text.level[text.level > 0].tolist())
             assert found <= levels and max(found) == max(levels)
@@ -423,16 +424,19 @@ def test_probe_and_page(file, tmp_path, monkeypatch, capsys):
 
 
 def test_first_stage_of_two_thoughts(file, tmp_path):
-    """Where level 1 takes two thoughts, the answer sees both of them in every second update of its
-    stage, and nothing from before them."""
+    """Where level 1 takes two thoughts it has two stages. In the first of them the answer sees both
+    thoughts, in its questions as well, and nothing from before them."""
     two = write(tmp_path / "two.jsonl", [x | {"level": x["level"] - 1} for x in ROWS
                                          if x["level"] > 1])
     s = settings(data=two, model="scratch:1x16")
     task = Task(two, None, s, own=True)
-    windows = {(stage, step): task.text(s, step, stage).window for stage in (0, 1, 2)
-               for step in range(4)}
-    assert {k: x for k, x in windows.items() if x} == {(1, 1): task.wide, (1, 3): task.wide}
-    assert task.wide > s.window
+    assert task.wide > s.window and task.stages == max(x["level"] for x in ROWS)
+    assert not task.text(s, 3, 0).window  # --curriculum off
+    for stage in range(1, 5):
+        for text in (task.text(s, 3, stage), task.quiz(stage, 8, seeded(0, 0, "quiz"))):
+            assert text.window == (task.wide if stage == 1 else 0)
+            assert room(FORCED, text, GPT(Config(1, 1, 16, 64, 9, 4))).window == (text.window or 1)
+            assert text.level.max() == max(stage - 1, 1)
 
     text = task.text(s, 1, 1)
     V = task.tokenizer.V
