@@ -23,7 +23,6 @@ V text rows, m cups, n moves since the last answer.
 """
 import hashlib
 import os
-import re
 from dataclasses import dataclass, fields, replace
 from itertools import combinations, permutations
 from pathlib import Path
@@ -45,7 +44,6 @@ LETTERS = "ABCDEF"  # of the cups
 OPENING = 9  # tokens of a story before its first move: The ball is under cup B. Moves:
 OFFSETS = 65  # a story begins at any position below: no position may mean a place in a round
 N_MAX = 30  # the longest round that the evaluation asks for
-ENDS = {"word": r"\s", "sentence": r"[.!?]", "line": r"\n"}  # in the token before a thought
 TRIED = 6  # stories that `teacher` writes for each one that is kept, under a curriculum
 
 
@@ -66,7 +64,7 @@ class Text:
     siblings: int = 1  # how many neighbours share their text
     stage: int = 0  # of the curriculum; 0 without one
     unread: int = 0  # answers of this level teach no reading yet; 0: all do
-    window: int = 0  # places seen; 0: as in the rules
+    window: int = 0  # as in the rules; 0: theirs
     real: Tensor | None = None  # [R, S]: is it no padding? None: all is text
 
     @property
@@ -103,7 +101,7 @@ class Source:
     text_ids: list[int] | None = None  # the GPT-2 ids of its language, row by row; None: all
     stages = 0  # of a curriculum; 0: it has none
     enough = 0.99  # share of right answers that ends a stage
-    hurry = 0  # steps without progress after which a stage ends, unlearned; 0: never
+    patience = 0  # steps without progress after which a stage ends, unlearned; 0: never
     levels = 0  # that `questions` asks for; 0: there are no questions
     of = "level"  # what a level is called
     counts = "text"  # what a window counts (rollout.Rules)
@@ -425,11 +423,12 @@ def as_text(story: Story, P: int) -> Text:
 
 class TextFile(Source):
     """A .txt file, or a .jsonl file with a field `text`, as random windows. The last 5 % are held
-    out, or all of another file is. Raises ValueError."""
+    out, or all of another file is. after: `think_after`. Raises ValueError."""
 
     def __init__(self, path: str | Path, tokenizer: Tokenizer, held_out: str | Path | None = None,
-                 think_after: str = "anywhere"):
+                 after: list[int] | None = None):
         check_path(path)
+        self.after = after
         self.name, self.tokenizer, self.text_ids = str(path), tokenizer, tokenizer.text_ids
         # ids [n] on disk, of which only what is used is read
         self.train = self._ids(Path(path))
@@ -439,12 +438,6 @@ class TextFile(Source):
             self.train, self.eval = self.train[:cut], self.train[cut:]
         else:
             self.eval = self._ids(Path(held_out))
-        self.after = None  # the ids after which thoughts may stand; None: all
-        if think_after != "anywhere":
-            ends = re.compile(ENDS.get(think_after, re.escape(think_after) + "$"))
-            self.after = [i for i, word in enumerate(tokenizer.words()) if ends.search(word)]
-            if not self.after:
-                raise ValueError(f"--think_after {think_after!r}: no token of the text ends so")
 
     def think_after(self, approach, think):
         return self.after

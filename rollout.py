@@ -13,7 +13,8 @@ the same rows, all at once: `stepwise` place by place, or `planned` where only t
 are left to sample. Thoughts that are forgotten are next_token.py's; `roll` there picks the way.
 
 A place is a column of a row, thoughts counted. A token's number counts text alone. A position is
-what is looked up in wpe: place + offset, and in a branch the distance from the text's start.
+what is looked up in wpe: place + offset, and in a branch the distance from the text's start. In a
+window that counts text it is the token's number + offset.
 
 Left out on purpose: rewards and the loss, which are reward.py's; stopping early. A loop that asks
 whether all rows are done waits for the GPU at each place. Knows model.py, data.py, fast.py.
@@ -42,7 +43,7 @@ class Rules:
     think: "free" (the gate decides), "forced" (always K thoughts in an open slot, while the budget
     lasts) or "never". continuous: the last hidden state is fed back as a thought; one thinking row
     is left then, for the gate. counts: what a window counts. "places": with thoughts. "text": text
-    tokens alone. A thought takes no place from them, and no position. "steps": what lies between
+    tokens alone; there a thought takes neither place nor position. "steps": what lies between
     thoughts. With one step in sight a place sees back to the thoughts of the last slot.
     """
     think: str = "free"
@@ -217,7 +218,7 @@ def positions_of(is_think: Tensor, rules: Rules) -> Tensor:  # [R, T] bool -> [T
 
 
 def visible_text(ids: Tensor, rules: Rules) -> Tensor | None:
-    """`visible` where there are no thoughts: a step never ends."""
+    """`visible` without thoughts: counted in steps, all is one."""
     return visible(torch.zeros_like(ids, dtype=torch.bool), rules)
 
 

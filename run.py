@@ -266,18 +266,18 @@ class Run:
             "skipped": self.progress.skipped}
 
     def stuck(self, right: float) -> bool:
-        """Is it `hurry` steps since more of this stage's questions were right? right: now."""
+        """Is it `patience` steps since more of this stage's questions were right? right: now."""
         p = self.progress
         if right > p.best:
             p.best, p.in_stage = right, 0
-        return p.in_stage >= self.source.hurry > 0
+        return p.in_stage >= self.source.patience > 0
 
     def next_stage(self, right: float) -> None:
         """Up by one. right: the share of this stage's questions; too few of them are a line."""
         p = self.progress
         if right <= self.source.enough:
             tqdm.write(f"stage {p.stage} ends: for {p.in_stage} updates no more than {p.best:.0%} "
-                       "were right")
+                       "were right. Easier rows as level 1 may help")
         p.stage, p.best, p.in_stage = p.stage + 1, 0.0, 0
 
     def notice_dead(self) -> None:

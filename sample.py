@@ -159,7 +159,8 @@ def main() -> None:
             return answer_lines(
                 *args.jsonl, lambda x: generate(run, x, args.new_tokens, 1, dials)[0])
         # (a word of GPT-2's begins with its space, so a space at the prompt's end is none)
-        found = generate(run, args.prompt.rstrip(" "), args.new_tokens, args.samples, dials,
+        prompt = args.prompt if run.tokenizer.by_byte else args.prompt.rstrip(" ")
+        found = generate(run, prompt, args.new_tokens, args.samples, dials,
                          args.seed, lambda _, ids: table[ids])
     except (ValueError, OSError) as e:
         args.error(str(e))

@@ -6,7 +6,7 @@ was typed, the presets and what follows from them. What does not fit together is
 line, before a model is built.
 
 Left out on purpose: files of settings and environment variables. A run is the line that started it,
-and its out/settings.json is the whole list. Knows command.py, data.py, model.py and task.py.
+and its out/settings.json is the whole list. Knows command.py, model.py and task.py.
 """
 import argparse
 import os
@@ -17,7 +17,7 @@ import torch
 
 from command import Parser, place
 from model import PICO, SIZES
-from task import fitted, kind_of, read_spec, write_spec
+from task import ENDS, THINK_AFTER, fitted, kind_of, read_spec, write_spec
 
 
 def flag(default, help: str, **more):
@@ -41,8 +41,9 @@ class Settings:
                      '.jsonl file of prompts and answers, or "cups m=5 idle=0.4"; cups takes m=, '
                      "balls=one|all, moves=mixed|turns, idle=, swaps=")
     eval_data: str | None = flag(None, "a task: held-out rows; else the last 5 % of each level")
-    think_after: str = flag("anywhere", "where thoughts may stand. A text: anywhere, word, "
-                            "sentence, line. A task: steps, end. Both: after a text that is given")
+    think_after: str = flag("anywhere", "where thoughts may stand. On a text: anywhere, sentence, "
+                            "line, with bytes also word. On a task: steps, end. On both: after "
+                            "any TEXT, on a text after tokens that end in it")
     # thoughts
     think_vocab: int = flag(2048, "N, thinking rows")
     think: str = flag("free", "may the model choose when to think?", choices=["free", "forced"])
@@ -50,8 +51,8 @@ class Settings:
     max_thoughts: int = flag(1, "K, thoughts per slot")
     budget: int = flag(32, "thoughts per row")
     think_cost: float = flag(0.0, "what a thought costs, in nats")
-    window: int = flag(0, "what is seen besides the last thought, in text tokens, on cups in "
-                       "places, on a task in steps; 0: all")
+    window: int = flag(0, "how far back is seen, besides the last thought: tokens on a text and "
+                       "in branches, tokens and thoughts on cups, steps on a task; 0: all")
     # rollouts
     prompts: int = flag(8, "B, contexts per step")
     samples: int = flag(4, "G, siblings per context")
@@ -114,7 +115,7 @@ PRESETS = {
                              think_lr=2e-3, max_thoughts=4),
     "text, next_token": dict(max_thoughts=4),
     "text, scratch": dict(approach="stream", lr=1e-3, prompts=4, steps=400),
-    # (window, budget and lengths follow from the file: task.fitted)
+    # (budget and lengths follow from the file: task.fitted)
     "task": dict(approach="stream", model="scratch:1x64", think="forced", think_after="steps",
                  think_prior=0.5, gamma=0.97, steps=1500, eval_every=500),
     "task, scratch": dict(lr=2e-3, think_lr=4e-3, prompts=16, samples=8),
@@ -215,7 +216,8 @@ def preset_names(kind: str, model: str) -> list[str]:
 
 
 def is_new(model: str) -> bool:
-    return model.startswith(("scratch", "bytes"))
+    """Does --model name a shape, and no weights?"""
+    return model in ("scratch", "bytes") or model.startswith(("scratch:", "bytes:"))
 
 
 def of_this_game(spec: dict, approach: str, typed: dict) -> dict:
@@ -250,8 +252,8 @@ def settle(s: Settings, typed: dict) -> Settings:
     new = {}
     if s.approach != "teacher":  # given text judges itself
         new["teacher"] = None
-    if s.model == "scratch":
-        new["model"] = "scratch:1x64"
+    if s.model in ("scratch", "bytes"):
+        new["model"] = f"{s.model}:1x64"
     if s.thoughts != "tokens":  # one row, for the gate, or none
         new["think_vocab"] = 0 if s.thoughts == "none" else 1
     if s.approach == "next_token":  # a thought serves one prediction, in a branch of its own
@@ -285,6 +287,17 @@ def refuse_what_means_nothing(s: Settings, typed: dict, kind: str) -> None:
     for name in ("think", "think_prior", "think_cost", "max_thoughts", "budget"):
         if name in typed and s.thoughts == "none":
             raise ValueError(f"--{name} means nothing here: --thoughts none has no thoughts")
+    if s.thoughts == "none" and kind == "task" and typed.get("window"):
+        raise ValueError("--window means nothing here: it counts steps between thoughts, and "
+                         "--thoughts none has none. It sees everything")
+    if s.model.startswith("bytes") and (kind == "cups" or s.data.split()[0] == "webtext"):
+        raise ValueError("--model bytes reads a file of your own, byte by byte: for cups and "
+                         "webtext there is scratch:2x64")
+    others = {"task": ("anywhere", *ENDS), "text": THINK_AFTER}.get(kind, ())
+    if s.think_after in others:
+        known = ", ".join(THINK_AFTER if kind == "task" else ("anywhere", *ENDS))
+        raise ValueError(f"--think_after {s.think_after} is for another kind of data: a {kind} "
+                         f"takes {known}, or a text of your own")
     for name in ("think_vocab", "entropy"):
         if name in typed and s.thoughts != "tokens":
             raise ValueError(f"--{name} belongs to --thoughts tokens, not to {s.thoughts}")
@@ -312,7 +325,7 @@ def check(s: Settings) -> None:
 
 
 def scratch_shape(model: str) -> tuple[int, int]:
-    """scratch:2x64 -> layers, width. Raises ValueError."""
+    """scratch:2x64 or bytes:2x64 -> layers, width. Raises ValueError."""
     try:
         layers, width = map(int, model.partition(":")[2].split("x"))
     except ValueError:
@@ -362,9 +375,11 @@ def means(name: str, typed, settled) -> bool:
     """Can what was typed have become this setting?"""
     if name == "data" and None not in (spec := (read_spec(typed), read_spec(settled))):
         return spec[0].items() <= spec[1].items()  # the rest was filled in
-    filled_in = {"model": "scratch", "micro_batch": 0}  # forms that `settle` completes
-    if typed == filled_in.get(name):
-        return name == "micro_batch" or settled == "scratch:1x64"
+    # forms that `settle` completes
+    if name == "micro_batch" and typed == 0:
+        return True
+    if name == "model" and typed in ("scratch", "bytes"):
+        typed = f"{typed}:1x64"
     return typed in (settled, "auto")
 
 

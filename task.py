@@ -44,6 +44,8 @@ PROMPT = ("prompt", "question", "input")  # what the keys of a row may be called
 ANSWER = ("answer", "completion", "ground_truth", "target")
 # where a sentence ends: before the space after its mark, and before a line break
 SENTENCE = re.compile(r"(?<=[.!?;])(?=\s)|(?<=\S)(?=\n)")
+THINK_AFTER = ("steps", "end")  # what --think_after knows on a task, besides texts,
+ENDS = {"word": r"\s\Z", "sentence": r"[.!?][\"')]*\Z", "line": r"\n\Z"}  # and on a text
 OFFSETS = 65  # rows of a new model begin at any position below: no position may mean a step
 
 
@@ -185,7 +187,7 @@ class Task(Source):
     another file is. own: its language is its own ids, not all of GPT-2's. Raises ValueError."""
     by_row = says = True
     # answers may have mistakes in them, and harder rows go on to teach what easier ones did
-    enough, hurry = 0.95, 300
+    enough, patience = 0.95, 300
 
     def __init__(self, path: str, text_ids: list[int] | None, settings, own: bool = False):
         self.name, self.branches = path, settings.approach == "next_token"
@@ -211,10 +213,11 @@ class Task(Source):
         self.levels = max(1, *(x.level for x in self.eval))
         # With two thoughts in the easiest rows neither can be learnt first, as the second one reads
         # the first. So their level has two stages, in the first of which the answer sees both
-        first = [len(x.slots) for x in self.by_level[min(self.by_level)]]
-        wide = self.stages and not self.branches and min(first) > 1
-        self.wide = max(first) if wide and max(first) > settings.window > 0 else 0  # its window
-        self.stages += self.wide > 0
+        easiest = min(len(x.slots) for x in self.by_level[min(self.by_level)])
+        thinks = settings.think == "forced" and settings.thoughts != "none" and not self.branches
+        wide = self.stages and thinks and easiest > settings.window > 0
+        self.first_window = easiest if wide else 0  # of the first stage; 0: as in the rules
+        self.stages += self.first_window > 0
 
     def _encoded(self, rows: list[Row], path: str) -> list[Example]:
         end = end_of_answer(self.text_ids)
@@ -246,7 +249,7 @@ class Task(Source):
 
     def text(self, settings, step: int, stage: int) -> Text:
         """Half of the rows are of the stage's own level, the others of any level up to it."""
-        (level, window), B = self.at(stage), settings.prompts
+        (level, window), B = self.level_and_window(stage), settings.prompts
         rng = seeded(settings.seed, step, "train")
         if level:  # --prompts is meant for the longest rows: short ones take more contexts
             longest = [max(len(x.ids) for x in self.train if x.level <= n)
@@ -257,13 +260,13 @@ class Task(Source):
             self.train[i] for i in rng.integers(len(self.train), size=B)]
         return self.batch(rows, offset=int(rng.integers(self.moves)), window=window)
 
-    def at(self, stage: int) -> tuple[int, int]:
-        """The level of a stage, and its window; 0: as in the rules."""
+    def level_and_window(self, stage: int) -> tuple[int, int]:
+        """Of a stage; a window of 0: as in the rules."""
         if not stage:
             return 0, 0
-        level = stage - (self.wide > 0)
+        level = stage - (self.first_window > 0)
         # (levels may begin above 1)
-        return max(level, min(self.by_level)), self.wide if stage == 1 else 0
+        return max(level, min(self.by_level)), self.first_window if stage == 1 else 0
 
     def draw(self, rng: np.random.Generator, n: int, level: int) -> list[Example]:
         below = [x for number, rows in self.by_level.items() if number <= level for x in rows]
@@ -299,7 +302,7 @@ class Task(Source):
         return f"{self.name}, line {self.longest_row(settings).line}: this row"
 
     def quiz(self, stage, rows, rng):
-        level, window = self.at(stage)
+        level, window = self.level_and_window(stage)
         pool = self.by_level.get(level) or self.draw(rng, rows, level)
         return self.batch([pool[rng.integers(len(pool))] for _ in range(rows)], window=window)
 
@@ -425,7 +428,7 @@ def fitted(data: str, settings) -> dict:
     the question and the last thought. What lies further back has to be thought; with more in sight
     a new model would answer short prompts without its thoughts.
     """
-    task = Task(data, None, settings)
+    task = Task(data, None, settings, own=settings.from_scratch)
     rows = task.train + task.eval
     prompts = {tuple(x.ids[:x.start]) for x in task.train}
     if seen := sum(tuple(x.ids[:x.start]) in prompts for x in task.eval):
@@ -448,19 +451,35 @@ def open_source(data: str, text_ids: list[int] | None = None, settings=None,
     if settings is not None and kind_of(data) == "task":
         return Task(data, text_ids, settings, own)
     tokenizer, part = Tokenizer(text_ids), webtext_part(data)
-    after = settings.think_after if settings else "anywhere"
     if part is not None:
         train, test = (download(WEBTEXT.format(name), CACHE / f"webtext.{name}.jsonl")
                        for name in (part, "test"))
-        return TextFile(train, tokenizer, test, after)
+        return TextFile(train, tokenizer, test, ids_after(tokenizer, settings))
     if own:
         tokenizer = of_new_model(settings)
         file = TextFile(data, tokenizer)
         used = np.unique(np.concatenate([file.train, file.eval])).tolist()
-        tokenizer = Tokenizer(used)
-    return TextFile(data, tokenizer, think_after=after)
+        ids = tokenizer.text_ids or range(tokenizer.V)
+        tokenizer = Tokenizer([ids[row] for row in used])
+    return TextFile(data, tokenizer, after=ids_after(tokenizer, settings))
+
+
+def ids_after(tokenizer: Tokenizer, settings) -> list[int] | None:
+    """After which tokens of a text may a thought stand? None: all. Raises ValueError."""
+    # (the settings may be a task's, or from before texts had this flag)
+    if settings is None or settings.think_after in ("anywhere", *THINK_AFTER):
+        return None
+    if settings.think_after == "word" and not tokenizer.by_byte:
+        raise ValueError("--think_after word is for --model bytes: a word of GPT-2's begins with "
+                         "its space, so only the next token shows where it ends")
+    ends = re.compile(ENDS.get(settings.think_after, re.escape(settings.think_after) + r"\Z"))
+    found = [i for i, word in enumerate(tokenizer.words()) if ends.search(word)]
+    if not found:
+        raise ValueError(f"--think_after {settings.think_after!r}: no single token ends so")
+    return found
 
 
 def of_new_model(settings) -> Tokenizer:
     """Its rows are found among these ids, which are GPT-2's own."""
-    return Tokenizer([*range(BYTES)] if settings.model.startswith("bytes") else None)
+    by_byte = settings.model.startswith("bytes:")
+    return Tokenizer([*range(BYTES), END_OF_TEXT] if by_byte else None)

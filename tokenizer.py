@@ -66,8 +66,8 @@ class Tokenizer:
     """Text <-> ids for V text rows and N thinking rows.
 
     text_ids: the GPT-2 ids that this model's language uses, renumbered 0..V-1 in that order; None:
-    all 50,257. think_vocab: N, so that decoding can tell a thought from a mistake. continuous:
-    thoughts are hidden states and have no names.
+    all 50,257. A language of single bytes is read byte by byte. think_vocab: N, so that decoding
+    can tell a thought from a mistake. continuous: thoughts are hidden states and have no names.
     """
 
     def __init__(self, text_ids: list[int] | None = None, think_vocab: int = 0,
@@ -106,8 +106,8 @@ class Tokenizer:
         return [i for part in parts for i in self.gpt2.encode_ordinary(part)]
 
     def _ids_of_bytes(self, text: str) -> list[int]:
-        id_of = [self.gpt2.encode_single_token(bytes([b])) for b in range(BYTES)]
-        return [id_of[b] for b in text.encode("utf-8", "replace")]
+        whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return [self.gpt2.encode_single_token(bytes([b])) for b in whole.encode()]
 
     def check(self, V: int) -> None:
         """Raises ValueError for a model whose text rows are not those of this tokenizer."""

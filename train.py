@@ -79,7 +79,7 @@ def setup(s: Settings, source: Source | None = None) -> Run:
 
 
 def new_model(s: Settings, source: Source) -> GPT:
-    """--model scratch:2x64."""
+    """--model scratch:2x64 or bytes:2x64."""
     layers, width = scratch_shape(s.model)
     text_ids, n_ctx = source.text_ids, 256 if source.text_ids else 1024
     n_ctx = max(n_ctx, source.longest(s, s.budget)) if source.by_row else n_ctx

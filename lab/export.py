@@ -128,6 +128,7 @@ def their_tokenizer(model: GPT, N: int) -> dict:
     vocab |= {f"<think{i}>": len(own) + i for i in range(N)}
     vocab |= {spelt[g]: len(own) + N + i for i, g in enumerate(others)}
     special = [END, *(f"<think{i}>" for i in range(N))]
+    by_byte = Tokenizer(model.text_ids).by_byte  # its text is never merged
     flags = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
     level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)
     return {
@@ -135,7 +136,7 @@ def their_tokenizer(model: GPT, N: int) -> dict:
         "added_tokens": [{"id": vocab[x], "content": x, **flags}
                          for x in sorted(special, key=vocab.get)],
         "pre_tokenizer": level, "post_processor": None, "decoder": level,
-        "model": {"type": "BPE", "vocab": vocab, "merges": merges()}}
+        "model": {"type": "BPE", "vocab": vocab, "merges": [] if by_byte else merges()}}
 
 
 def spell(piece: bytes) -> str:

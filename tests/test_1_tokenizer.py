@@ -60,6 +60,7 @@ def test_byte_by_byte():
     assert some.V == len(set(text.encode())) and some.decode(some.encode("evian\n")) == "evian\n"
     with pytest.raises(ValueError, match="'Z'"):
         some.encode("naZve")
+    assert whole.decode(whole.encode("a\ud800b\ud83d\ude42")) == "a\ufffdb🙂"
     # one longer piece, and text is cut as GPT-2 cuts it
     assert not Tokenizer([*range(256), 262]).by_byte
 

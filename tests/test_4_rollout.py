@@ -16,7 +16,7 @@ from model import GPT, Config
 from next_token import roll, states
 from reward import action_logp
 from rollout import (GREEDY, SAMPLED, Dials, Luck, Rules, draw, inverse_cdf, naive_rollout,
-                     rollout, visible)
+                     positions_of, rollout, visible, visible_text)
 
 
 def given(n=P + S, rows=R, **more):
@@ -414,6 +414,25 @@ def test_visible(window, counts):
     for i in range(13):
         so_far = is_think & (torch.arange(13) <= i)
         assert torch.equal(visible(so_far, rules, torch.tensor([i]))[:, :, 0], mask[:, :, i])
+
+
+@pytest.mark.parametrize("window", [1, 3, 5])
+def test_a_thought_takes_no_place_from_text(window):
+    """Guards the window of a text: each token sees the text, and at the positions, that it would
+    see if nobody thought. Without a window, and elsewhere, a thought is a place like any other."""
+    is_think = torch.rand(8, 13, generator=torch.Generator().manual_seed(0)) < 0.4
+    is_think[:, 0] = False
+    rules = Rules(window=window, counts="text")
+    mask, positions = visible(is_think, rules), positions_of(is_think, rules)
+    for r in range(8):
+        text = (~is_think[r]).nonzero()[:, 0]
+        alone = visible_text(text[None], rules)[0, 0]
+        assert torch.equal(mask[r, 0][text][:, text], alone)
+        assert torch.equal(positions[r, text], torch.arange(len(text)))
+        # a thought stands where the text before it does
+        assert (positions[r, is_think[r]] == positions[r, is_think[r].nonzero()[:, 0] - 1]).all()
+    for other in (Rules(counts="text"), Rules(window=3), Rules(window=1, counts="steps")):
+        assert torch.equal(positions_of(is_think, other), torch.arange(13))
 
 
 def test_window_is_felt(tiny):

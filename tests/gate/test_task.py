@@ -430,12 +430,13 @@ def test_first_stage_of_two_thoughts(file, tmp_path):
                                          if x["level"] > 1])
     s = settings(data=two, model="scratch:1x16")
     task = Task(two, None, s, own=True)
-    assert task.wide > s.window and task.stages == max(x["level"] for x in ROWS)
+    assert task.first_window > s.window and task.stages == max(x["level"] for x in ROWS)
     assert not task.text(s, 3, 0).window  # --curriculum off
     for stage in range(1, 5):
         for text in (task.text(s, 3, stage), task.quiz(stage, 8, seeded(0, 0, "quiz"))):
-            assert text.window == (task.wide if stage == 1 else 0)
-            assert room(FORCED, text, GPT(Config(1, 1, 16, 64, 9, 4))).window == (text.window or 1)
+            assert text.window == (task.first_window if stage == 1 else 0)
+            model = GPT(Config(1, 1, 16, 64, 9, 4))
+            assert room(FORCED, text, model).window == (text.window or 1)
             assert text.level.max() == max(stage - 1, 1)
 
     text = task.text(s, 1, 1)
@@ -446,16 +447,17 @@ def test_first_stage_of_two_thoughts(file, tmp_path):
     for r, q in enumerate(query.tolist()):
         first = ro.is_think[r].int().argmax().item()
         assert sees[r, q].nonzero()[:, 0].tolist() == list(range(first, q + 1))
-    for other, more in ((file, {}), (two, {"window": 0}), (two, {"window": task.wide}),
+    for other, more in ((file, {}), (two, {"window": 0}), (two, {"window": task.first_window}),
+                        (two, {"thoughts": "none"}), (two, {"think": "free"}),
                         (two, {"approach": "next_token", "window": 1})):
         s = settings(data=other, model="scratch:1x16", **more)
-        assert not Task(other, None, s, own=True).wide, more
+        assert not Task(other, None, s, own=True).first_window, more
 
 
 def test_stages(file, tmp_path, monkeypatch, capsys):
     """Guards the curriculum of a file: rows up to the stage, half of them its own, as many tokens
-    in each. A stage whose answers are never all right ends `hurry` steps after its best look, and
-    says so."""
+    in each. A stage whose answers are never all right ends `patience` steps after its best look,
+    and says so."""
     task, s = task_of(file), settings(data=file, prompts=8)
     for stage in (1, 2, 4):
         text = task.text(s, 3, stage)
@@ -466,7 +468,7 @@ def test_stages(file, tmp_path, monkeypatch, capsys):
         weight = text_weights(text, replace(s, samples=1), torch.zeros(text.pays.shape))
         assert (weight[text.pays > 0] > 0).all()
     it = train.setup(small(file, tmp_path, prompts=2))
-    it.progress.step, last = 10, it.source.hurry - 1
+    it.progress.step, last = 10, it.source.patience - 1
     for right, in_stage, stage, left in ((0.3, 3, 1, 0), (0.5, last, 1, 0), (0.5, 5, 1, 6),
                                          (0.4, last, 2, 0), (0.2, 3, 2, 4)):
         monkeypatch.setattr(train, "share_right", lambda run, right=right: right)
@@ -505,6 +507,43 @@ def test_text_from_scratch(name, text, tmp_path, monkeypatch):
     refuses(lambda: generate(load_run(s.out), "elsewhere", 4), "outside this model's language")
 
 
+def test_bytes_of_a_file(tmp_path, monkeypatch):
+    """Guards --model bytes: documents keep their ends, a task is as long as its bytes are, and data
+    that are no file of one's own are refused."""
+    monkeypatch.setattr("data.CACHE", tmp_path / "cache")
+    lines = [json.dumps({"text": "abé"}), json.dumps({"text": "cd"})] * 200
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    s = settings(data=str(tmp_path / "a.jsonl"), model="bytes", approach="stream")
+    assert s.model == "bytes:1x64" and s.lr == 1e-3
+    source = open_source(s.data, settings=s, own=True)
+    assert Tokenizer(source.text_ids).decode(source.train[:7].tolist()) == "abé<|endoftext|>cd"
+    rows = write(tmp_path / "b.jsonl", [{"prompt": "What is 12344 and 1?", "answer": "12345"}] * 40)
+    s = settings(data=rows, model="bytes:1x16", approach="stream")
+    assert (s.prompt_tokens, s.new_tokens) == (20, 7)
+    task = Task(rows, None, s, own=True)
+    assert task.tokenizer.decode(task.train[0].ids) == "What is 12344 and 1? 12345<|endoftext|>"
+    for data in ("cups", "webtext"):
+        refuses(lambda data=data: settings(data=data, model="bytes:1x16", approach="stream"),
+                "a file of your own")
+    refuses(lambda: settings(model="scratchy:1x16", approach="stream").from_scratch or train.setup(
+        settings(model="scratchy:1x16", approach="stream")), "no model 'scratchy")
+
+
+@pytest.mark.parametrize("kind, think_after, more, said", [
+    ("task", "word", {}, "a task takes steps, end"), ("text", "steps", {}, "a text takes anywhere"),
+    ("task", "steps", {"thoughts": "none", "window": 1}, "It sees everything"),
+    ("text", "word", {"model": "scratch:1x16"}, "is for --model bytes"),
+    ("text", "é", {"model": "bytes:1x16"}, "no single token ends so")])
+def test_what_thinks_nowhere(kind, think_after, more, said, file, tmp_path, monkeypatch):
+    """Guards flags of the other kind of data: each is one line, before anything is trained."""
+    monkeypatch.setattr("data.CACHE", tmp_path / "cache")
+    (tmp_path / "a.txt").write_text("A line of words. Café.\n" * 90)
+    data = file if kind == "task" else str(tmp_path / "a.txt")
+    typed = {"data": data, "approach": "stream", "model": "bytes:1x16"} | more
+    typed |= {"think_after": think_after} if (kind, think_after) != ("task", "steps") else {}
+    refuses(lambda: train.setup(settings(**typed)), said)
+
+
 @pytest.mark.parametrize("think_after, ends, approach", [
     ("anywhere", "A\n ,lineofwrdsm.7", "stream"), ("word", "\n ", "teacher"),
     ("line", "\n", "stream"), ("sentence", ".", "next_token"), ("d", "d", "stream")])
@@ -534,5 +573,5 @@ def test_where_a_text_thinks(think_after, ends, approach, tmp_path, monkeypatch)
     if approach != "next_token":  # its thoughts stand behind the text
         assert after and after <= set(ends)
     train.train(it)
-    with pytest.raises(ValueError, match="no token of the text ends so"):
+    with pytest.raises(ValueError, match="no single token ends so"):
         train.setup(train.resolve(typed | {"think_after": "#"}))
