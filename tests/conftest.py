@@ -31,6 +31,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from model import GPT, Config  # noqa: E402
+from rollout import Rules  # noqa: E402
 from run import Run  # noqa: E402
 from settings import Settings, resolve  # noqa: E402
 
@@ -98,6 +99,27 @@ def luck(u=0):
 def texts(rows=R, length=P + S, V=V, seed=1):
     """Random words, [rows, length]."""
     return torch.randint(V, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def in_sight(is_think: list[bool], rules: Rules, i: int) -> set[int]:
+    """What place i of a row looks at, by hand: the last thought, and what the window counts."""
+    before, seen = range(i, -1, -1), set()
+    if not rules.window:
+        return set(before)
+    if rules.counts == "places":
+        seen = set(list(before)[:rules.window])
+    elif rules.counts == "text":
+        seen = set([j for j in before if not is_think[j]][:rules.window])
+    else:  # back over whole slots of thoughts, from the end of the step that this place belongs to
+        j = i
+        while j >= 0 and is_think[j]:  # a thought looks at its own step
+            seen.add(j)
+            j -= 1
+        for kind in [False, True] * rules.window:
+            while j >= 0 and is_think[j] == kind:
+                seen.add(j)
+                j -= 1
+    return seen | set([j for j in before if is_think[j]][:1])
 
 
 def settings(**changes) -> Settings:

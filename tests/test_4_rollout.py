@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from conftest import AFTER, P, R, S, V, luck, numbers, refuses, texts
+from conftest import AFTER, P, R, S, V, in_sight, luck, numbers, refuses, texts
 from data import plain
 from fast import Recorder, sampler_of
 from model import GPT, Config
@@ -377,28 +377,6 @@ def test_draw():
 
 # Who sees whom
 
-def sees(is_think: list[bool], counts: str, window: int, i: int) -> set[int]:
-    """What place i of a row looks at, by hand: the last thought, and what the window counts."""
-    before, seen = range(i, -1, -1), set()
-    if counts == "places":
-        seen = set(list(before)[:window])
-    elif counts == "text":
-        seen = set([j for j in before if not is_think[j]][:window])
-    else:  # back over whole slots of thoughts, from the end of the step that this place belongs to
-        j = i
-        while j >= 0 and is_think[j]:  # a thought looks at its own step
-            seen.add(j)
-            j -= 1
-        for _ in range(window):
-            while j >= 0 and not is_think[j]:
-                seen.add(j)
-                j -= 1
-            while j >= 0 and is_think[j]:
-                seen.add(j)
-                j -= 1
-    return seen | set([j for j in before if is_think[j]][:1])
-
-
 @pytest.mark.parametrize("counts", ["places", "text", "steps"])
 @pytest.mark.parametrize("window", [1, 2, 3, 5, 99])
 def test_visible(window, counts):
@@ -410,7 +388,7 @@ def test_visible(window, counts):
     assert mask.shape == (8, 1, 13, 13) and visible(is_think, Rules(counts=counts)) is None
     for r, row in enumerate(is_think.tolist()):
         for i in range(13):
-            assert set(mask[r, 0, i].nonzero()[:, 0].tolist()) == sees(row, counts, window, i)
+            assert set(mask[r, 0, i].nonzero()[:, 0].tolist()) == in_sight(row, rules, i)
     for i in range(13):
         so_far = is_think & (torch.arange(13) <= i)
         assert torch.equal(visible(so_far, rules, torch.tensor([i]))[:, :, 0], mask[:, :, i])

@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 
-from conftest import AFTER, P, R, S, V, luck, numbers, refuses, texts
+from conftest import AFTER, P, R, S, V, in_sight, luck, numbers, refuses, texts
 from data import plain
 from next_token import at_once, branch_layout, layout, one_by_one, roll, states
 from reward import Credit, Scale, action_logp, rollout_loss, score
@@ -219,14 +219,17 @@ def test_own_text(tiny, think):
 
 # At full size
 
-def naive_states(model, ids, seen, offset=0):
+def naive_states(model, ids, rules, offset=0):
     """One row, place by place, without a cache: the whole prefix again for each place. A thought's
-    input is the state that was computed one place earlier. ids [n], seen(q, k) -> bool"""
-    inputs, hs = [], []
+    input is the state that was computed one place earlier. ids [n]"""
+    inputs, hs, is_think = [], [], [token >= V for token in ids]
     for i, token in enumerate(ids):
         x = hs[-1] if token >= V else model.wte.weight[token]
-        inputs.append(x + model.wpe.weight[i + offset])
-        mask = torch.tensor([[seen(q, k) for k in range(i + 1)] for q in range(i + 1)])
+        takes_none = rules.counts == "text" and rules.window  # a thought takes no position
+        position = is_think[:i + 1].count(False) - 1 if takes_none else i
+        inputs.append(x + model.wpe.weight[position + offset])
+        mask = torch.tensor([[k in in_sight(is_think, rules, q) for k in range(i + 1)]
+                             for q in range(i + 1)])
         x = torch.stack(inputs)[None]
         for block in model.h:
             x = block(x, mask[None, None], None, None)
@@ -234,29 +237,21 @@ def naive_states(model, ids, seen, offset=0):
     return torch.stack(hs)
 
 
-def sees(rules, ids):
-    """The rule of `visible`, for one row: may place q look at place k?"""
-    last = [max([j for j in range(i + 1) if ids[j] >= V], default=-1) for i in range(len(ids))]
-
-    def may(q, k):
-        return k <= q and (not rules.window or q - k < rules.window or k == last[q])
-    return may
-
-
 # Continuous thoughts
 
-@pytest.mark.parametrize("window", [0, 3])
+@pytest.mark.parametrize("window, counts", [(0, "places"), (3, "places"), (2, "text"),
+                                            (1, "steps")])
 @pytest.mark.parametrize("think, K, given", [("forced", 1, L), ("forced", 2, L), ("free", 2, L),
                                              ("free", 1, P)])
-def test_thoughts_are_the_last_states(tiny, window, think, K, given):
+def test_thoughts_are_the_last_states(tiny, window, counts, think, K, given):
     """Guards Coconut's definition in all three places. The sampler's states, those of the gradient
     pass, and its gradients are those of a loop without a cache, to 1e-9."""
     model = tiny(N=1, offset=2.0)
-    rules = Rules(think, K, 5, window, AFTER, continuous=True)
+    rules = Rules(think, K, 5, window, AFTER, continuous=True, counts=counts)
     ro = roll(model, plain(texts(length=given), P, S, offset=2), rules, luck())
     h, real = states(model, ro, rules), ro.is_think | ro.is_text
     assert ro.is_think.any() and (h - ro.h)[:, :-1][real[:, :-1]].abs().max() < 1e-9
-    wanted = [naive_states(model, ids, sees(rules, ids), 2) for ids in ro.kept()]
+    wanted = [naive_states(model, ids, rules, 2) for ids in ro.kept()]
     assert all((h[r, :len(w)] - w).abs().max() < 1e-9 for r, w in enumerate(wanted))
     probe = torch.randn(h.shape, generator=torch.Generator().manual_seed(0), dtype=h.dtype)
     some = [p for name, p in model.named_parameters() if name not in ("think", "gate_bias")]
@@ -288,12 +283,14 @@ def test_continuous_branches(tiny, think):
     for r in range(R):
         for s in range(S):
             ids = ro.text[r, :P + s].tolist() + [V] * len(thoughts_of(ro, r, s)[0])
-            by_itself = naive_states(model, ids, lambda q, k: k <= q)
+            by_itself = naive_states(model, ids, Rules())
             assert (h[r, ro.chosen_at[r, P + s]] - by_itself[-1]).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("rules", [
     Rules("free", 2, 6, continuous=True), Rules("forced", 1, 6, 4, AFTER, continuous=True),
+    Rules("forced", 2, 6, 2, AFTER, continuous=True, counts="text"),
+    Rules("free", 2, 6, 1, continuous=True, counts="steps"),
     branching("free", 3, continuous=True), branching("forced", 2, 5, continuous=True)])
 def test_at_once_is_one_by_one(tiny, rules):
     """Guards the gradient through chains of continuous thoughts on a GPU. One forward, and the
