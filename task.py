@@ -432,7 +432,8 @@ def fitted(data: str, settings) -> dict:
     rows = task.train + task.eval
     prompts = {tuple(x.ids[:x.start]) for x in task.train}
     if seen := sum(tuple(x.ids[:x.start]) in prompts for x in task.eval):
-        print(f"{seen} of {len(task.eval)} held-out prompts stand among the training rows as well")
+        print(f"{seen} of {len(task.eval)} held-out prompts stand among the training rows as well: "
+              "--eval_data names a file of others")
     return {"window": 0 if settings.think_after == "end" or task.branches else 1,
             "budget": max(len(x.slots) for x in rows) * settings.max_thoughts,
             "prompt_tokens": max(x.start for x in rows),
