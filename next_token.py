@@ -210,7 +210,7 @@ def gate_at(model: GPT, ro: Rollout) -> Tensor:  # -> [R, T]
 def layout(ro: Rollout, rules: Rules) -> tuple[Tensor, Tensor | None]:  # [T], [R or 1, 1, T, T]
     """Positions and mask with which one forward gives the states that the sampler saw."""
     if rules.persist:
-        return positions_of(ro.is_think, rules) + ro.offset, visible(ro.is_think, rules)
+        return positions_of(ro.is_think, rules) + ro.offset, visible(ro.is_think, rules, ro.ends)
     S = ro.text.shape[1] - ro.P
     K = (ro.ids.shape[1] - ro.P) // S - 1
     positions, mask = branch_layout(ro.P, S, K, rules, ro.ids.device)

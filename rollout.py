@@ -43,8 +43,8 @@ class Rules:
     think: "free" (the gate decides), "forced" (always K thoughts in an open slot, while the budget
     lasts) or "never". continuous: the last hidden state is fed back as a thought; one thinking row
     is left then, for the gate. counts: what a window counts. "places": with thoughts. "text": text
-    tokens alone; there a thought takes neither place nor position. "steps": what lies between
-    thoughts. With one step in sight a place sees back to the thoughts of the last slot.
+    tokens alone; there a thought takes neither place nor position. "steps": what lies between open
+    slots. With one step in sight a place sees back to the last slot.
     """
     think: str = "free"
     max_thoughts: int = 1  # K, in a slot
@@ -159,6 +159,7 @@ class Rollout:
     P: int  # prompt tokens
     offset: int = 0  # position of the first token
     siblings: int = 1  # how many neighbouring rows have one text
+    ends: Tensor | None = None  # [R, T]: is a slot open after it? (Not of branches)
 
     def rows(self, which) -> "Rollout":
         """Some of the rows: a slice, or indices."""
@@ -177,11 +178,13 @@ class Rollout:
 
 # The rules, as masks and as choices
 
-def visible(is_think: Tensor, rules: Rules, at: Tensor | None = None) -> Tensor | None:
-    # [R, T] bool, None or [n] -> [R, 1, T or n, T] bool
+def visible(is_think: Tensor, rules: Rules, ends: Tensor | None = None,
+            at: Tensor | None = None) -> Tensor | None:
+    # [R, T] bool twice, [n] -> [R, 1, T or n, T] bool
     """Who sees whom: what lies in the window, and the last thought. None: plain causal.
 
-    One rule for prefill, gradient and cache. at: the places that look.
+    One rule for prefill, gradient and cache. ends: where steps end; None: nowhere.
+    at: which places look; None: all.
     """
     if not rules.window:
         return None
@@ -190,23 +193,25 @@ def visible(is_think: Tensor, rules: Rules, at: Tensor | None = None) -> Tensor 
     place = torch.arange(is_think.shape[1], device=is_think.device)
     at = place if at is None else at
     last = torch.where(is_think, place, -1).cummax(1).values  # [R, T]: the last thought up to here
-    here, there = window_counts(is_think, rules.counts, place)
+    ends = torch.zeros_like(is_think) if ends is None else ends
+    here, there = window_counts(is_think, rules.counts, ends)
     back = here.index_select(1, at).unsqueeze(2) - there.unsqueeze(1)  # [R or 1, n, T]
     near = (back < rules.window) & (place <= at.unsqueeze(1))
     return (near | (place == last.index_select(1, at).unsqueeze(2))).unsqueeze(1)
 
 
-def window_counts(is_think: Tensor, counts: str, place: Tensor) -> tuple[Tensor, Tensor]:
-    # [R, T] bool, "places", "text" or "steps", [T] -> [R or 1, T] twice
+def window_counts(is_think: Tensor, counts: str, ends: Tensor) -> tuple[Tensor, Tensor]:
+    # [R, T] bool, "places", "text" or "steps", [R, T] bool -> [R, T] twice
     """The number of each place as it looks back, and as it is looked at. The window counts their
     difference."""
     if counts == "places":
-        return place.unsqueeze(0), place.unsqueeze(0)
+        number = torch.ones_like(is_think).cumsum(1)
+        return number, number
     if counts == "text":  # a thought is in no window
         number = (~is_think).cumsum(1)
         return number, number.masked_fill(is_think, -(1 << 30))
-    # a slot's first thought begins a step. A thought looks back from the step before
-    begun = (is_think & ~F.pad(is_think, (1, -1))).cumsum(1)
+    # thoughts begin the next step, and look at their own
+    begun = F.pad(ends, (1, -1)).cumsum(1)
     return begun - is_think.long(), begun
 
 
@@ -217,9 +222,9 @@ def positions_of(is_think: Tensor, rules: Rules) -> Tensor:  # [R, T] bool -> [T
     return (~is_think).cumsum(1) - 1
 
 
-def visible_text(ids: Tensor, rules: Rules) -> Tensor | None:
-    """`visible` without thoughts: counted in steps, all is one."""
-    return visible(torch.zeros_like(ids, dtype=torch.bool), rules)
+def visible_text(ids: Tensor, rules: Rules, ends: Tensor | None = None) -> Tensor | None:
+    """`visible` without thoughts."""
+    return visible(torch.zeros_like(ids, dtype=torch.bool), rules, ends)
 
 
 def explicit(mask: Tensor | None, T: int, device) -> Tensor:  # -> [R or 1, 1, T, T]
@@ -288,21 +293,24 @@ def naive_rollout(model: GPT, text: Text, rules: Rules, u: Tensor,
     table = rules.table(V, text.ids.device)
     opened = rules.open_slots(text, V)  # after which given tokens a thought may stand
     for r, given in enumerate(text.ids.tolist()):
-        # the row so far; its text tokens; thoughts in this slot; thoughts in this row
-        ids, spoken, in_slot, used = given[:text.P], text.P, 0, 0
+        # the row so far, and where a slot is open; text tokens; thoughts in this slot, in the row
+        ids, ends, spoken, in_slot, used = given[:text.P], opened[r, :text.P].tolist(), text.P, 0, 0
+        is_open = ends[-1]
         while spoken < text.P + text.S:
             so_far = torch.tensor([ids], device=text.ids.device)
             positions = positions_of(so_far >= V, rules) + text.offset
-            h = model(so_far, positions, visible(so_far >= V, rules))[:, -1]
-            last = [i for i in ids if i < V][-1]
-            may = opened[r, spoken - 1] if spoken <= len(given) else table[last]
-            may = may.view(1) & (rules.think != "never" and in_slot < rules.max_thoughts
-                                 and used < rules.budget)
+            mask = visible(so_far >= V, rules, torch.tensor([ends], device=so_far.device))
+            h = model(so_far, positions, mask)[:, -1]
+            may = torch.tensor([is_open and rules.think != "never" and used < rules.budget
+                                and in_slot < rules.max_thoughts], device=so_far.device)
             luck = u[len(ids) - text.P, r:r + 1]
             choice, thinks = choose(model, h, may, rules.think == "free", luck, dials)
             thinks = thinks.item()
             # a row that speaks says the next token of its given text, while there is one
             ids.append(choice.item() if thinks or spoken >= len(given) else given[spoken])
+            if not thinks:
+                is_open = bool(opened[r, spoken] if spoken < len(given) else table[ids[-1]])
+            ends.append(is_open and not thinks)
             spoken, used = spoken + (not thinks), used + thinks
             in_slot = in_slot + 1 if thinks else 0
         out.append(ids)
@@ -342,7 +350,8 @@ def read_prompt(model: GPT, text: Text, cache: list, rules: Rules, P: int) -> Te
     R, G = len(text.ids), text.siblings
     prompt, places = text.ids[::G, :P], torch.arange(P, device=text.ids.device)
     first = model.new_cache(R // G, P)  # of one sibling of G
-    mask = explicit(visible_text(prompt, rules), P, prompt.device)
+    ends = rules.open_slots(text, model.config.vocab_size)[::G, :P]
+    mask = explicit(visible_text(prompt, rules, ends), P, prompt.device)
     h = model(prompt, places + text.offset, mask, first, places)
     for own, shared in zip(sum(cache, []), sum(first, [])):
         own[:, :, :P] = shared.repeat_interleave(G, 0)
@@ -359,10 +368,11 @@ class Decoder:
     opened: Tensor  # [R, given] bool: may a thought stand after it?
     table: Tensor  # [V] bool: and after a text token that is not given?
     u: Tensor  # [T - P, R, 2]
-    ids: Tensor  # these four: [R, T], as in Rollout
+    ids: Tensor  # these five: [R, T], as in Rollout
     is_think: Tensor
     is_text: Tensor
     gated: Tensor
+    ends: Tensor
     n_text: Tensor  # these four: [R]. Text tokens so far,
     in_slot: Tensor  # thoughts in this slot,
     used: Tensor  # thoughts in all,
@@ -380,12 +390,13 @@ class Decoder:
         cache, opened = model.new_cache(R, P + rest), rules.open_slots(text, V)
         h = read_prompt(model, text, cache, rules, P)
         prompt = torch.arange(P + rest, device=dev).expand(R, -1) < P
-        none = torch.zeros_like(prompt)
+        none, ends = torch.zeros_like(prompt), F.pad(opened[:, :P], (0, rest))
         n_text, in_slot, used = (torch.full((R,), n, device=dev) for n in (P, 0, 0))
         at, offset = (torch.full((1,), n, device=dev) for n in (P, text.offset))
         return cls(P, P + text.S, text.ids, opened, rules.table(V, dev), u,
-                   F.pad(text.ids[:, :P], (0, rest)), none, prompt, none.clone(), n_text, in_slot,
-                   used, opened[:, P - 1].clone(), at, offset, F.pad(h, (0, 0, 0, rest)), cache)
+                   F.pad(text.ids[:, :P], (0, rest)), none, prompt, none.clone(), ends, n_text,
+                   in_slot, used, opened[:, P - 1].clone(), at, offset,
+                   F.pad(h, (0, 0, 0, rest)), cache)
 
     def decide(self, model: GPT, rules: Rules, dials: Dials, edit: Edit | None = None,
                t: int = 0) -> None:
@@ -408,7 +419,8 @@ class Decoder:
         opens_next = torch.where(follows, self.opened.gather(1, number).squeeze(1),
                                  self.table[token.clamp(max=V - 1)])
         for x, new in ((self.ids, token.masked_fill(done, 0)), (self.is_text, speaks),
-                       (self.is_think, thinks), (self.gated, may & free)):
+                       (self.is_think, thinks), (self.gated, may & free),
+                       (self.ends, speaks & opens_next)):
             x.index_copy_(1, at, new.unsqueeze(1))
         self.slot_open.copy_(torch.where(speaks, opens_next, self.slot_open))
         self.n_text.add_(speaks)
@@ -418,7 +430,7 @@ class Decoder:
     def read(self, model: GPT, rules: Rules) -> None:
         """Take in what was chosen, and go on to the next place."""
         T, at = self.ids.shape[1], self.at
-        see = visible(self.is_think, rules, at)
+        see = visible(self.is_think, rules, self.ends, at)
         if see is None:
             see = (torch.arange(T, device=at.device) <= at).view(1, 1, 1, T)
         position = self.offset + (at if rules.shifts else self.n_text.unsqueeze(1) - 1)
@@ -433,8 +445,8 @@ class Decoder:
 
     def ended(self, text: Text) -> Rollout:
         # copies: the next rollout writes over these tensors
-        ids, is_think, is_text, gated, h = (x.clone() for x in (
-            self.ids, self.is_think, self.is_text, self.gated, self.h))
+        ids, is_think, is_text, gated, ends, h = (x.clone() for x in (
+            self.ids, self.is_think, self.is_text, self.gated, self.ends, self.h))
         # text tokens first, in order: where each of them stands
         place = is_text.float().argsort(dim=1, descending=True, stable=True)[:, :self.L]
         slot = is_text.cumsum(1) - is_text.long() - 1
@@ -443,7 +455,7 @@ class Decoder:
             given=is_text & (slot + 1 < self.text.shape[1]),
             chosen_at=one_before(*ids.shape, ids.device), h=h, text=ids.gather(1, place),
             place=place, P=self.P, offset=text.offset,
-            siblings=text.siblings if text.given else 1)
+            siblings=text.siblings if text.given else 1, ends=ends)
 
 
 def stepwise(model: GPT, text: Text, rules: Rules, u: Tensor, dials: Dials,
@@ -482,7 +494,8 @@ def planned(model: GPT, text: Text, rules: Rules, u: Tensor, dials: Dials,
     is_text = torch.zeros(R, T, dtype=torch.bool, device=dev).scatter(1, place, True)
     places = torch.arange(T, device=dev)
     is_think = ~is_text & (places < L + n[:, -1:])
-    mask = explicit(visible(is_think, rules), T, dev)
+    ends = torch.zeros_like(is_text).scatter(1, place, rules.open_slots(text, V))
+    mask = explicit(visible(is_think, rules, ends), T, dev)
     positions = positions_of(is_think, rules) + text.offset
     cache = model.new_cache(R, T)
     h = read_prompt(model, text, cache, rules, P)
@@ -505,7 +518,7 @@ def planned(model: GPT, text: Text, rules: Rules, u: Tensor, dials: Dials,
         ids=ids, is_think=is_think, is_text=is_text, gated=torch.zeros_like(is_text),
         after=is_text.cumsum(1) - is_text.long() - 1, given=is_text.clone(),
         chosen_at=one_before(R, T, dev), h=torch.cat(hs, 1), text=text.ids, place=place, P=P,
-        offset=text.offset, siblings=text.siblings)
+        offset=text.offset, siblings=text.siblings, ends=ends)
 
 
 def one_before(R: int, T: int, device) -> Tensor:  # -> [R, T]

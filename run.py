@@ -28,8 +28,8 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from command import (ROOT, as_json, is_short_of_memory, one_line, pyplot, script, typed,
-                     write_whole)
+from command import (ROOT, as_json, is_short_of_memory, make_folder, one_line, pyplot, script,
+                     typed, write_whole)
 from data import Source, Text, seeded
 from evaluate import evaluate, print_report
 from model import GPT, as_checkpoint, from_checkpoint, load
@@ -577,6 +577,16 @@ def is_without_steps(file: Path) -> bool:
         return read_weights(file)["progress"]["step"] == 0
     except (ValueError, KeyError, TypeError):
         return file.suffix == ".part"
+
+
+def take_folder(s: Settings, folder: contextlib.ExitStack) -> None:
+    """--out is this run's until the end of `folder`. Raises ValueError where it can't be."""
+    out = Path(s.out)
+    make_folder(out)
+    folder.enter_context(lock_folder(out))
+    if s.teacher and is_own(s.teacher, out):
+        raise ValueError(f"{s.teacher} is the judge of this run, which would write over it: "
+                         "choose another --out")
 
 
 @contextlib.contextmanager

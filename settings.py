@@ -287,9 +287,6 @@ def refuse_what_means_nothing(s: Settings, typed: dict, kind: str) -> None:
     for name in ("think", "think_prior", "think_cost", "max_thoughts", "budget"):
         if name in typed and s.thoughts == "none":
             raise ValueError(f"--{name} means nothing here: --thoughts none has no thoughts")
-    if s.thoughts == "none" and kind == "task" and typed.get("window"):
-        raise ValueError("--window means nothing here: it counts steps between thoughts, and "
-                         "--thoughts none has none. It sees everything")
     if s.model.startswith("bytes") and (kind == "cups" or s.data.split()[0] == "webtext"):
         raise ValueError("--model bytes reads a file of your own, byte by byte: for cups and "
                          "webtext there is scratch:2x64")

@@ -26,12 +26,10 @@ if __name__ == "__main__":  # before libraries, which take seconds to load
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from command import make_folder
 from data import Source, Text, seeded
 from download import Unreached
 from evaluate import answers_right, whole
@@ -41,7 +39,7 @@ from next_token import roll, states
 from reward import (Credit, Judge, Scale, Score, advantages, all_rows, rarity_of, rollout_loss,
                     scale_of, score, text_weights)
 from rollout import Rollout, Rules, visible_text
-from run import WORLD, Run, guarded, is_own, join_processes, lock_folder, reopen
+from run import WORLD, Run, guarded, join_processes, reopen, take_folder
 from settings import Settings, introduce, parser, resolve, scratch_shape
 from task import open_source
 from tokenizer import Tokenizer
@@ -276,16 +274,6 @@ def resume(typed: dict) -> Run:
     run = reopen(typed)
     run.optimizer = make_optimizer(run)
     return run
-
-
-def take_folder(s: Settings, folder: ExitStack) -> None:
-    """--out is this run's until the end of `folder`. Raises ValueError where it can't be."""
-    out = Path(s.out)
-    make_folder(out)
-    folder.enter_context(lock_folder(out))
-    if s.teacher and is_own(s.teacher, out):
-        raise ValueError(f"{s.teacher} is the judge of this run, which would write over it: "
-                         "choose another --out")
 
 
 def start(typed: dict, folder: ExitStack) -> Run:

@@ -24,9 +24,9 @@ from fast import rows_at_once
 from model import GPT, PICO, SIZES, load
 from next_token import layout, roll
 from rollout import Dials, Luck, Rollout, Rules, states_at
-from run import Run, guarded
+from run import Run, guarded, take_folder
 from settings import introduce, parser, resolve
-from train import make_optimizer, setup, take_folder, text_at_birth, train
+from train import make_optimizer, setup, text_at_birth, train
 
 
 @torch.no_grad()

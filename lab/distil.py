@@ -25,10 +25,10 @@ from model import GPT
 from next_token import layout, roll
 from reward import Credit, rollout_loss, scale_of, score, text_weights
 from rollout import Rollout, Rules, states_at
-from run import Run, guarded, is_own, open_run
+from run import Run, guarded, is_own, open_run, take_folder
 from settings import introduce, parser, resolve
 from task import read_spec
-from train import climb, setup, take_folder, take_text
+from train import climb, setup, take_text
 
 # A window is not needed: the thoughts mean something from the start. Stories are as long as in the
 # test, and learning rates as in supervised learning.

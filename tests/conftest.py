@@ -101,8 +101,9 @@ def texts(rows=R, length=P + S, V=V, seed=1):
     return torch.randint(V, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
-def in_sight(is_think: list[bool], rules: Rules, i: int) -> set[int]:
-    """What place i of a row looks at, by hand: the last thought, and what the window counts."""
+def in_sight(is_think: list[bool], rules: Rules, i: int, ends: list[bool]) -> set[int]:
+    """What place i of a row looks at, by hand: the last thought, and what the window counts. ends:
+    after which places a slot is open, so that a step ends there."""
     before, seen = range(i, -1, -1), set()
     if not rules.window:
         return set(before)
@@ -110,15 +111,13 @@ def in_sight(is_think: list[bool], rules: Rules, i: int) -> set[int]:
         seen = set(list(before)[:rules.window])
     elif rules.counts == "text":
         seen = set([j for j in before if not is_think[j]][:rules.window])
-    else:  # back over whole slots of thoughts, from the end of the step that this place belongs to
-        j = i
-        while j >= 0 and is_think[j]:  # a thought looks at its own step
+    else:  # back over the ends of steps; a thought stands behind the end of its own
+        left = rules.window + is_think[i]
+        for j in before:
+            left -= ends[j] and j < i
+            if not left:
+                break
             seen.add(j)
-            j -= 1
-        for kind in [False, True] * rules.window:
-            while j >= 0 and is_think[j] == kind:
-                seen.add(j)
-                j -= 1
     return seen | set([j for j in before if is_think[j]][:1])
 
 

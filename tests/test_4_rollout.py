@@ -384,14 +384,17 @@ def test_visible(window, counts):
     for one place at a time, of a row whose later places are not known."""
     is_think = torch.rand(8, 13, generator=torch.Generator().manual_seed(0)) < 0.4
     is_think[0], is_think[1, :], rules = False, True, Rules(window=window, counts=counts)
-    mask = visible(is_think, rules)
+    ends = ~is_think & (torch.rand(8, 13, generator=torch.Generator().manual_seed(1)) < 0.4)
+    mask = visible(is_think, rules, ends)
     assert mask.shape == (8, 1, 13, 13) and visible(is_think, Rules(counts=counts)) is None
     for r, row in enumerate(is_think.tolist()):
         for i in range(13):
-            assert set(mask[r, 0, i].nonzero()[:, 0].tolist()) == in_sight(row, rules, i)
+            seen = set(mask[r, 0, i].nonzero()[:, 0].tolist())
+            assert seen == in_sight(row, rules, i, ends[r].tolist())
     for i in range(13):
-        so_far = is_think & (torch.arange(13) <= i)
-        assert torch.equal(visible(so_far, rules, torch.tensor([i]))[:, :, 0], mask[:, :, i])
+        known, at = torch.arange(13) <= i, torch.tensor([i])
+        one = visible(is_think & known, rules, ends & known, at)
+        assert torch.equal(one[:, :, 0], mask[:, :, i])
 
 
 @pytest.mark.parametrize("window", [1, 3, 5])

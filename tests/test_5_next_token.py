@@ -219,16 +219,16 @@ def test_own_text(tiny, think):
 
 # At full size
 
-def naive_states(model, ids, rules, offset=0):
+def naive_states(model, ids, rules, offset=0, ends=()):
     """One row, place by place, without a cache: the whole prefix again for each place. A thought's
-    input is the state that was computed one place earlier. ids [n]"""
+    input is the state that was computed one place earlier. ids [n]; ends: as in `in_sight`"""
     inputs, hs, is_think = [], [], [token >= V for token in ids]
     for i, token in enumerate(ids):
         x = hs[-1] if token >= V else model.wte.weight[token]
         takes_none = rules.counts == "text" and rules.window  # a thought takes no position
         position = is_think[:i + 1].count(False) - 1 if takes_none else i
         inputs.append(x + model.wpe.weight[position + offset])
-        mask = torch.tensor([[k in in_sight(is_think, rules, q) for k in range(i + 1)]
+        mask = torch.tensor([[k in in_sight(is_think, rules, q, ends) for k in range(i + 1)]
                              for q in range(i + 1)])
         x = torch.stack(inputs)[None]
         for block in model.h:
@@ -251,7 +251,8 @@ def test_thoughts_are_the_last_states(tiny, window, counts, think, K, given):
     ro = roll(model, plain(texts(length=given), P, S, offset=2), rules, luck())
     h, real = states(model, ro, rules), ro.is_think | ro.is_text
     assert ro.is_think.any() and (h - ro.h)[:, :-1][real[:, :-1]].abs().max() < 1e-9
-    wanted = [naive_states(model, ids, rules, 2) for ids in ro.kept()]
+    wanted = [naive_states(model, ids, rules, 2, ends)
+              for ids, ends in zip(ro.kept(), ro.ends.tolist())]
     assert all((h[r, :len(w)] - w).abs().max() < 1e-9 for r, w in enumerate(wanted))
     probe = torch.randn(h.shape, generator=torch.Generator().manual_seed(0), dtype=h.dtype)
     some = [p for name, p in model.named_parameters() if name not in ("think", "gate_bias")]

@@ -68,8 +68,8 @@ MUTANTS = [  # what is wrong, file, string, what it becomes, tests that must not
     # thoughts
     ("the window is one token too wide", "rollout.py", "(back < rules.window)",
      "(back <= rules.window)", "test_4_rollout.py"),
-    ("each thought begins a step", "rollout.py", "(is_think & ~F.pad(is_think, (1, -1)))",
-     "is_think", "test_4_rollout.py"),
+    ("a step begins at its open slot, not behind it", "rollout.py", "F.pad(ends, (1, -1))", "ends",
+     "test_4_rollout.py"),
     ("a thought moves a text on", "rollout.py", "if rules.shifts:\n        return torch.arange",
      "if True:\n        return torch.arange", "test_4_rollout.py"),
     ("a stage that gets better is stuck", "run.py", "if right > p.best:", "if False:",

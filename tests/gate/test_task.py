@@ -443,7 +443,7 @@ def test_first_stage_of_two_thoughts(file, tmp_path):
     V = task.tokenizer.V
     ro = roll(GPT(Config(1, 1, 16, 64, V, 4)), text, FORCED.fit(text, V), luck())
     query = (ro.ids == task.tokenizer.encode("?")[0]).int().argmax(1)  # it says the answer
-    sees = visible(ro.is_think, FORCED.fit(text, V))[:, 0]  # [R, T, T]
+    sees = visible(ro.is_think, FORCED.fit(text, V), ro.ends)[:, 0]  # [R, T, T]
     for r, q in enumerate(query.tolist()):
         first = ro.is_think[r].int().argmax().item()
         assert sees[r, q].nonzero()[:, 0].tolist() == list(range(first, q + 1))
@@ -531,7 +531,6 @@ def test_bytes_of_a_file(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind, think_after, more, said", [
     ("task", "word", {}, "a task takes steps, end"), ("text", "steps", {}, "a text takes anywhere"),
-    ("task", "steps", {"thoughts": "none", "window": 1}, "It sees everything"),
     ("text", "word", {"model": "scratch:1x16"}, "is for --model bytes"),
     ("text", "é", {"model": "bytes:1x16"}, "no single token ends so")])
 def test_what_thinks_nowhere(kind, think_after, more, said, file, tmp_path, monkeypatch):
@@ -540,8 +539,7 @@ def test_what_thinks_nowhere(kind, think_after, more, said, file, tmp_path, monk
     (tmp_path / "a.txt").write_text("A line of words. Café.\n" * 90)
     data = file if kind == "task" else str(tmp_path / "a.txt")
     typed = {"data": data, "approach": "stream", "model": "bytes:1x16"} | more
-    typed |= {"think_after": think_after} if (kind, think_after) != ("task", "steps") else {}
-    refuses(lambda: train.setup(settings(**typed)), said)
+    refuses(lambda: train.setup(settings(**typed, think_after=think_after)), said)
 
 
 @pytest.mark.parametrize("think_after, ends, approach", [
