@@ -82,11 +82,12 @@ def branches(model: GPT, text: Text, rules: Rules, luck, dials: Dials,
     u = luck(K, R, S).to(dev)  # [K, R * S, 2]
     positions, mask = branch_layout(P, S, K, rules, dev)
     cache = model.new_cache(R, len(places))
-    h = read_prompt(model, text, cache, rules, L)
+    opened = rules.open_slots(text, V)
+    h = read_prompt(model, text, cache, rules, L, opened)
     ids = F.pad(text.ids, (0, K * S))
     is_think, gated = (torch.zeros(R, len(places), dtype=torch.bool, device=dev) for _ in range(2))
     chosen_at = branch_parents(places, L, P, K).expand(R, -1).clone()
-    going = rules.open_slots(text, V)[:, P - 1:-1]  # [R, S]: does this branch go on?
+    going = opened[:, P - 1:-1]  # [R, S]: does this branch go on?
     hs, last = [h], h[:, P - 1:-1].flatten(0, 1)  # [R * S, C]: the state at each branch's end
     for k in range(K):
         at = places[L + k * S:L + (k + 1) * S]  # [S]: step k of all branches

@@ -343,15 +343,14 @@ def fitting_budget(model: GPT, text: Text, rules: Rules) -> int:
     return budget
 
 
-def read_prompt(model: GPT, text: Text, cache: list, rules: Rules, P: int) -> Tensor:
-    # -> [R, P, C]
+def read_prompt(model: GPT, text: Text, cache: list, rules: Rules, P: int,
+                opened: Tensor) -> Tensor:  # opened: [R, L] -> [R, P, C]
     """One forward over the first P tokens, without thoughts, into a cache of all rows. Siblings
     share it."""
     R, G = len(text.ids), text.siblings
     prompt, places = text.ids[::G, :P], torch.arange(P, device=text.ids.device)
     first = model.new_cache(R // G, P)  # of one sibling of G
-    ends = rules.open_slots(text, model.config.vocab_size)[::G, :P]
-    mask = explicit(visible_text(prompt, rules, ends), P, prompt.device)
+    mask = explicit(visible_text(prompt, rules, opened[::G, :P]), P, prompt.device)
     h = model(prompt, places + text.offset, mask, first, places)
     for own, shared in zip(sum(cache, []), sum(first, [])):
         own[:, :, :P] = shared.repeat_interleave(G, 0)
@@ -388,7 +387,7 @@ class Decoder:
         R, P, V, dev = len(text.ids), text.P, model.config.vocab_size, text.ids.device
         rest = text.S + rules.budget  # places after the prompt
         cache, opened = model.new_cache(R, P + rest), rules.open_slots(text, V)
-        h = read_prompt(model, text, cache, rules, P)
+        h = read_prompt(model, text, cache, rules, P, opened)
         prompt = torch.arange(P + rest, device=dev).expand(R, -1) < P
         none, ends = torch.zeros_like(prompt), F.pad(opened[:, :P], (0, rest))
         n_text, in_slot, used = (torch.full((R,), n, device=dev) for n in (P, 0, 0))
@@ -486,7 +485,8 @@ def planned(model: GPT, text: Text, rules: Rules, u: Tensor, dials: Dials,
     (R, L), P, dev, V = text.ids.shape, text.P, text.ids.device, model.config.vocab_size
     T, place = L + rules.budget, torch.arange(L, device=dev)
     # no thought stands in the prompt, and none after the end
-    opened = rules.open_slots(text, V) & (place >= P - 1) & (place < L - 1)
+    whole = rules.open_slots(text, V)
+    opened = whole & (place >= P - 1) & (place < L - 1)
     # [R, L]: how many thoughts there are up to the end of the slot after each token
     n = (opened * rules.max_thoughts).cumsum(1).clamp(max=rules.budget)
     place = place + F.pad(n[:, :-1], (1, 0))  # each token moves on by the thoughts before it
@@ -494,11 +494,11 @@ def planned(model: GPT, text: Text, rules: Rules, u: Tensor, dials: Dials,
     is_text = torch.zeros(R, T, dtype=torch.bool, device=dev).scatter(1, place, True)
     places = torch.arange(T, device=dev)
     is_think = ~is_text & (places < L + n[:, -1:])
-    ends = torch.zeros_like(is_text).scatter(1, place, rules.open_slots(text, V))
+    ends = torch.zeros_like(is_text).scatter(1, place, whole)
     mask = explicit(visible(is_think, rules, ends), T, dev)
     positions = positions_of(is_think, rules) + text.offset
     cache = model.new_cache(R, T)
-    h = read_prompt(model, text, cache, rules, P)
+    h = read_prompt(model, text, cache, rules, P, whole)
     hs, start = [h], P
     for t in [*is_think.any(0).nonzero().squeeze(1).tolist(), T - 1]:
         if t > start:  # all that stands between the last thought and this one

@@ -343,8 +343,9 @@ class Run:
         draw_curves(self.out, self.source.of)
         forced = self.settings.think == "forced"
         print_report(self.log.evals[0], self.log.evals[-1], forced, self.source.of)
+        prompt = f" --prompt {typed(self.source.a_prompt())}" if self.source.by_row else ""
         print(f"{time.time() - self.log.t0:.0f} s; {self.out}/ holds {', '.join(FILES[:5])}; now "
-              f"try\n  python {script('sample.py')} --checkpoint {typed(self.out)}")
+              f"try\n  python {script('sample.py')} --checkpoint {typed(self.out)}{prompt}")
         if (self.settings.thoughts == "tokens" and self.rules.persist and self.source.says
                 and Path.cwd() == ROOT):  # there python finds `lab`
             print("and, for a page on which thoughts answer to the mouse,\n  python -m "

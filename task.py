@@ -287,6 +287,10 @@ class Task(Source):
     def think_after(self, approach, think):
         return []  # each text says it place by place
 
+    def a_prompt(self) -> str:
+        """The first held-out one."""
+        return self.tokenizer.decode(self.eval[0].ids[:self.eval[0].start])
+
     def longest(self, settings, budget):
         return self.places(self.longest_row(settings), settings) + self.moves - 1
 
