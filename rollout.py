@@ -159,7 +159,7 @@ class Rollout:
     P: int  # prompt tokens
     offset: int = 0  # position of the first token
     siblings: int = 1  # how many neighbouring rows have one text
-    ends: Tensor | None = None  # [R, T]: is a slot open after it? (Not of branches)
+    ends: Tensor | None = None  # [R, T]: is a slot open after it? For steps
 
     def rows(self, which) -> "Rollout":
         """Some of the rows: a slice, or indices."""
@@ -193,24 +193,23 @@ def visible(is_think: Tensor, rules: Rules, ends: Tensor | None = None,
     place = torch.arange(is_think.shape[1], device=is_think.device)
     at = place if at is None else at
     last = torch.where(is_think, place, -1).cummax(1).values  # [R, T]: the last thought up to here
-    ends = torch.zeros_like(is_think) if ends is None else ends
-    here, there = window_counts(is_think, rules.counts, ends)
+    here, there = window_counts(is_think, rules.counts, place, ends)
     back = here.index_select(1, at).unsqueeze(2) - there.unsqueeze(1)  # [R or 1, n, T]
     near = (back < rules.window) & (place <= at.unsqueeze(1))
     return (near | (place == last.index_select(1, at).unsqueeze(2))).unsqueeze(1)
 
 
-def window_counts(is_think: Tensor, counts: str, ends: Tensor) -> tuple[Tensor, Tensor]:
-    # [R, T] bool, "places", "text" or "steps", [R, T] bool -> [R, T] twice
+def window_counts(is_think: Tensor, counts: str, place: Tensor, ends: Tensor | None):
+    # [R, T] bool, "places", "text" or "steps", [T], [R, T] bool -> [R or 1, T] twice
     """The number of each place as it looks back, and as it is looked at. The window counts their
     difference."""
     if counts == "places":
-        number = torch.ones_like(is_think).cumsum(1)
-        return number, number
+        return place[None], place[None]
     if counts == "text":  # a thought is in no window
         number = (~is_think).cumsum(1)
         return number, number.masked_fill(is_think, -(1 << 30))
     # thoughts begin the next step, and look at their own
+    ends = torch.zeros_like(is_think) if ends is None else ends
     begun = F.pad(ends, (1, -1)).cumsum(1)
     return begun - is_think.long(), begun
 
@@ -293,7 +292,7 @@ def naive_rollout(model: GPT, text: Text, rules: Rules, u: Tensor,
     table = rules.table(V, text.ids.device)
     opened = rules.open_slots(text, V)  # after which given tokens a thought may stand
     for r, given in enumerate(text.ids.tolist()):
-        # the row so far, and where a slot is open; text tokens; thoughts in this slot, in the row
+        # the row, its open slots; text tokens; thoughts in this slot, in the row
         ids, ends, spoken, in_slot, used = given[:text.P], opened[r, :text.P].tolist(), text.P, 0, 0
         is_open = ends[-1]
         while spoken < text.P + text.S:
@@ -418,9 +417,10 @@ class Decoder:
         opens_next = torch.where(follows, self.opened.gather(1, number).squeeze(1),
                                  self.table[token.clamp(max=V - 1)])
         for x, new in ((self.ids, token.masked_fill(done, 0)), (self.is_text, speaks),
-                       (self.is_think, thinks), (self.gated, may & free),
-                       (self.ends, speaks & opens_next)):
+                       (self.is_think, thinks), (self.gated, may & free)):
             x.index_copy_(1, at, new.unsqueeze(1))
+        if rules.counts == "steps":
+            self.ends.index_copy_(1, at, (speaks & opens_next).unsqueeze(1))
         self.slot_open.copy_(torch.where(speaks, opens_next, self.slot_open))
         self.n_text.add_(speaks)
         self.used.add_(thinks)

@@ -115,7 +115,7 @@ PRESETS = {
                              think_lr=2e-3, max_thoughts=4),
     "text, next_token": dict(max_thoughts=4),
     "text, scratch": dict(approach="stream", lr=1e-3, prompts=4, steps=400),
-    # (budget and lengths follow from the file: task.fitted)
+    # (window, budget and lengths follow from the file: task.fitted)
     "task": dict(approach="stream", model="scratch:1x64", think="forced", think_after="steps",
                  think_prior=0.5, gamma=0.97, steps=1500, eval_every=500),
     "task, scratch": dict(lr=2e-3, think_lr=4e-3, prompts=16, samples=8),
