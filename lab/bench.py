@@ -643,11 +643,14 @@ def arguments():
                    metavar="SECTION", help=", ".join(SECTIONS))
     p.add_argument("--threads", type=int, default=torch.get_num_threads(),
                    help="torch's [as torch would have it]")
+    p.add_argument("--rows", type=int, nargs="+", metavar="B",
+                   help="of `rollout`; `compile` takes the last [1 16 64]")
     p.add_argument("--quick", action="store_true",
                    help="tiny shapes: do all arms run? The numbers mean nothing")
     args = p.parse_args()
-    if args.threads < 1:
-        p.error(f"--threads must be at least 1, not {args.threads}")
+    for flag, least in (("--threads", args.threads), ("--rows", min(args.rows or [1]))):
+        if least < 1:
+            p.error(f"{flag} must be at least 1, not {least}")
     return args
 
 
@@ -656,7 +659,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     out, size = Path("bench.json"), QUICK if args.quick else FULL
     peak, stream = roofline(size.config)
-    size = size._replace(peak=peak, stream=stream)
+    size = size._replace(peak=peak, stream=stream, batches=args.rows or size.batches)
     device = torch.cuda.get_device_name() if GPU else f"CPU, {os.cpu_count()} cores"
     print(f"{device}, {args.threads} threads, torch {torch.__version__}: {peak / 1e9:.0f} GFLOP/s, "
           f"{stream / 1e9:.1f} GB/s" + ("" if GPU else "; on a GPU: unmeasured, there is none"))

@@ -30,8 +30,8 @@ def test_sections_without_peers(run, tmp_path):
     """Guards the command: tables, bench.json with what earlier runs measured, and the pip line for
     peers that are missing."""
     sections = ("rollout", "sampler", "next_token", "cups")
-    code, out, _ = run("--quick", "--threads", "1", "--only", *sections)
-    assert code == 0 and "ctranslate2" not in out  # it is made from transformers' model
+    code, out, _ = run("--quick", "--threads", "1", "--rows", "1", "3", "--only", *sections)
+    assert code == 0 and "B = 1," in out and "B = 3," in out and "ctranslate2" not in out  # it is made from transformers' model
     assert ("transformers is not installed, its arm is skipped: pip install -r "
             "tests/requirements-bench.txt") in out
     assert run("--quick", "--threads", "1", "--only", "sampler")[0] == 0
@@ -121,6 +121,7 @@ def test_rows_of_the_tables():
 
 @pytest.mark.parametrize("argv, word", [(["--only", "speed"], "choose from"),
                                         (["--threads", "0"], "at least 1"),
+                                        (["--rows", "4", "0"], "at least 1"),
                                         (["--thread", "1"], "--threads")])
 def test_refuses(run, argv, word):
     """Guards against a traceback: one line, exit code 2."""
