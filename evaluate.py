@@ -68,7 +68,7 @@ def given_questions(model: GPT, source: Source, rules: Rules, text: Text) -> dic
         # a branch is as good as its last thought: where the neighbour left that place empty, it
         # was not shuffled
         last = other.gather(1, ro.chosen_at.gather(1, ro.place[:, ro.P:]))
-        arms.append((f"accuracy_shuffled_by_{of}", swap, asked & (rules.persist | (last >= 0))))
+        arms.append((f"accuracy_another_by_{of}", swap, asked & (rules.persist | (last >= 0))))
     for name, it, counted in arms:
         hit = score(model, it, text.pays).hit
         out[name], answers = by_level(text.level[counted], hit[counted], levels)
@@ -113,7 +113,7 @@ def examples(model: GPT, source: Source, rules: Rules, text: Text) -> dict:
     level, out, arms = text.level[last], {}, {"": ro}
     if ro.is_think.any() and len(model.think) > 1:
         other = anothers(ro)
-        arms["shuffled_"] = roll(
+        arms["another_"] = roll(
             model, text, rules, luck, GREEDY,
             edit=lambda t, z: torch.where(other[:, t] >= 0, other[:, t], z))
     if rules.think != "never":
@@ -125,6 +125,8 @@ def examples(model: GPT, source: Source, rules: Rules, text: Text) -> dict:
         out[f"logp_{name}by_level"], _ = by_level(level, r.sum(1), source.levels)
         out[f"accuracy_{name}".rstrip("_")] = right.float().mean().item()
         out[f"logp_{name}".rstrip("_")] = r.sum(1).mean().item()
+        if it.is_think.sum() == 0:  # the arm without thoughts
+            out["nats_without_thoughts"] = -r.sum().item() / asked.sum().item()
     return out | {"answers_by_level": counts, "thoughts_per_token":
                   ro.is_think.sum().item() / text.real.sum().item()}
 
@@ -239,12 +241,8 @@ def evaluate(model: GPT, source: Source, rules: Rules, settings, teacher: GPT | 
 def evaluate_task(model: GPT, source: Source, rules: Rules, settings,
                   each: int) -> tuple[dict, list[tuple[list[int], int]]]:
     """The same for prompts with answers, and eight of them answered by the model itself."""
-    ids = held_out(source, 16, settings.prompt_tokens + settings.new_tokens, 2000)
-    nats, p_think = plain_nats(model, ids.to(model.device), rules)
     text = source.questions(each, 0)
-    out = {"p_think": p_think, "nats_without_thoughts": nats}
-    out |= examples(model, source, rules, text)
-    shown = []
+    out, shown = examples(model, source, rules, text), []
     for i in torch.linspace(0, len(text.ids) - 1, 8).long().tolist():
         P = text.P + int(text.pays[i].argmax())  # where the answer begins
         prompt, slots = text.ids[i, :P].tolist(), text.open[i, :P].nonzero().flatten().tolist()
@@ -275,16 +273,18 @@ def print_report(before: dict, after: dict, forced: bool, of: str) -> None:
     """What was learned, before -> after. forced: p_think was never asked for."""
     print("what was learned, before -> after:")
     for key, words in REPORT.items():
-        if key in after and not (forced and key == "p_think"):
+        # (of a task "without thoughts" stands in each level's line)
+        known = forced and key == "p_think" or of == "level" and key == "nats_without_thoughts"
+        if key in after and not known:
             print(f"  {words:<50} {before.get(key, math.nan):.3f} -> {after[key]:.3f}")
-    own, shuffled, none = (after.get(f"accuracy_{x}by_{of}") for x in ("", "shuffled_", "none_"))
+    own, another, none = (after.get(f"accuracy_{x}by_{of}") for x in ("", "another_", "none_"))
     shown = range(1, 11) if of == "level" else (1, 2, 3, 6, 10, 20, 30)
     for n in shown if own else ():
         if n > len(own) or not after[f"answers_by_{of}"][n - 1]:
             continue
         first = before[f"accuracy_by_{of}"][n - 1]
-        points = 100 * (own[n - 1] - shuffled[n - 1]) if shuffled else 0
-        more = f"   own minus another text's thoughts {points:+.0f} points" if shuffled else ""
+        points = 100 * (own[n - 1] - another[n - 1]) if another else 0
+        more = f"   own minus another's thoughts {points:+.0f} points" if another else ""
         more += f", without thoughts {none[n - 1]:.0%}" if none else ""
         print(f"  given texts, {of} = {n:<2}: answers right"
               f"{'':<{16 - len(of)}} {first:6.1%} -> {own[n - 1]:6.1%}{more}")

@@ -191,8 +191,8 @@ class Run:
                 self.notice_dead()
                 self.look_and_save(stopping)
             bar.total = p.end
-            shown = ["reward", "spread", "entropy", "stage", "right"]
-            shown += ["skipped"] if p.skipped else []
+            shown = ["reward", "spread", "entropy"] + ["stage", "right"] * (self.stage > 0)
+            shown += ["skipped"] * (p.skipped > 0)
             bar.set_postfix({k: f"{self.line[k]:.3g}" for k in shown}, refresh=False)
             bar.update()
         bar.close()
@@ -528,8 +528,8 @@ def draw_curves(out: Path, of: str) -> None:
         levels = range(1, len(right) + 1)
         for x in (evals[0], last):
             axis.plot(levels, x[f"accuracy_by_{of}"], ".-", label=f"step {x['step']}")
-        if shuffled := last.get(f"accuracy_shuffled_by_{of}"):
-            axis.plot(levels, shuffled, ".:", label="another text's thoughts")
+        if another := last.get(f"accuracy_another_by_{of}"):
+            axis.plot(levels, another, ".:", label="another's thoughts")
         axis.set(title=f"answers right, by {of}", ylim=(0, 1.03))
         axis.legend()
     else:

@@ -290,6 +290,8 @@ def refuse_what_means_nothing(s: Settings, typed: dict, kind: str) -> None:
     if s.model.startswith("bytes") and (kind == "cups" or s.data.split()[0] == "webtext"):
         raise ValueError("--model bytes reads a file of your own, byte by byte: for cups and "
                          "webtext there is scratch:2x64")
+    if not s.think_after:
+        raise ValueError("--think_after is empty: leave it out, or name a text")
     others = {"task": ("anywhere", *ENDS), "text": THINK_AFTER}.get(kind, ())
     if s.think_after in others:
         known = ", ".join(THINK_AFTER if kind == "task" else ("anywhere", *ENDS))

@@ -195,6 +195,10 @@ class Task(Source):
         self.moves = OFFSETS if settings.from_scratch else 1
         rows = read_rows(Path(path), settings.think_after)
         self.digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        if settings.think_after not in THINK_AFTER and not any(
+                settings.think_after in "".join(row.pieces) for row in rows):
+            raise ValueError(f"--think_after {settings.think_after!r} stands in no prompt of {path}"
+                             f", nor is it one of {', '.join(THINK_AFTER)}")
         other = settings.eval_data and read_rows(Path(settings.eval_data), settings.think_after)
         if own:
             text_ids = ids_used(rows + (other or []), of_new_model(settings))
@@ -480,7 +484,8 @@ def ids_after(tokenizer: Tokenizer, settings) -> list[int] | None:
     ends = re.compile(ENDS.get(settings.think_after, re.escape(settings.think_after) + r"\Z"))
     found = [i for i, word in enumerate(tokenizer.words()) if ends.search(word)]
     if not found:
-        raise ValueError(f"--think_after {settings.think_after!r}: no single token ends so")
+        raise ValueError(f"--think_after {settings.think_after!r}: no single token ends so, nor "
+                         f"is it one of anywhere, {', '.join(ENDS)}")
     return found
 
 

@@ -513,18 +513,21 @@ def scale(size: Size) -> list[dict]:
 
 
 def draw_growth(found: dict[str, list[tuple]]) -> None:
-    """dial -> points (its value, seconds, MiB), one panel each."""
+    """dial -> points (its value, seconds, MiB), a column each. Lines are those of `straight`."""
     plt = command.pyplot()
-    figure, axes = plt.subplots(1, len(found), figsize=(3.4 * len(found), 3.2))
-    for axis, (name, points) in zip(axes, found.items()):
-        x, spent, peak = zip(*points)
-        axis.plot(x, spent, "o-")
-        axis.set(title=name, xscale="log", ylim=(0, None), xticks=x,
-                 xticklabels=[f"{v:.3g}" for v in x])
-        axis.minorticks_off()
-        axis.twinx().plot(x, peak, "s:", color="tab:orange")
-    axes[0].set_ylabel("seconds an update\n(dotted, right: MiB at the peak)")
-    figure.tight_layout()
+    figure, axes = plt.subplots(2, len(found), figsize=(2.2 * len(found), 4), squeeze=False,
+                                sharex="col", sharey="row", layout="constrained")
+    for column, (name, points) in zip(axes.T, found.items()):
+        x, *measured = (np.array(values) for values in zip(*points))
+        for axis, y in zip(column, measured):
+            once, each, _ = straight(x, y)
+            axis.plot([0, max(x)], [once, once + each * max(x)], "C0", alpha=0.5)
+            axis.plot(x, y, "C0o")
+        column[0].set_title(name, size=11)
+        most = f"{max(x) / 1e6:.0f}M" if max(x) >= 1e6 else f"{max(x):,.0f}"
+        column[1].set_xticks([0, max(x)], ["0", most])
+    axes[0, 0].set(ylabel="seconds an update", ylim=(0, None))
+    axes[1, 0].set(ylabel="MiB at the peak", ylim=(0, None))
     Path("figures").mkdir(exist_ok=True)
     figure.savefig("figures/bench_scale.png", dpi=110)
     plt.close(figure)

@@ -10,7 +10,7 @@ says of each whether it held. An arm is a command: a script and its flags. Each 
 run in runs/, found again by its command. So an experiment that was cut off goes on, and arms that
 two experiments share are run once. Where the question is what thoughts do, lab.probe looks at each
 checkpoint once, and its findings lie in the run's folder. Two runs go at a time, one thread each.
-Tables, figures and the page are in report.py.
+Tables and the page are in report.py, figures in figures.py.
 
 Left out on purpose: a sweep over hyperparameters; anything that a run's own folder does not say.
 """
@@ -32,9 +32,10 @@ from tqdm import tqdm
 
 import command
 from data import OPENING
+from lab.figures import draw
 from lab.report import (
     APPROACHES, GROUPS, LAYERS, NUMBERS, OTHERS, SHOWN, Claim, as_words, by_distance, courses, cut,
-    draw, in_layers, in_words, mean_area, mean_at, parts, probed, reach, right_and_area, right_by_n,
+    in_layers, in_words, mean_area, mean_at, parts, probed, reach, right_and_area, right_by_n,
     section, slope, table, unaided, updates_to, verdicts, write_page)
 from rollout import visible
 from run import open_run
@@ -44,7 +45,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT  # where runs/ and figures/ are
 LOOK = ("--stories", "32")  # flags of lab.probe
 LOOK_SECONDS = 15  # of one call of it, roughly
-KEPT = ("step", "seconds", "accuracy_by_n", "accuracy_first_by_n", "accuracy_shuffled_by_n",
+KEPT = ("step", "seconds", "accuracy_by_n", "accuracy_first_by_n", "accuracy_another_by_n",
         "nats_without_thoughts", "thoughts_per_token", "free_accuracy", "thinks_after_moved",
         "thinks_elsewhere", "thoughts_by_n")  # of a run's last evaluation
 
@@ -71,7 +72,7 @@ class Arm:
 @dataclass
 class Experiment:
     """claims: the prediction, sentence by sentence. probed: the arms that lab.probe looks at. view:
-    which tables and figures are made of the findings (report.VIEWS). shown: n of the tables."""
+    which tables are made of the findings (report.MORE_ROWS). shown: n of the tables."""
     question: str
     claims: list[Claim]
     arms: dict[str, Arm]
@@ -699,7 +700,7 @@ def answer(name: str, seeds: int) -> None:
     command.write_whole(figures / f"{name}.json", command.as_json(result, indent=1).encode())
     # the prediction as it stands, and of each sentence whether it held
     judged = in_words(verdicts(experiment.claims, result))
-    draw(result, figures / f"{name}.png", f"Predicted: {judged}")
+    draw(name, result, figures / f"{name}.png")
     print(f"{result['question']}\npredicted: {judged}\n\n{table(result)}\n\n"
           f"{time.time() - start:.0f} s; figures/{name}.png and figures/{name}.json")
 

@@ -99,7 +99,7 @@ def draw_accuracy(axis, channel: dict) -> None:
         seeds = channel["arms"][arm]["seeds"]
         lines = [(name, "accuracy_by_n", "-")]
         if i == 0:  # of own thoughts alone it is of interest whose they are
-            lines.append(("another story's thoughts", "accuracy_shuffled_by_n", ":"))
+            lines.append(("another's thoughts", "accuracy_another_by_n", ":"))
         for label, key, style in lines:
             mean = 100 * np.array([s[key] for s in seeds]).mean(0)
             axis.plot(range(1, len(mean) + 1), mean, style, color=f"C{i}", lw=2, label=label)

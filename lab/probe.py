@@ -55,7 +55,7 @@ from task import end_of_answer, read_spec
 LENGTHS = (1, 2, 3, 4, 6, 8, 10)  # moves of the rounds whose chains are cut and rewritten
 NAMES = {
     "own": "own", "refed": "own, fed again", "greedy": "own, greedy", "sampled": "own, sampled",
-    "none": "none", "random": "random ids", "another": "another text's",
+    "none": "none", "random": "random ids", "another": "another's",
     "shuffled": "own, shuffled", "constant": "one id for all"}
 THEN = {
     "early": "first ones kept, then none", "mistake": "first ones kept, one wrong, then its own",
@@ -663,7 +663,7 @@ def show(out: dict) -> None:
           "texts")
     if "cups" in out:
         print("fed again: own thoughts through the same machinery, which must change nothing\n"
-              "another text's: those of a story of the same shape\n"
+              "another's: those of a story of the same shape\n"
               "perplexity: that many ids, used equally often, would be as varied")
     if "aoc" in out:
         print("AOC: 1 minus the mean share of answers that stay as they were, over how many first "

@@ -1,4 +1,4 @@
-"""What came out of an experiment: tables, figures, which predictions held, and a page with all.
+"""What came out of an experiment: tables, which predictions held, and a page with all of it.
 
     python -m lab.experiments report        # figures/report.html
 
@@ -7,21 +7,19 @@ it, so a table, a verdict or a page needs no run. The stories alone need a check
 thought says is looked up in lab.probe's dictionary. What the answer would have been, had another
 cup been written there, is found by writing it.
 
-Left out on purpose: scripts in the page (pointing, the tab key and tapping are CSS); anything that
-trains.
+Left out on purpose: figures, which are figures.py's; anything that trains; scripts in the page.
+Pointing, the tab key and tapping are CSS.
 """
 import base64
 import html
 import shlex
-import textwrap
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from command import pyplot, write_whole
+from command import write_whole
 from data import LETTERS
 from lab.page import html_page
 from lab.probe import (NAMES, THEN, WhatIf, answers_after, first_case, make_dictionary, opened,
@@ -43,9 +41,6 @@ GROUPS, LAYERS = ("S3", "Z6"), (1, 2, 4)
 APPROACHES, NUMBERS = ("stream", "teacher"), (8, 16, 64, 256, 2048, 16384)  # arms of view rows
 KINDS = ("none", "filler", "continuous", "tokens", "oracle")
 LENGTHS_TOLD = (2, 3, 4, 6, 10)  # moves of the stories on the page
-BELOW = dict(fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False)
-ASIDE = dict(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))  # BELOW, ASIDE: legends
-N_AXIS = "n, moves since the anchor (trained on n <= {}; dotted: chance{})"
 Claim = tuple[str, Callable[[dict], bool]]  # a sentence, and whether a result says so
 
 
@@ -235,7 +230,8 @@ def table(result: dict) -> str:
         cells = [", ".join(f"{100 * s[k]:.1f}" for s in seeds)
                  for k in ("thinks_after_moved", "thinks_elsewhere")]
         lines.append(row(arm, *cells, ", ".join(f"{slope(s['thoughts_by_n']):.2f}" for s in seeds)))
-    return "\n".join(lines + VIEWS.get(result.get("view"), PLAIN).rows(result))
+    more = MORE_ROWS.get(result.get("view"))
+    return "\n".join(lines + (more(result) if more else []))
 
 
 def when_rows(result: dict) -> list[str]:
@@ -330,232 +326,6 @@ def alphabet_rows(result: dict) -> list[str]:
     return lines
 
 
-# Figures
-
-def draw(result: dict, path: Path, caption: str) -> None:
-    """The experiment's figure: its question above, its prediction with verdicts below."""
-    plt = pyplot()
-    panels = VIEWS.get(result.get("view"), PLAIN).panels(result)
-    rows = len(GROUPS) if result.get("view") == "depth" else 1
-    wide = len(panels) // rows
-    size = (9 if wide == 1 else 15, 1 + 4.2 * rows)
-    figure, axes = plt.subplots(rows, wide, figsize=size, squeeze=False)
-    for panel, axis in zip(panels, axes.flat):
-        panel(axis, result)
-    # all text is as wide as the panels, counted in letters
-    question = textwrap.fill(result["question"], 75 * min(wide, 2))
-    figure.suptitle(question, y=0.97, va="bottom")
-    lines = textwrap.wrap(caption, 100 * min(wide, 2)) + [result["command"]]
-    below = -0.02 if wide == 1 else -0.22 / rows  # two panels have their legends below them
-    figure.text(0.08, below, "\n".join(lines), fontsize=9, va="top")
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-    plt.close(figure)
-
-
-def dotted(axis, y: float) -> None:
-    """Chance, mostly."""
-    axis.axhline(y, color="grey", lw=0.8, ls=":")
-
-
-def thin_and_mean(axis, x, y: np.ndarray, color: str, **mean) -> None:  # y [seeds, len(x)]
-    """A thin line for each seed, and a thick one for their mean, drawn in the style `mean`."""
-    axis.plot(x, y.T, color=color, lw=0.5, alpha=0.4)
-    axis.plot(x, y.mean(0), color=color, **{"lw": 2} | mean)
-
-
-def with_intervals(axis, x, values, **style) -> None:
-    """values: for each x one number per seed."""
-    means, halves = zip(*map(interval, values))
-    axis.errorbar(x, means, halves, capsize=3, **style)
-
-
-def draw_accuracy(axis, result: dict) -> None:
-    """Right answers against n, for each arm."""
-    for i, arm in enumerate(result["arms"]):
-        y, style = 100 * right_by_n(result, arm), ("-", "--", ":")[i // 10]
-        # the first ones are the thickest: of two equal lines both are seen
-        thin_and_mean(axis, np.arange(1, y.shape[1] + 1), y, f"C{i % 10}", ls=style,
-                      lw=max(1.5, 4 - i), label=arm)
-    commands = [found["command"] for found in result["arms"].values()]
-    # arms may live in different worlds
-    for m in {said(x, "m", 3) for x in commands}:
-        dotted(axis, 100 / m)
-    longest = " or ".join(map(str, sorted({said(x, "swaps", 10) for x in commands})))
-    axis.set(xlabel=N_AXIS.format(longest, "; thin: seeds"), ylabel="answers right, %",
-             ylim=(0, 103))
-    axis.legend(**ASIDE if len(axis.figure.axes) == 1 else BELOW)
-
-
-def draw_bars(axis, result: dict) -> None:
-    """What each arm has right, a mean over n = 1 to 10: a bar over seeds, a dot for each."""
-    right = {arm: 100 * right_by_n(result, arm)[:, :10].mean(1) for arm in result["arms"]}
-    axis.barh(list(right), [x.mean() for x in right.values()], color="C0", alpha=0.6)
-    for i, x in enumerate(right.values()):
-        axis.plot(x, [i] * len(x), "k.", ms=5)
-    axis.axvline(100 / 3, color="grey", lw=0.8, ls=":")
-    axis.set(xlabel="answers right, %, mean of n = 1 to 10 (dots: seeds; dotted: chance)",
-             xlim=(0, 103))
-    axis.invert_yaxis()  # the first arm on top
-
-
-def draw_lengths(axis, result: dict) -> None:
-    """How many thoughts a round of n moves gets where a model may choose."""
-    chosen = arms_with(result, "thoughts_by_n")
-    for i, arm in enumerate(result["arms"]):  # the colours of `draw_accuracy`
-        if arm not in chosen:
-            continue
-        y = right_by_n(result, arm, "thoughts_by_n")
-        axis.plot(range(1, y.shape[1] + 1), y.T, color=f"C{i}", lw=0.7, alpha=0.6)
-        # nothing but an entry of the legend
-        axis.plot([], [], color=f"C{i}", label=f"{arm} (thin: seeds, some of them alike)")
-    n = np.arange(1, 31)
-    axis.plot(n, n, color="grey", ls=":", label="one after each move")
-    # of the five moves of three cups four move the ball, wherever it is
-    moved = 0.8 * (1 - said(result["arms"][next(iter(chosen))]["command"], "idle", 0.0))
-    axis.plot(n, moved * n, color="black", ls="--",
-              label=f"one after each move of the ball ({moved:.2f} n)")
-    axis.set(xlabel="n, moves of the round", ylabel="thoughts in the round")
-    axis.legend(**BELOW)
-
-
-def draw_depth(axis, result: dict, group: str, layers: int) -> None:
-    """First rounds of one group at this depth, for each kind of thoughts."""
-    chance, lowest = 0.0, group == GROUPS[-1]
-    for i, kind in enumerate(KINDS):
-        arm = f"{group}, {kind}, {in_layers(layers)}"
-        if arm in result["arms"]:
-            y = 100 * right_by_n(result, arm, "accuracy_first_by_n")
-            thin_and_mean(axis, range(1, y.shape[1] + 1), y, f"C{i}", label=kind)
-            chance = 100 / said(result["arms"][arm]["command"], "m", 3)
-    dotted(axis, chance)
-    axis.set(title=f"{group}, {in_layers(layers)}", ylim=(0, 103),
-             xlabel="n, moves (trained on n <= 10; dotted: chance)" * lowest,
-             ylabel="first rounds right, %" * (layers == LAYERS[0]))
-    if lowest and layers == LAYERS[0]:  # where every kind has its line
-        axis.legend(**BELOW)
-
-
-def draw_others(axis, result: dict) -> None:
-    """`tokens, full` with its own thoughts and with others, and arms that were trained without
-    content."""
-    found = probed(result)["tokens, full"]
-    lines = {f"thoughts: {NAMES[name]}": np.array([x["accuracy_by_n"][name] for x in found])
-             for name in ("own", *OTHERS)}
-    lines |= {f"trained: {arm}": right_by_n(result, arm)
-              for arm in ("random policy, full", "filler, full", "none, full")}
-    for i, (name, y) in enumerate(lines.items()):
-        style = "-" if name.startswith("thoughts") else "--"
-        axis.plot(range(1, y.shape[1] + 1), 100 * y.mean(0), style, color=f"C{i}", label=name)
-    dotted(axis, 100 / 3)
-    axis.set(xlabel=N_AXIS.format(10, ""), ylabel="answers right, %", ylim=(0, 103))
-    axis.legend(**BELOW)
-
-
-def draw_parts(axis, result: dict) -> None:
-    """Stacked bars; a part that costs points hangs below zero."""
-    shown, split, found = result["shown"], parts(result), probed(result)["tokens, full"]
-    at, up, down = np.arange(len(shown)), np.zeros(len(shown)), np.zeros(len(shown))
-    for name in ("compute", "recipe", "content"):
-        y = 100 * split[name].mean(0)[np.array(shown) - 1]  # [n shown]
-        # up, down: how high and how low the bars reach so far
-        axis.bar(at, y, 0.6, bottom=np.where(y > 0, up, down), label=name)
-        up, down = up + y.clip(min=0), down + y.clip(max=0)
-    another = np.array([np.subtract(*(x["accuracy_by_n"][name] for name in ("own", "another")))
-                        for x in found])
-    for aside, mark, label, gain in ((0.1, "ko", "all", split["all"]),
-                                     (-0.1, "kx", "own minus another's thoughts", another)):
-        with_intervals(axis, at + aside, [100 * gain[:, n - 1] for n in shown], fmt=mark,
-                       label=f"{label} (95 % interval)")
-    axis.axhline(0, color="grey", lw=0.8)
-    axis.set_xticks(at, at_each(shown))
-    axis.set(ylabel="points gained over none, full")
-    axis.legend(**BELOW)
-
-
-def draw_aoc(axis, result: dict) -> None:
-    """The four areas against n, and up to which n a model without thoughts gets first rounds
-    right. (The rounds that are cut here are first ones.)"""
-    lengths = cut(result)
-    for style, arm in zip(("-", "--"), probed(result)):
-        for i, name in enumerate(FOUR):
-            with_intervals(axis, lengths, [areas(result, arm, name, m) for m in lengths], ls=style,
-                           color=f"C{i}", label=THEN[name] if style == "-" else None)
-        axis.plot([], [], style, color="black", label=arm)  # for the legend
-    axis.axvline(unaided(result) + 0.5, color="grey", ls=":",
-                 label="left of it: 90 % right without thoughts")
-    axis.set(xlabel="n, moves of the round", ylabel="AOC: 0, thoughts do not matter",
-             ylim=(-0.05, 1.05))
-    axis.legend(**BELOW)
-
-
-def draw_following(axis, result: dict) -> None:
-    """Share of written words that the answer follows, by how many moves come after them."""
-    for i, (arm, seeds) in enumerate(probed(result).items()):
-        far = [x["counterfactual"] for x in seeds]
-        for what, style, label in (("follows", "-", "follows it"), ("true", ":", "stays true")):
-            # [seeds, moves]
-            share = np.array([np.array(x[what]) / np.maximum(x["written"], 1) for x in far])
-            with_intervals(axis, range(share.shape[1]), 100 * share.T, ls=style, color=f"C{i}",
-                           label=f"{arm}: {label}")
-    axis.set(xlabel="moves between the written word and the question",
-             ylabel="answers to another cup's word, %", ylim=(-3, 103))
-    axis.legend(**BELOW)
-
-
-def draw_course(axis, result: dict, arm: str) -> None:
-    """Right answers and areas of one arm against the step. A seed's thin line ends where its run
-    does; the mean is drawn at those steps that all seeds have kept."""
-    seeds = courses(result)[arm]
-    shared = sorted(set.intersection(*({x["step"] for x in course} for course in seeds)))
-    for i, n in enumerate(FOLLOWED):
-        pairs = right_and_area(result, arm, n)  # j picks one of the two
-        for j, style, label in ((0, "-", "right"), (1, "--", "area over the curve")):
-            lines = [{x["step"]: pair[j] for x, pair in zip(*run)} for run in zip(seeds, pairs)]
-            for line in lines:
-                axis.plot(list(line), list(line.values()), style, color=f"C{i}", lw=0.5, alpha=0.4)
-            mean = [np.mean([line[step] for line in lines]) for step in shared]
-            axis.plot(shared, mean, style, color=f"C{i}", lw=2, label=f"{label}, n = {n}")
-    dotted(axis, 1 / 3)
-    axis.set(title=arm, xlabel="step (thin: seeds, up to their end; dotted: chance)",
-             ylabel="share of answers; AOC", ylim=(-0.03, 1.03))
-    axis.legend(**BELOW)
-
-
-def draw_learning(axis, result: dict) -> None:
-    """Right answers against updates."""
-    for i, arm in enumerate(result["arms"]):
-        steps, right = along(result, arm, "accuracy")
-        thin_and_mean(axis, steps, 100 * right, f"C{i}", label=arm)
-    dotted(axis, 100 / 3)
-    axis.set(xlabel="updates (dotted: chance; thin: seeds, which keep what they ended with)",
-             ylabel="answers right, %, mean of n = 1 to 10", ylim=(0, 103))
-    axis.legend(**BELOW)
-
-
-def draw_likelihood(axis, result: dict) -> None:
-    """Right answers against how likely thoughts are as words, for the base: means over seeds,
-    arrows through the evaluations."""
-    for i, arm in enumerate(result["arms"]):
-        if arm not in named(result):
-            continue
-        # [evaluations] each
-        x, y = (along(result, arm, key)[1].mean(0) for key in ("thoughts_as_text", "accuracy"))
-        axis.plot(x, 100 * y, ".", color=f"C{i}", label=arm)
-        for k in range(len(x) - 1):
-            axis.annotate("", (x[k + 1], 100 * y[k + 1]), (x[k], 100 * y[k]),
-                          arrowprops=dict(arrowstyle="->", color=f"C{i}"))
-    dotted(axis, 100 / 3)
-    axis.set(xlabel="mean log p of thoughts as words, for the base (an arrow: from evaluation to "
-             "evaluation)", ylabel="answers right, %, mean of n = 1 to 10", ylim=(0, 103))
-    axis.legend(**BELOW)
-
-
-def by_number(result: dict, approach: str, of: Callable[[dict], float]) -> np.ndarray:
-    """rows: `of` each run of an approach -> [numbers of rows, seeds]."""
-    arms = [result["arms"][f"{approach}, N = {N}"] for N in NUMBERS]
-    return np.array([[of(seed) for seed in arm["seeds"]] for arm in arms])
-
-
 def rows_rows(result: dict) -> list[str]:
     """Updates to the end of the curriculum, seed by seed, and how many rows speak."""
     lines = ["", *head("arm", "updates, by seed", "rows in use (perplexity)")]
@@ -567,55 +337,10 @@ def rows_rows(result: dict) -> list[str]:
     return lines
 
 
-def draw_updates(axis, result: dict) -> None:
-    """A dot for each run, a line through the medians."""
-    for i, approach in enumerate(APPROACHES):
-        y = by_number(result, approach, lambda s: s["step"])
-        axis.plot(NUMBERS, np.median(y, 1), color=f"C{i}", label=approach)
-        axis.plot(NUMBERS, y, ".", color=f"C{i}", alpha=0.6)
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(NUMBERS, [f"{N:,}" for N in NUMBERS])
-    axis.set(xlabel="N, thinking rows (dots: runs; line: median)", ylabel="updates until learned",
-             ylim=(0, None))
-    axis.legend(**BELOW)
-
-
-def draw_in_use(axis, result: dict) -> None:
-    """How many rows a code uses, against how many there are."""
-    y = by_number(result, APPROACHES[0], lambda s: s["probe"]["usage"]["perplexity"])
-    axis.plot(NUMBERS, y.mean(1), color="C0", label=f"in use ({APPROACHES[0]})")
-    axis.plot(NUMBERS, y, ".", color="C0", alpha=0.6)
-    axis.plot(NUMBERS, NUMBERS, color="grey", ls=":", label="all")
-    axis.set_xscale("log", base=2)
-    axis.set_yscale("log", base=2)
-    axis.set_xticks(NUMBERS, [f"{N:,}" for N in NUMBERS])
-    axis.set_yticks(NUMBERS, [f"{N:,}" for N in NUMBERS])
-    axis.set(xlabel="N, thinking rows", ylabel="rows in use (perplexity)", ylim=(2, 2 ** 14))
-    axis.legend(**BELOW)
-
-
-class View(NamedTuple):
-    """rows: what the table has at its end. panels: of the figure, each drawn by (axis, result)."""
-    rows: Callable[[dict], list[str]]
-    panels: Callable[[dict], list[Callable]]
-
-
-def no_rows(result: dict) -> list[str]:
-    return []
-
-
-PLAIN = View(no_rows, lambda r: [draw_accuracy])  # of experiments without a view
-VIEWS = {
-    "content": View(content_rows, lambda r: [draw_others, draw_parts]),
-    "faithful": View(faithful_rows, lambda r: [draw_aoc, draw_following]),
-    "when": View(when_rows, lambda r: [draw_accuracy, draw_lengths]),
-    "training": View(training_rows,
-                     lambda r: [partial(draw_course, arm=arm) for arm in courses(r)]),
-    "depth": View(depth_rows, lambda r: [partial(draw_depth, group=g, layers=k)
-                                         for g in GROUPS for k in LAYERS]),
-    "alphabet": View(alphabet_rows, lambda r: [draw_learning, draw_likelihood]),
-    "rows": View(rows_rows, lambda r: [draw_updates, draw_in_use]),
-    "waterfall": View(no_rows, lambda r: [draw_bars])}
+# What the table of an experiment has at its end, by its view
+MORE_ROWS = {"content": content_rows, "faithful": faithful_rows, "when": when_rows,
+             "training": training_rows, "depth": depth_rows, "alphabet": alphabet_rows,
+             "rows": rows_rows}
 
 
 # The page

@@ -278,17 +278,20 @@ FIGURES = sorted(path for path in (ROOT / "figures").glob("*.json") if "bench" n
 @pytest.mark.parametrize("path", FIGURES, ids=lambda p: p.stem)
 def test_tables_are_those_of_the_json(path):
     """Each line that the experiment printed stands on a page, with its command. Its question is
-    still the one that is asked, on the page as well."""
+    still the one that is asked, on the page as well, and so is its prediction. Of each sentence it
+    says whether it held."""
     from lab.experiments import EXPERIMENTS
-    from lab.report import table
+    from lab.report import table, verdicts
     result, one_line = json.loads(path.read_text()), " ".join(RESULTS.split())
     for line in table(result).splitlines():
         assert line in RESULTS, line
     assert result["command"] in one_line and path.with_suffix(".png").exists()
     experiment = EXPERIMENTS[path.stem]
-    asked = experiment.question, experiment.prediction
-    assert (result["question"], result["prediction"]) == asked
-    assert all(x in one_line for x in asked)
+    assert (result["question"], result["prediction"]) == (experiment.question,
+                                                          experiment.prediction)
+    assert experiment.question in one_line
+    for claim, held in verdicts(experiment.claims, result):
+        assert f"- {claim} **{'held' if held else 'did not hold'}**" in one_line
 
 
 def bench() -> dict:

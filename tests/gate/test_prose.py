@@ -37,7 +37,8 @@ def paragraphs(page: str) -> list[str]:
     page = re.sub(r"^(\||#|!\[|</?\w|<!--).*$", "", page, flags=re.M)  # tables, heads, pictures
     page = re.sub(r"^ *(- |\d+\. )", "\n", page, flags=re.M)
     found = [" ".join(x.split()) for x in re.split(r"\n\s*\n", page) if x.strip()]
-    return [without_code(x) for x in found if not x.startswith(("**Question.", "**Prediction."))]
+    return [without_code(x) for x in found if not x.startswith(("**Question.", "**Prediction."))
+            and not x.endswith(("**held**", "**did not hold**"))]  # a sentence of a prediction
 
 
 def cells(page: str) -> list[str]:

@@ -303,10 +303,14 @@ def test_exact_match_is_greedy_decoding(file, tiny):
     found = examples(model, task, FORCED, task.batch(rows))
     assert found["answers_by_level"] == [19] * 4
     assert found["accuracy"] == pytest.approx(again[last].float().mean().item())
-    for arm in ("", "shuffled_", "none_"):
+    for arm in ("", "another_", "none_"):
         assert len(found[f"accuracy_{arm}by_level"]) == len(found[f"logp_{arm}by_level"]) == 4
     assert found["logp"] != pytest.approx(found["logp_none"])
-    assert found["logp"] != pytest.approx(found["logp_shuffled"])
+    assert found["logp"] != pytest.approx(found["logp_another"])
+    tokens = sum(len(x.ids) - x.start for x in rows) / len(rows)
+    assert found["nats_without_thoughts"] == pytest.approx(-found["logp_none"] / tokens)
+    never = examples(model, task, Rules("never"), task.batch(rows))
+    assert never["nats_without_thoughts"] == pytest.approx(-never["logp"] / tokens)
 
 
 # Runs
@@ -530,7 +534,11 @@ def test_bytes_of_a_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind, think_after, more, said", [
-    ("task", "word", {}, "a task takes steps, end"), ("text", "steps", {}, "a text takes anywhere"),
+    ("task", "word", {}, "nor is it one of steps, end"),
+    ("text", "steps", {}, "a text takes anywhere"),
+    ("task", "wrod", {}, "stands in no prompt of"),
+    ("text", "wrod", {}, "nor is it one of anywhere"),
+    ("task", "", {}, "--think_after is empty"), ("text", "", {}, "--think_after is empty"),
     ("text", "word", {"model": "scratch:1x16"}, "is for --model bytes"),
     ("text", "é", {"model": "bytes:1x16"}, "no single token ends so")])
 def test_what_thinks_nowhere(kind, think_after, more, said, file, tmp_path, monkeypatch):
@@ -545,7 +553,7 @@ def test_what_thinks_nowhere(kind, think_after, more, said, file, tmp_path, monk
 @pytest.mark.parametrize("think_after, ends, approach", [
     ("anywhere", "A\n ,lineofwrdsm.7", "stream"), ("word", "\n ", "teacher"),
     ("line", "\n", "stream"), ("sentence", ".", "next_token"), ("d", "d", "stream")])
-def test_where_a_text_thinks(think_after, ends, approach, tmp_path, monkeypatch):
+def test_where_a_text_thinks(think_after, ends, approach, tmp_path, monkeypatch, capsys):
     """Guards --model bytes and --think_after on a text: a row for each byte of the file, and
     thoughts after the bytes that were asked for alone, in given text and in the model's own. The
     window counts text."""
@@ -571,5 +579,7 @@ def test_where_a_text_thinks(think_after, ends, approach, tmp_path, monkeypatch)
     if approach != "next_token":  # its thoughts stand behind the text
         assert after and after <= set(ends)
     train.train(it)
+    bar = capsys.readouterr().err.splitlines()[-1]  # it has no curriculum, so no stage
+    assert "reward=" in bar and "stage" not in bar and "right" not in bar
     with pytest.raises(ValueError, match="no single token ends so"):
         train.setup(train.resolve(typed | {"think_after": "#"}))

@@ -1,0 +1,396 @@
+"""Figures of experiments: each says one thing, in the sentence above it.
+
+    python -m lab.figures              # all of them again, from figures/NAME.json: no run is made
+
+A figure is a function of a result (experiments.collect). Its sentence has a check. Where the result
+does not bear it out, the experiment's question stands there instead. Lines have their names at
+their ends, and bars have a dot for each seed.
+
+Left out on purpose: predictions, which stand with their verdicts in docs/RESULTS.md; numbers, which
+stand in its tables. Knows report.py.
+"""
+import json
+import textwrap
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import command
+from lab.report import (
+    APPROACHES, GROUPS, NUMBERS, Claim, areas, as_words, courses, cut, in_layers, mean_area,
+    mean_at, named, parts, probed, reach, right_and_area, right_by_n, said, updates_to)
+from settings import Parser
+
+ROOT = Path(__file__).resolve().parent.parent
+WIDE, HIGH, DOTS = 8, 4, 110  # inches, and dots of each: as wide as a page shows it
+TRAINED = 10  # moves of the longest rounds in training, where a world sets no others
+THIN = dict(lw=0.6, alpha=0.35)  # a seed
+# view depth: arms of each group, and what they are called
+DEPTHS = {f"{kind}, {in_layers(k)}": f"{name}, {in_layers(k)}" for kind, name, layers in (
+    ("none", "no thoughts", (1, 2, 4)), ("filler", "one id for all", (1, 4)),
+    ("tokens", "ids", (1,)), ("continuous", "vectors", (1, 2)), ("oracle", "the truth", (1,)))
+    for k in layers}
+PUT_BACK = {"repaired: nothing yet": "nothing yet", "repaired: siblings": "+ siblings",
+            "repaired: siblings, bonus": "+ entropy bonus", "no curriculum": "+ window",
+            "the recipe": "+ curriculum: the recipe"}
+CUT = {"mistake": "a wrong one", "early": "none", "filler": "one id for all",
+       "paraphrase": "synonyms"}
+Panel = Callable[..., None]  # draws (axis, result)
+
+
+class Figure(NamedTuple):
+    """says: the sentence above it, and whether a result bears it out."""
+    says: Claim
+    panels: tuple[Panel, ...]
+
+
+def draw(name: str, result: dict, path: Path) -> None:
+    """The figure of an experiment. One that is not in FIGURES has all its arms against n."""
+    plt, plain = command.pyplot(), Figure((result["question"], lambda r: True), (against_n,))
+    (sentence, holds), panels = FIGURES.get(name, plain)
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDE, HIGH), squeeze=False,
+                                layout="constrained")
+    for panel, axis in zip(panels, axes.flat):
+        panel(axis, result)
+        axis.spines[["top", "right"]].set_visible(False)
+    title = sentence if holds(result) else result["question"]
+    figure.suptitle(textwrap.fill(title, 88), x=0.01, ha="left")
+    figure.savefig(path, dpi=DOTS)
+    plt.close(figure)
+
+
+# Parts of a panel
+
+def name_ends(axis, ends: dict[str, tuple[float, str]]) -> None:
+    """Right of the panel, at their heights and in their colours, but not over each other. ends: of
+    each name its height and colour."""
+    low, high = axis.get_ylim()
+    order, gap = sorted(ends, key=lambda x: ends[x][0]), 0.075 * (high - low)
+    at = [ends[name][0] for name in order]
+    for i in range(1, len(at)):  # up, where the one below is too near
+        at[i] = max(at[i], at[i - 1] + gap)
+    at[-1] = min(at[-1], high)
+    for i in reversed(range(len(at) - 1)):  # and down from the top
+        at[i] = min(at[i], at[i + 1] - gap)
+    for name, y in zip(order, at):
+        axis.annotate(name, (1.02, y), xycoords=("axes fraction", "data"), va="center", size=9,
+                      color=ends[name][1], annotation_clip=False)
+
+
+def lines(axis, x, named_lines: dict[str, np.ndarray]) -> None:  # each [seeds, len(x)]
+    """A thin line for each seed, a thick one for their mean, and its name at the end."""
+    ends = {}
+    for i, (name, y) in enumerate(named_lines.items()):
+        axis.plot(x, y.T, color=f"C{i}", **THIN)
+        axis.plot(x, y.mean(0), color=f"C{i}", lw=2)
+        ends[name] = (y.mean(0)[-1], f"C{i}")
+    name_ends(axis, ends)
+
+
+def bars(axis, values: dict[str, np.ndarray]) -> None:
+    """The first one on top; a dot for each seed."""
+    axis.barh(list(values), [x.mean() for x in values.values()], color="C0", alpha=0.5)
+    for i, x in enumerate(values.values()):
+        axis.plot(x, [i] * len(x), "k.", ms=5, alpha=0.7)
+    axis.invert_yaxis()
+
+
+def dotted(axis, y: float) -> None:
+    """Chance."""
+    axis.axhline(y, color="grey", lw=0.8, ls=":")
+
+
+def shade(axis, n: int) -> None:
+    """The lengths of training."""
+    axis.axvspan(0.5, n + 0.5, color="grey", alpha=0.12, lw=0)
+    axis.text((n + 1) / 2, 3, "trained", ha="center", color="grey", size=9)
+
+
+# Panels
+
+def against_n(axis, result: dict, arms: dict[str, str] | None = None, title: str = "",
+              key: str = "accuracy_by_n") -> None:
+    """Right answers against n. arms: their names in the figure; None: all, as they are."""
+    arms = arms or {arm: arm for arm in result["arms"]}
+    commands = [result["arms"][arm]["command"] for arm in arms]
+    y = {name: 100 * right_by_n(result, arm, key) for arm, name in arms.items()}
+    axis.set(xlabel="n, moves to follow until the answer", ylabel="answers right, %", title=title,
+             ylim=(0, 103))
+    lines(axis, range(1, len(next(iter(y.values()))[0]) + 1), y)
+    for m in {said(x, "m", 3) for x in commands}:  # arms may live in different worlds
+        dotted(axis, 100 / m)
+    lengths = {said(x, "swaps", TRAINED) for x in commands}
+    if len(lengths) == 1:
+        shade(axis, *lengths)
+
+
+def draw_gain(axis, result: dict) -> None:
+    """Stacked bars; a part that costs points hangs below zero."""
+    shown, split = result["shown"], parts(result)
+    at, up, down = np.arange(len(shown)), np.zeros(len(shown)), np.zeros(len(shown))
+    for name, words in (("compute", "more places to compute in"), ("recipe", "the recipe"),
+                        ("content", "what thoughts say")):
+        y = 100 * split[name].mean(0)[np.array(shown) - 1]  # [n shown]
+        # up, down: how high and how low the bars reach so far
+        axis.bar(at, y, 0.6, bottom=np.where(y > 0, up, down), label=words)
+        up, down = up + y.clip(min=0), down + y.clip(max=0)
+    axis.axhline(0, color="grey", lw=0.8)
+    axis.set_xticks(at, [str(n) for n in shown])
+    axis.set(xlabel="n, moves to follow until the answer", ylabel="points gained by thoughts")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+
+
+def draw_cut(axis, result: dict, arm: str) -> None:
+    """Chains that go on in another way. From 0, where the answer stays, to 1."""
+    lengths = cut(result)
+    axis.set(xlabel="moves of the round", ylim=(-0.03, 1.03),
+             ylabel="how often answers change (AOC)",
+             title="its own thoughts up to a place, and from there on:")
+    lines(axis, lengths, {words: np.array([areas(result, arm, name, m) for m in lengths]).T
+                          for name, words in CUT.items()})
+
+
+def draw_course(axis, result: dict, arm: str, title: str, n: int = 10) -> None:
+    """How many answers are right, and how much they depend on thoughts, against the step."""
+    seeds = courses(result)[arm]
+    shared = sorted(set.intersection(*({x["step"] for x in course} for course in seeds)))
+    kept = [[pair for x, pair in zip(course, run) if x["step"] in shared]
+            for course, run in zip(seeds, right_and_area(result, arm, n))]
+    right, area = np.array(kept).transpose(2, 0, 1)  # [seeds, steps shared] each
+    axis.set(title=title, xlabel="updates", ylabel="share", ylim=(0, 1.03))
+    dotted(axis, 1 / 3)
+    lines(axis, shared, {"right": right, "depend on\nthoughts\n(AOC)": area})
+
+
+def draw_away(axis, result: dict) -> None:
+    """Right answers, a mean over n = 1 to 10, where one part is taken away."""
+    arms = [arm for arm in result["arms"] if not arm.startswith("repaired")]
+    bars(axis, {arm: mean_right(result, arm) for arm in arms})
+    axis.set(title="one part taken away", xlim=(0, 103), xlabel="answers right, %")
+    axis.axvline(100 / 3, color="grey", lw=0.8, ls=":")
+
+
+def draw_back(axis, result: dict) -> None:
+    """The same where parts come back, one by one."""
+    bars(axis, {name: mean_right(result, arm) for arm, name in PUT_BACK.items()})
+    axis.set(title="put back, one by one", xlim=(0, 103), xlabel="answers right, %")
+    axis.axvline(100 / 3, color="grey", lw=0.8, ls=":")
+
+
+def mean_right(result: dict, arm: str) -> np.ndarray:  # -> [seeds]
+    return 100 * right_by_n(result, arm)[:, :10].mean(1)
+
+
+def draw_lengths(axis, result: dict, arm: str) -> None:
+    """How many thoughts a round of n moves gets where a model may choose."""
+    y, n = right_by_n(result, arm, "thoughts_by_n"), np.arange(1, 31)
+    # of the five moves of three cups four move the ball, wherever it is
+    moved = 0.8 * (1 - said(result["arms"][arm]["command"], "idle", 0.0))
+    axis.set(xlabel="n, moves of the round", ylabel="thoughts in the round", ylim=(0, 31))
+    axis.plot(n, n, color="grey", ls=":")
+    axis.plot(n, moved * n, color="black", ls="--")
+    axis.plot(n, y.T, color="C0", **THIN)
+    axis.plot(n, y.mean(0), color="C0", lw=2)
+    name_ends(axis, {"after each move": (30, "grey"), "what it does": (y.mean(0)[-1], "C0"),
+                     "after each move\nof the ball": (moved * 30 - 3, "black")})
+
+
+def draw_reach(axis, result: dict, group: str, title: str) -> None:
+    """Up to which n nine in ten first rounds are right."""
+    arms = {f"{group}, {arm}": name for arm, name in DEPTHS.items()}
+    bars(axis, {name: reach(result, arm) for arm, name in arms.items()})
+    axis.set(title=title, xlim=(0, 31), xlabel="moves followed (90 % right)")
+    if group != GROUPS[0]:
+        axis.set_yticks([])
+
+
+def draw_soon(axis, result: dict) -> None:
+    """After how many updates each run has 90 % right."""
+    arms = list(result["arms"])
+    soon = [updates_to(result, arm) for arm in arms]
+    most = max((x for one in soon for x in one[np.isfinite(one)]), default=1.0)
+    never = 1.2 * most
+    for i, one in enumerate(soon):
+        axis.plot(np.where(np.isfinite(one), one, never), [i] * len(one), "o", alpha=0.6,
+                  color="C0")
+    axis.set_yticks(range(len(arms)), arms)
+    ticks = [x for x in axis.get_xticks() if 0 <= x <= most]
+    axis.set_xticks([*ticks, never], [*(f"{x:.0f}" for x in ticks), "never"])
+    axis.set(title="how soon it is learnt", xlabel="updates until 90 % right",
+             xlim=(0, 1.05 * never), ylim=(len(arms) - 0.5, -0.5))
+
+
+def draw_drift(axis, result: dict) -> None:
+    """How likely thoughts are as words for the base, from birth to the end: means over seeds."""
+    for i, arm in enumerate(result["arms"]):
+        if arm in named(result):
+            birth, end = (as_words(result, arm, which).mean() for which in (0, -1))
+            axis.annotate("", (end, i), (birth, i), arrowprops=dict(arrowstyle="->", color="C0"))
+            axis.plot([birth, end], [i, i], "o", color="C0", ms=4)
+        else:
+            axis.text(0, i, "no words", ha="right", va="center", color="grey", size=9)
+    axis.set(title="thoughts as text: from birth to the end", xlim=(None, 0.3), yticks=[],
+             xlabel="log p of a thought, read as a word", ylim=(len(result["arms"]) - 0.5, -0.5))
+
+
+def by_number(result: dict, approach: str, of: Callable[[dict], float]) -> np.ndarray:
+    """rows: `of` each run of an approach -> [seeds, numbers of rows]."""
+    arms = [result["arms"][f"{approach}, N = {N}"] for N in NUMBERS]
+    return np.array([[of(seed) for seed in arm["seeds"]] for arm in arms]).T
+
+
+def in_rows(axis, **words) -> None:
+    """An axis of N."""
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(NUMBERS, [f"{N:,}" for N in NUMBERS], size=8)
+    axis.set(xlabel="N, thinking rows", **words)
+
+
+def draw_updates(axis, result: dict) -> None:
+    in_rows(axis, title="updates until it is learnt", ylim=(0, 900))
+    lines(axis, NUMBERS, {approach: by_number(result, approach, lambda s: s["step"])
+                          for approach in APPROACHES})
+
+
+def draw_in_use(axis, result: dict) -> None:
+    """How many rows a code uses, against how many there are."""
+    in_rows(axis, title="rows in use (perplexity)", ylim=(0, 100))
+    used = by_number(result, APPROACHES[0], lambda s: s["probe"]["usage"]["perplexity"])
+    lines(axis, NUMBERS, {APPROACHES[0]: used})
+
+
+# What each figure says
+
+def far_beyond(result: dict, *arms: str) -> bool:
+    """Are 95 % right at three times the length of training?"""
+    return all(mean_at(result, arm, 30) >= 0.95 for arm in arms)
+
+
+def lost(result: dict, *arms: str) -> bool:
+    """Are answers a guess after a few moves?"""
+    return all(mean_at(result, arm, 10) < 0.45 for arm in arms)
+
+
+def content_is_all(result: dict) -> bool:
+    split = {name: x.mean(0) for name, x in parts(result).items()}
+    return all(split["content"][n - 1] >= max(0.5, 0.9 * split["all"][n - 1])
+               for n in result["shown"] if n > 1)
+
+
+def answers_depend(result: dict) -> bool:
+    """On own words, but not on which synonym stands there?"""
+    arm, m = "tokens, full", 10
+    cost = {name: mean_area(result, arm, name, m) for name in CUT}
+    return cost.pop("paraphrase") < 0.1 < 0.4 < min(cost.values())
+
+
+def depend_before_right(result: dict) -> bool:
+    return all(any(right < 0.6 and area > 0.4 for right, area in run)
+               for arm in courses(result) for run in right_and_area(result, arm, 10))
+
+
+def needs_thoughts_not_layers(result: dict) -> bool:
+    short = (f"{g}, none, {in_layers(k)}" for g in GROUPS for k in (1, 2, 4))
+    long = (f"{g}, {kind}, 1 layer" for g in GROUPS for kind in ("tokens", "continuous"))
+    return (max(reach(result, arm).mean() for arm in short) < 7
+            and min(reach(result, arm).mean() for arm in long) > 25)
+
+
+def words_are_no_hindrance(result: dict) -> bool:
+    soon = {arm: np.median(updates_to(result, arm)) for arm in ("new rows", "words")}
+    birth, end = (as_words(result, "words", which).mean() for which in (0, -1))
+    return bool(soon["words"] <= 1.2 * soon["new rows"] and end < birth - 2)
+
+
+def sixteen_are_enough(result: dict) -> bool:
+    right = [right_by_n(result, f"{x}, N = 16")[:, 9].min() for x in APPROACHES]
+    used = [x["usage"]["perplexity"] for x in probed(result)[f"{APPROACHES[0]}, N = 16384"]]
+    return min(right) >= 0.95 and max(used) < 100
+
+
+def thinks_where_needed(result: dict) -> bool:
+    return all(s["thinks_after_moved"] >= 0.95 and s["thinks_elsewhere"] <= 0.1
+               for s in result["arms"]["released"]["seeds"])
+
+
+BOTH = {"tokens, window": "ids", "continuous, window": "vectors",
+        "filler, full": "one id for all", "none, full, 4 layers": "none, 4 layers"}
+FIGURES = {
+    "channel": Figure(
+        ("One thought a move carries the ball's place three times as far as training went. Places "
+         "without content do not, though they see everything.",
+         lambda r: far_beyond(r, "tokens, window", "continuous, window")
+         and lost(r, "filler, full", "none, full, 4 layers")),
+        (partial(against_n, arms=BOTH, title="all answers"),
+         partial(against_n, arms=BOTH, title="first questions alone", key="accuracy_first_by_n"))),
+    "content": Figure(
+        ("From two moves on, all that thoughts gain is what they say.", content_is_all),
+        (draw_gain,)),
+    "faithful": Figure(
+        ("With everything in sight, answers depend on each thought, but not on which synonym "
+         "stands there.", answers_depend), (partial(draw_cut, arm="tokens, full"),)),
+    "training": Figure(
+        ("Answers depend on thoughts before they get right (rounds of ten moves).",
+         depend_before_right),
+        (partial(draw_course, arm="tokens, window", title="with a window"),
+         partial(draw_course, arm="tokens, full", title="with everything in sight"))),
+    "waterfall": Figure(
+        ("It needs the window, siblings, and a gradient for the answers.",
+         lambda r: far_beyond(r, "the recipe") and lost(
+             r, "full attention", "no baseline", "answers by reward alone")),
+        (draw_away, draw_back)),
+    "when": Figure(
+        ("Set free, at a price for each thought, it thinks after the moves that move the ball.",
+         thinks_where_needed), (partial(draw_lengths, arm="released"),)),
+    "worlds": Figure(
+        ("By reward alone ids follow five cups, and all balls of three, to thirty moves.",
+         lambda r: far_beyond(r, "5 cups, tokens", "3 balls, tokens")),
+        (partial(against_n, arms={
+            "5 cups, tokens": "five cups, ids", "3 balls, tokens": "three balls, ids",
+            "5 cups, continuous": "five cups, vectors",
+            "5 balls, continuous": "five balls, vectors"}),)),
+    "direct": Figure(
+        ("A model that answers at once learns by reward alone to think first. Then it follows ten "
+         "times as many moves.",
+         lambda r: far_beyond(r, "thoughts from there") and lost(r, "direct")),
+        (partial(against_n, arms={"direct": "answers at once",
+                                  "thoughts from there": "thinks first"},
+                 title="first questions alone", key="accuracy_first_by_n"),)),
+    "depth": Figure(
+        ("Without thoughts one layer or four follow a few moves. With a thought a move one layer "
+         "follows thirty.", needs_thoughts_not_layers),
+        (partial(draw_reach, group="S3", title="moves that do not commute"),
+         partial(draw_reach, group="Z6", title="moves that are a sum"))),
+    "rows": Figure(("Sixteen thinking rows are enough. Of 16,384 some thirty are in use.",
+                    sixteen_are_enough), (draw_updates, draw_in_use)),
+    "alphabet": Figure(
+        ("Thoughts made of words are learnt as soon as new rows, and stop being probable text.",
+         words_are_no_hindrance), (draw_soon, draw_drift)),
+}
+
+
+# The command
+
+def draw_all(names: Iterable[str], folder: Path) -> list[Path]:
+    """Those that have a result -> what was drawn."""
+    there = [folder / f"{name}.json" for name in names if (folder / f"{name}.json").exists()]
+    for path in there:
+        draw(path.stem, json.loads(path.read_text()), path.with_suffix(".png"))
+    return [path.with_suffix(".png") for path in there]
+
+
+def main() -> None:
+    p = Parser(prog="lab.figures", description=command.first_line(__doc__), allow_abbrev=False)
+    p.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(FIGURES)}; none: all")
+    args = p.parse_args()
+    if unknown := [name for name in args.names if name not in FIGURES]:
+        p.error(f"there is no figure {unknown[0]!r}, only {', '.join(FIGURES)}")
+    for path in draw_all(args.names or FIGURES, ROOT / "figures"):
+        print(f"{path} is drawn")
+
+
+if __name__ == "__main__":
+    command.run(main)
