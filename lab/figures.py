@@ -320,7 +320,7 @@ BOTH = {"tokens, window": "ids", "continuous, window": "vectors",
         "filler, full": "one id for all", "none, full, 4 layers": "none, 4 layers"}
 FIGURES = {
     "channel": Figure(
-        ("One thought a move carries the ball's place three times as far as training went. Places "
+        ("One thought per move carries the ball's place three times as far as training went. Places "
          "without content do not, though they see everything.",
          lambda r: far_beyond(r, "tokens, window", "continuous, window")
          and lost(r, "filler, full", "none, full, 4 layers")),
@@ -360,7 +360,7 @@ FIGURES = {
                                   "thoughts from there": "thinks first"},
                  title="first questions alone", key="accuracy_first_by_n"),)),
     "depth": Figure(
-        ("Without thoughts one layer or four follow a few moves. With a thought a move one layer "
+        ("Without thoughts one layer or four follow a few moves. With one per move one layer "
          "follows thirty.", needs_thoughts_not_layers),
         (partial(draw_reach, group="S3", title="moves that do not commute"),
          partial(draw_reach, group="Z6", title="moves that are a sum"))),
