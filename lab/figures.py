@@ -320,8 +320,8 @@ BOTH = {"tokens, window": "ids", "continuous, window": "vectors",
         "filler, full": "one id for all", "none, full, 4 layers": "none, 4 layers"}
 FIGURES = {
     "channel": Figure(
-        ("One thought per move carries the ball's place three times as far as training went. Places "
-         "without content do not, though they see everything.",
+        ("One thought per move carries the ball's place three times as far as training went. "
+         "Places without content do not, though they see everything.",
          lambda r: far_beyond(r, "tokens, window", "continuous, window")
          and lost(r, "filler, full", "none, full, 4 layers")),
         (partial(against_n, arms=BOTH, title="all answers"),
