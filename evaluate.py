@@ -59,14 +59,14 @@ def given_questions(model: GPT, source: Source, rules: Rules, text: Text) -> dic
     asked, out = text.pays > 0, {}  # [R, S]
     first = asked & (asked.cumsum(1) == 1)
     arms = [(f"accuracy_by_{of}", ro, asked), (f"accuracy_first_by_{of}", ro, first)]
-    if ro.is_think.any() and len(model.think) > 1:  # one row alone holds nothing to shuffle
+    if ro.is_think.any() and len(model.think) > 1:  # one row alone holds nothing to exchange
         # thoughts of the neighbour in the block, wherever it had one at this place
         thoughts = torch.where(ro.is_think, ro.ids, -1)
         other = thoughts.view(levels, -1, thoughts.shape[1]).roll(1, 1).flatten(0, 1)
         swap = roll(model, text, rules, luck, GREEDY,
                     edit=lambda t, z: torch.where(other[:, t] >= 0, other[:, t], z))
         # a branch is as good as its last thought: where the neighbour left that place empty, it
-        # was not shuffled
+        # kept its own
         last = other.gather(1, ro.chosen_at.gather(1, ro.place[:, ro.P:]))
         arms.append((f"accuracy_another_by_{of}", swap, asked & (rules.persist | (last >= 0))))
     for name, it, counted in arms:
@@ -125,7 +125,7 @@ def examples(model: GPT, source: Source, rules: Rules, text: Text) -> dict:
         out[f"logp_{name}by_level"], _ = by_level(level, r.sum(1), source.levels)
         out[f"accuracy_{name}".rstrip("_")] = right.float().mean().item()
         out[f"logp_{name}".rstrip("_")] = r.sum(1).mean().item()
-        if it.is_think.sum() == 0:  # the arm without thoughts
+        if name == "none_" or rules.think == "never":
             out["nats_without_thoughts"] = -r.sum().item() / asked.sum().item()
     return out | {"answers_by_level": counts, "thoughts_per_token":
                   ro.is_think.sum().item() / text.real.sum().item()}
@@ -273,9 +273,9 @@ def print_report(before: dict, after: dict, forced: bool, of: str) -> None:
     """What was learned, before -> after. forced: p_think was never asked for."""
     print("what was learned, before -> after:")
     for key, words in REPORT.items():
-        # (of a task "without thoughts" stands in each level's line)
-        known = forced and key == "p_think" or of == "level" and key == "nats_without_thoughts"
-        if key in after and not known:
+        if of == "level":
+            words = words.replace("held-out token", "token of an answer")
+        if key in after and not (forced and key == "p_think"):
             print(f"  {words:<50} {before.get(key, math.nan):.3f} -> {after[key]:.3f}")
     own, another, none = (after.get(f"accuracy_{x}by_{of}") for x in ("", "another_", "none_"))
     shown = range(1, 11) if of == "level" else (1, 2, 3, 6, 10, 20, 30)

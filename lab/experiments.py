@@ -10,7 +10,8 @@ says of each whether it held. An arm is a command: a script and its flags. Each 
 run in runs/, found again by its command. So an experiment that was cut off goes on, and arms that
 two experiments share are run once. Where the question is what thoughts do, lab.probe looks at each
 checkpoint once, and its findings lie in the run's folder. Two runs go at a time, one thread each.
-Tables and the page are in report.py, figures in figures.py.
+`--arms` makes the runs of some arms alone; the others stay as figures/NAME.json has them. Tables
+and the page are in report.py, figures in figures.py.
 
 Left out on purpose: a sweep over hyperparameters; anything that a run's own folder does not say.
 """
@@ -23,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +35,18 @@ import command
 from data import OPENING
 from lab.figures import draw
 from lab.report import (
-    APPROACHES, GROUPS, LAYERS, NUMBERS, OTHERS, SHOWN, Claim, as_words, by_distance, courses, cut,
-    in_layers, in_words, mean_area, mean_at, parts, probed, reach, right_and_area, right_by_n,
-    section, slope, table, unaided, updates_to, verdicts, write_page)
+    APPROACHES, GROUPS, LAYERS, LENGTHS, NUMBERS, OTHERS, SHOWN, Claim, as_words, by_distance,
+    courses, cut, in_layers, in_words, mean_area, mean_at, parts, probed, reach, right_and_area,
+    right_by_n, scores, section, slope, table, unaided, updates_to, verdicts, write_page)
+from lab.tasks import make
 from rollout import visible
 from run import open_run
 from settings import Parser
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT  # where runs/ and figures/ are
+TASKS = ("parity", "even_pairs", "cycle_navigation", "modular_arithmetic")  # of `regular`
+SCORES = ("accuracy", "accuracy_another", "accuracy_none")  # of a run on a task, over all rows
 LOOK = ("--stories", "32")  # flags of lab.probe
 LOOK_SECONDS = 15  # of one call of it, roughly
 KEPT = ("step", "seconds", "accuracy_by_n", "accuracy_first_by_n", "accuracy_another_by_n",
@@ -72,13 +76,15 @@ class Arm:
 @dataclass
 class Experiment:
     """claims: the prediction, sentence by sentence. probed: the arms that lab.probe looks at. view:
-    which tables are made of the findings (report.MORE_ROWS). shown: n of the tables."""
+    which tables are made of the findings (report.py). shown: n of the tables. tasks: of lab.tasks,
+    whose files in runs/ the arms read."""
     question: str
     claims: list[Claim]
     arms: dict[str, Arm]
     probed: tuple[str, ...] = ()
     view: str | None = None
     shown: tuple[int, ...] = SHOWN
+    tasks: tuple[str, ...] = ()
 
     @property
     def prediction(self) -> str:
@@ -157,6 +163,13 @@ DEPTH |= {"S3, tokens, 1 layer": Arm(TOKENS, 100),
 # Of rows: the first command, and `stream`, with any number of thinking rows
 ROWS = {f"{approach}, N = {N}": Arm(f"train.py --approach {approach} --think_vocab {N}", seconds)
         for approach, seconds in (("stream", 50), ("teacher", 140)) for N in NUMBERS}
+
+# Of regular: what a finite automaton reads, symbol by symbol. Controls see the whole row, and have
+# two layers
+REGULAR = {f"{task}, {kind}": Arm(
+    f"train.py --data runs/{task}.jsonl --eval_data runs/{task}_test.jsonl{flags}", 200)
+    for task in TASKS for kind, flags in (
+        ("ids", ""), ("none", " --thoughts none --window 0 --model scratch:2x64 --steps 1500"))}
 
 
 # What claims say of a result. Shares are means over seeds
@@ -540,6 +553,10 @@ def run_all(experiment: Experiment, seeds: int) -> None:
     # seed by seed: what was cut off has all arms of the first seeds
     jobs = [(arm, s) for s in range(seeds) for arm in arms]
     left = [j for j in jobs if not last_line(folder(experiment, *j))]
+    for task in experiment.tasks:
+        if not (ROOT / "runs" / f"{task}.jsonl").exists():
+            (ROOT / "runs").mkdir(exist_ok=True)
+            make(task, ROOT / "runs" / f"{task}.jsonl")
     first, then = ([(run, *j) for j in left if bool(arms[j[0]].after) == late]
                    for late in (False, True))
     looks = [(look, *j) for j in jobs if j[0] in experiment.probed
@@ -622,22 +639,35 @@ def whole_command(arm: Arm) -> str:
     return f"python {arm.command}" + (f" {arm.by} <{arm.after}>/ckpt.pt" if arm.after else "")
 
 
-def collect(name: str, seeds: int) -> dict:
+def by_length(end: dict) -> list[float]:
+    """Of a run's last evaluation on a task: the share right in each of LENGTHS."""
+    right, count = (np.array(end[f"{k}_by_level"]) for k in ("accuracy", "answers"))
+    return [float((right * count)[a - 1:b].sum() / max(count[a - 1:b].sum(), 1))
+            for a, b in LENGTHS]
+
+
+def collect(name: str, seeds: int, kept: dict) -> dict:
     """What figures/NAME.json holds: question, prediction, and for each arm its command and what
-    each seed ended with."""
+    each seed ended with. kept: arms that stay as they are."""
     experiment, arms = EXPERIMENTS[name], {}
     for arm, it in experiment.arms.items():
+        if arm in kept:
+            arms[arm] = kept[arm]
+            continue
         outs = [folder(experiment, arm, s) for s in range(seeds)]
         ends = [last_line(out) for out in outs]
-        flop = [mflop(out / "ckpt.pt", end) for out, end in zip(outs, ends)]
         found = [{k: end[k] for k in KEPT if k in end} for end in ends]
         for one, out, end in zip(found, outs, ends):
             # each experiment keeps what its tables and figures need
             one |= {"probe": findings(out)} if arm in experiment.probed else {}
             one |= {"course": course(out, end["step"])} if it.kept else {}
             one |= {"curve": curve(out)} if experiment.view == "alphabet" else {}
-        arms[arm] = {"command": whole_command(it), "mflop": np.mean(flop, 0).tolist(),
-                     "seeds": found}
+            if experiment.tasks:
+                one |= {"by_length": by_length(end)} | {k: end[k] for k in SCORES if k in end}
+        arms[arm] = {"command": whole_command(it), "seeds": found}
+        if not experiment.tasks:
+            flop = [mflop(out / "ckpt.pt", end) for out, end in zip(outs, ends)]
+            arms[arm]["mflop"] = np.mean(flop, 0).tolist()
     return {"question": experiment.question, "prediction": experiment.prediction,
             "view": experiment.view, "shown": experiment.shown,
             "command": f"python -m lab.experiments {name} --seeds {seeds}", "arms": arms}
@@ -691,11 +721,31 @@ def show_all() -> None:
           "figures/ gets the\nresults; python -m lab.experiments report makes one page of them")
 
 
-def answer(name: str, seeds: int) -> None:
-    """All of one experiment: runs, json, figure, table."""
+def kept_arms(name: str, seeds: int, chosen: list[str]) -> dict:
+    """The arms that were not chosen, as figures/NAME.json has them. Raises ValueError where it has
+    not, or where one is chosen without the arm that it starts from."""
+    arms, path = EXPERIMENTS[name].arms, OUT / "figures" / f"{name}.json"
+    if unknown := [arm for arm in chosen if arm not in arms]:
+        raise ValueError(f"{name} has no arm {unknown[0]!r}, only {', '.join(arms)}")
+    there = json.loads(path.read_text())["arms"] if path.exists() else {}
+    for arm, it in arms.items():
+        if arm in chosen:
+            if it.after and it.after not in chosen:
+                raise ValueError(f"{arm!r} starts from {it.after!r}: --arms needs both")
+        elif arm not in there or (there[arm]["command"], len(there[arm]["seeds"])) != (
+                whole_command(it), seeds):
+            raise ValueError(f"{path} has no {seeds} runs of {arm!r} by today's command: they have "
+                             "to be made as well")
+    return {arm: there[arm] for arm in arms if arm not in chosen}
+
+
+def answer(name: str, seeds: int, chosen: list[str] | None = None) -> None:
+    """All of one experiment: runs, json, figure, table. chosen: arms; None: all."""
     start, experiment, figures = time.time(), EXPERIMENTS[name], OUT / "figures"
-    run_all(experiment, seeds)
-    result = collect(name, seeds)
+    kept = kept_arms(name, seeds, chosen) if chosen else {}
+    run_all(replace(experiment, arms={arm: it for arm, it in experiment.arms.items()
+                                      if arm not in kept}), seeds)
+    result = collect(name, seeds, kept)
     figures.mkdir(exist_ok=True)
     command.write_whole(figures / f"{name}.json", command.as_json(result, indent=1).encode())
     # the prediction as it stands, and of each sentence whether it held
@@ -714,9 +764,13 @@ def main() -> None:
     p.add_argument("--checkpoint", type=command.path,
                    help="report: whose stories are told (a run of channel)")
     p.add_argument("--out", type=command.path, help="report: the page (figures/report.html)")
+    p.add_argument("--arms", nargs="+", metavar="ARM", help="only these; the others stay as "
+                   "figures/NAME.json has them (all)")
     args = p.parse_args()
     if args.seeds < 1:
         p.error(f"--seeds must be at least 1, not {args.seeds}")
+    if args.arms and args.name in (None, "report"):
+        p.error("--arms belongs to an experiment")
     if args.name != "report" and (args.checkpoint or args.out):
         p.error("--checkpoint and --out belong to report")
     if args.name is None:
@@ -724,7 +778,7 @@ def main() -> None:
     try:
         if args.name == "report":
             return write_report(args.checkpoint, args.out)
-        answer(args.name, args.seeds)
+        answer(args.name, args.seeds, args.arms)
     except (ValueError, OSError) as e:
         p.error(str(e))
 

@@ -4,14 +4,15 @@
 
 A figure is a function of a result (experiments.collect). Its sentence has a check. Where the result
 does not bear it out, the experiment's question stands there instead. Lines have their names at
-their ends, and bars have a dot for each seed.
+their ends. A thin line or a dot is a seed. The picture holds the hash of its json.
 
 Left out on purpose: predictions, which stand with their verdicts in docs/RESULTS.md; numbers, which
 stand in its tables. Knows report.py.
 """
+import hashlib
 import json
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ import numpy as np
 import command
 from lab.report import (
     APPROACHES, GROUPS, NUMBERS, Claim, areas, as_words, courses, cut, in_layers, mean_area,
-    mean_at, named, parts, probed, reach, right_and_area, right_by_n, said, updates_to)
+    mean_at, named, parts, probed, reach, right_and_area, right_by_n, said, scores, updates_to)
 from settings import Parser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,11 +34,21 @@ DEPTHS = {f"{kind}, {in_layers(k)}": f"{name}, {in_layers(k)}" for kind, name, l
     ("none", "no thoughts", (1, 2, 4)), ("filler", "one id for all", (1, 4)),
     ("tokens", "ids", (1,)), ("continuous", "vectors", (1, 2)), ("oracle", "the truth", (1,)))
     for k in layers}
+TAKEN = {"the recipe": "the recipe", "full attention": "without a window",
+         "no curriculum": "without a curriculum", "no entropy bonus": "without entropy bonus",
+         "baseline: mean of the batch": "compared with the batch",
+         "no baseline": "compared with nothing", "gamma 0.5": "credit for a few tokens",
+         "answers by reward alone": "answers by reward alone"}
 PUT_BACK = {"repaired: nothing yet": "nothing yet", "repaired: siblings": "+ siblings",
             "repaired: siblings, bonus": "+ entropy bonus", "no curriculum": "+ window",
             "the recipe": "+ curriculum: the recipe"}
-CUT = {"mistake": "a wrong one", "early": "none", "filler": "one id for all",
+CUT = {"mistake": "one wrong,\nthen its own", "early": "none", "filler": "one id for all",
        "paraphrase": "synonyms"}
+ARMS = {"tokens, window": "ids", "continuous, window": "vectors",  # of channel
+        "filler, full": "one id for all", "none, full, 4 layers": "none, 4 layers"}
+WORLDS = {"5 cups, tokens": "five cups, ids", "3 balls, tokens": "all of three balls, ids",
+          "5 cups, continuous": "five cups, vectors",
+          "5 balls, continuous": "all of five balls, vectors"}
 Panel = Callable[..., None]  # draws (axis, result)
 
 
@@ -48,8 +59,9 @@ class Figure(NamedTuple):
 
 
 def draw(name: str, result: dict, path: Path) -> None:
-    """The figure of an experiment. One that is not in FIGURES has all its arms against n."""
-    plt, plain = command.pyplot(), Figure((result["question"], lambda r: True), (against_n,))
+    """The figure of an experiment. One that is not in FIGURES has all its arms in one panel."""
+    plt, panel = command.pyplot(), draw_scores if result["view"] == "regular" else against_n
+    plain = Figure((result["question"], lambda r: True), (panel,))
     (sentence, holds), panels = FIGURES.get(name, plain)
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDE, HIGH), squeeze=False,
                                 layout="constrained")
@@ -58,8 +70,13 @@ def draw(name: str, result: dict, path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     title = sentence if holds(result) else result["question"]
     figure.suptitle(textwrap.fill(title, 88), x=0.01, ha="left")
-    figure.savefig(path, dpi=DOTS)
+    figure.savefig(path, dpi=DOTS, metadata={"Source": digest(result)})
     plt.close(figure)
+
+
+def digest(result: dict) -> str:
+    """Of what a figure is drawn from."""
+    return hashlib.sha256(command.as_json(result).encode()).hexdigest()
 
 
 # Parts of a panel
@@ -80,13 +97,14 @@ def name_ends(axis, ends: dict[str, tuple[float, str]]) -> None:
                       color=ends[name][1], annotation_clip=False)
 
 
-def lines(axis, x, named_lines: dict[str, np.ndarray]) -> None:  # each [seeds, len(x)]
-    """A thin line for each seed, a thick one for their mean, and its name at the end."""
+def lines(axis, x, of: dict[str, np.ndarray], middle: Callable = np.mean) -> None:
+    """A thin line for each seed, a thick one for their middle, and its name at the end. of: each
+    [seeds, len(x)]."""
     ends = {}
-    for i, (name, y) in enumerate(named_lines.items()):
+    for i, (name, y) in enumerate(of.items()):
         axis.plot(x, y.T, color=f"C{i}", **THIN)
-        axis.plot(x, y.mean(0), color=f"C{i}", lw=2)
-        ends[name] = (y.mean(0)[-1], f"C{i}")
+        axis.plot(x, middle(y, axis=0), color=f"C{i}", lw=2)
+        ends[name] = (middle(y, axis=0)[-1], f"C{i}")
     name_ends(axis, ends)
 
 
@@ -98,9 +116,14 @@ def bars(axis, values: dict[str, np.ndarray]) -> None:
     axis.invert_yaxis()
 
 
-def dotted(axis, y: float) -> None:
-    """Chance."""
-    axis.axhline(y, color="grey", lw=0.8, ls=":")
+def chance(axis, value: float, of_bars: bool = False) -> None:
+    """A dotted line, through bars an upright one, with its name."""
+    draw_line = axis.axvline if of_bars else axis.axhline
+    draw_line(value, color="grey", lw=0.8, ls=":")
+    at = dict(xy=(value, 0.01), xycoords=("data", "axes fraction"), rotation=90, ha="right")
+    if not of_bars:
+        at = dict(xy=(0.99, value), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+    axis.annotate("chance", color="grey", size=8, **at)
 
 
 def shade(axis, n: int) -> None:
@@ -121,22 +144,25 @@ def against_n(axis, result: dict, arms: dict[str, str] | None = None, title: str
              ylim=(0, 103))
     lines(axis, range(1, len(next(iter(y.values()))[0]) + 1), y)
     for m in {said(x, "m", 3) for x in commands}:  # arms may live in different worlds
-        dotted(axis, 100 / m)
+        chance(axis, 100 / m)
     lengths = {said(x, "swaps", TRAINED) for x in commands}
     if len(lengths) == 1:
         shade(axis, *lengths)
 
 
 def draw_gain(axis, result: dict) -> None:
-    """Stacked bars; a part that costs points hangs below zero."""
+    """Stacked bars; a part that costs points stands below zero. Dots: the whole gain of a seed."""
     shown, split = result["shown"], parts(result)
     at, up, down = np.arange(len(shown)), np.zeros(len(shown)), np.zeros(len(shown))
-    for name, words in (("compute", "more places to compute in"), ("recipe", "the recipe"),
-                        ("content", "what thoughts say")):
+    names = {"compute": "more places to compute in", "recipe": "training with random thoughts",
+             "content": "what thoughts say"}
+    for name, words in names.items():
         y = 100 * split[name].mean(0)[np.array(shown) - 1]  # [n shown]
         # up, down: how high and how low the bars reach so far
         axis.bar(at, y, 0.6, bottom=np.where(y > 0, up, down), label=words)
         up, down = up + y.clip(min=0), down + y.clip(max=0)
+    seeds = 100 * split["all"][:, np.array(shown) - 1]  # [seeds, n shown]
+    axis.plot(np.tile(at, len(seeds)), seeds.flatten(), "k.", ms=4, alpha=0.7)
     axis.axhline(0, color="grey", lw=0.8)
     axis.set_xticks(at, [str(n) for n in shown])
     axis.set(xlabel="n, moves to follow until the answer", ylabel="points gained by thoughts")
@@ -144,11 +170,14 @@ def draw_gain(axis, result: dict) -> None:
 
 
 def draw_cut(axis, result: dict, arm: str) -> None:
-    """Chains that go on in another way. From 0, where the answer stays, to 1."""
-    lengths = cut(result)
+    """Chains that go on in another way. From 0, where the answer stays, to the most there can be:
+    what is kept is its own, so even if all else changed the answer the area would be smaller than
+    1."""
+    lengths = np.array(cut(result))
+    axis.plot(lengths, 1 - 1 / (2 * lengths), color="grey", lw=0.8, ls=":")
     axis.set(xlabel="moves of the round", ylim=(-0.03, 1.03),
              ylabel="how often answers change (AOC)",
-             title="its own thoughts up to a place, and from there on:")
+             title="its own thoughts up to a place, and then: (dotted: the most there can be)")
     lines(axis, lengths, {words: np.array([areas(result, arm, name, m) for m in lengths]).T
                           for name, words in CUT.items()})
 
@@ -160,42 +189,33 @@ def draw_course(axis, result: dict, arm: str, title: str, n: int = 10) -> None:
     kept = [[pair for x, pair in zip(course, run) if x["step"] in shared]
             for course, run in zip(seeds, right_and_area(result, arm, n))]
     right, area = np.array(kept).transpose(2, 0, 1)  # [seeds, steps shared] each
-    axis.set(title=title, xlabel="updates", ylabel="share", ylim=(0, 1.03))
-    dotted(axis, 1 / 3)
-    lines(axis, shared, {"right": right, "depend on\nthoughts\n(AOC)": area})
+    axis.set(title=title, xlabel="updates", ylabel="share of answers; AOC", ylim=(0, 1.03))
+    chance(axis, 1 / 3)
+    lines(axis, shared, {"right": right, "change with\nthe thoughts\n(AOC)": area})
 
 
-def draw_away(axis, result: dict) -> None:
-    """Right answers, a mean over n = 1 to 10, where one part is taken away."""
-    arms = [arm for arm in result["arms"] if not arm.startswith("repaired")]
-    bars(axis, {arm: mean_right(result, arm) for arm in arms})
-    axis.set(title="one part taken away", xlim=(0, 103), xlabel="answers right, %")
-    axis.axvline(100 / 3, color="grey", lw=0.8, ls=":")
+def draw_recipe(axis, result: dict, arms: dict[str, str], title: str) -> None:
+    """Right answers of these arms, a mean over n = 1 to 10."""
+    bars(axis, {name: 100 * right_by_n(result, arm)[:, :10].mean(1) for arm, name in arms.items()})
+    axis.set(title=title, xlim=(0, 103), xlabel="right, %, mean of n = 1 to 10")
+    chance(axis, 100 / 3, of_bars=True)
 
 
-def draw_back(axis, result: dict) -> None:
-    """The same where parts come back, one by one."""
-    bars(axis, {name: mean_right(result, arm) for arm, name in PUT_BACK.items()})
-    axis.set(title="put back, one by one", xlim=(0, 103), xlabel="answers right, %")
-    axis.axvline(100 / 3, color="grey", lw=0.8, ls=":")
+def draw_worlds(axis, result: dict) -> None:
+    """Right answers at three times the length of the first command's training."""
+    arms = {f"{name} (trained to {said(result['arms'][arm]['command'], 'swaps', TRAINED)})": arm
+            for arm, name in WORLDS.items()}
+    bars(axis, {name: 100 * right_by_n(result, arm)[:, 29] for name, arm in arms.items()})
+    axis.set(xlim=(0, 103), xlabel="answers right after thirty moves, %")
 
 
-def mean_right(result: dict, arm: str) -> np.ndarray:  # -> [seeds]
-    return 100 * right_by_n(result, arm)[:, :10].mean(1)
-
-
-def draw_lengths(axis, result: dict, arm: str) -> None:
-    """How many thoughts a round of n moves gets where a model may choose."""
-    y, n = right_by_n(result, arm, "thoughts_by_n"), np.arange(1, 31)
-    # of the five moves of three cups four move the ball, wherever it is
-    moved = 0.8 * (1 - said(result["arms"][arm]["command"], "idle", 0.0))
-    axis.set(xlabel="n, moves of the round", ylabel="thoughts in the round", ylim=(0, 31))
-    axis.plot(n, n, color="grey", ls=":")
-    axis.plot(n, moved * n, color="black", ls="--")
-    axis.plot(n, y.T, color="C0", **THIN)
-    axis.plot(n, y.mean(0), color="C0", lw=2)
-    name_ends(axis, {"after each move": (30, "grey"), "what it does": (y.mean(0)[-1], "C0"),
-                     "after each move\nof the ball": (moved * 30 - 3, "black")})
+def draw_choice(axis, result: dict, arm: str) -> None:
+    """After which moves a model thinks that may choose."""
+    names = {"thinks_after_moved": "after moves that move the ball",
+             "thinks_elsewhere": "after other moves"}
+    bars(axis, {name: 100 * np.array([s[key] for s in result["arms"][arm]["seeds"]])
+                for key, name in names.items()})
+    axis.set(xlim=(0, 103), xlabel="moves with a thought after them, %")
 
 
 def draw_reach(axis, result: dict, group: str, title: str) -> None:
@@ -205,6 +225,12 @@ def draw_reach(axis, result: dict, group: str, title: str) -> None:
     axis.set(title=title, xlim=(0, 31), xlabel="moves followed (90 % right)")
     if group != GROUPS[0]:
         axis.set_yticks([])
+
+
+def draw_scores(axis, result: dict) -> None:
+    """regular: right of all rows, arm by arm."""
+    bars(axis, {arm.replace("_", " "): 100 * scores(result, arm) for arm in result["arms"]})
+    axis.set(xlim=(0, 103), xlabel="answers right at 41 to 500 symbols, %")
 
 
 def draw_soon(axis, result: dict) -> None:
@@ -217,8 +243,9 @@ def draw_soon(axis, result: dict) -> None:
         axis.plot(np.where(np.isfinite(one), one, never), [i] * len(one), "o", alpha=0.6,
                   color="C0")
     axis.set_yticks(range(len(arms)), arms)
-    ticks = [x for x in axis.get_xticks() if 0 <= x <= most]
-    axis.set_xticks([*ticks, never], [*(f"{x:.0f}" for x in ticks), "never"])
+    axis.axvline((most + never) / 2, color="grey", lw=0.8, ls="--")  # no number beyond it
+    ticks = [x for x in range(0, int(most) + 1, 200)]
+    axis.set_xticks([*ticks, never], [*map(str, ticks), "never"])
     axis.set(title="how soon it is learnt", xlabel="updates until 90 % right",
              xlim=(0, 1.05 * never), ylim=(len(arms) - 0.5, -0.5))
 
@@ -250,22 +277,25 @@ def in_rows(axis, **words) -> None:
 
 
 def draw_updates(axis, result: dict) -> None:
-    in_rows(axis, title="updates until it is learnt", ylim=(0, 900))
-    lines(axis, NUMBERS, {approach: by_number(result, approach, lambda s: s["step"])
-                          for approach in APPROACHES})
+    """Until the curriculum is climbed; the thick line is a median."""
+    updates = {approach: by_number(result, approach, lambda s: s["step"])
+               for approach in APPROACHES}
+    in_rows(axis, title="updates until it is learnt",
+            ylim=(0, 1.05 * max(x.max() for x in updates.values())))
+    lines(axis, NUMBERS, updates, np.median)
 
 
 def draw_in_use(axis, result: dict) -> None:
     """How many rows a code uses, against how many there are."""
-    in_rows(axis, title="rows in use (perplexity)", ylim=(0, 100))
     used = by_number(result, APPROACHES[0], lambda s: s["probe"]["usage"]["perplexity"])
+    in_rows(axis, title="rows in use (perplexity)", ylim=(0, 1.05 * used.max()))
     lines(axis, NUMBERS, {APPROACHES[0]: used})
 
 
 # What each figure says
 
 def far_beyond(result: dict, *arms: str) -> bool:
-    """Are 95 % right at three times the length of training?"""
+    """Are 95 % right after thirty moves?"""
     return all(mean_at(result, arm, 30) >= 0.95 for arm in arms)
 
 
@@ -305,10 +335,16 @@ def words_are_no_hindrance(result: dict) -> bool:
     return bool(soon["words"] <= 1.2 * soon["new rows"] and end < birth - 2)
 
 
+def longer_with_thoughts(result: dict) -> bool:
+    tasks = ("parity", "cycle_navigation")
+    return (min(scores(result, f"{task}, ids").mean() for task in tasks) >= 0.95
+            and max(scores(result, f"{task}, none").mean() for task in tasks) < 0.65)
+
+
 def sixteen_are_enough(result: dict) -> bool:
     right = [right_by_n(result, f"{x}, N = 16")[:, 9].min() for x in APPROACHES]
     used = [x["usage"]["perplexity"] for x in probed(result)[f"{APPROACHES[0]}, N = 16384"]]
-    return min(right) >= 0.95 and max(used) < 100
+    return min(right) >= 0.95 and 25 <= np.mean(used) <= 40
 
 
 def thinks_where_needed(result: dict) -> bool:
@@ -316,16 +352,14 @@ def thinks_where_needed(result: dict) -> bool:
                for s in result["arms"]["released"]["seeds"])
 
 
-BOTH = {"tokens, window": "ids", "continuous, window": "vectors",
-        "filler, full": "one id for all", "none, full, 4 layers": "none, 4 layers"}
 FIGURES = {
     "channel": Figure(
         ("One thought per move carries the ball's place three times as far as training went. "
          "Places without content do not, though they see everything.",
          lambda r: far_beyond(r, "tokens, window", "continuous, window")
          and lost(r, "filler, full", "none, full, 4 layers")),
-        (partial(against_n, arms=BOTH, title="all answers"),
-         partial(against_n, arms=BOTH, title="first questions alone", key="accuracy_first_by_n"))),
+        (partial(against_n, arms=ARMS, title="all answers"),
+         partial(against_n, arms=ARMS, title="first rounds alone", key="accuracy_first_by_n"))),
     "content": Figure(
         ("From two moves on, all that thoughts gain is what they say.", content_is_all),
         (draw_gain,)),
@@ -333,7 +367,7 @@ FIGURES = {
         ("With everything in sight, answers depend on each thought, but not on which synonym "
          "stands there.", answers_depend), (partial(draw_cut, arm="tokens, full"),)),
     "training": Figure(
-        ("Answers depend on thoughts before they get right (rounds of ten moves).",
+        ("Other thoughts change the answer before it is right, in rounds of ten moves.",
          depend_before_right),
         (partial(draw_course, arm="tokens, window", title="with a window"),
          partial(draw_course, arm="tokens, full", title="with everything in sight"))),
@@ -341,31 +375,30 @@ FIGURES = {
         ("It needs the window, siblings, and a gradient for the answers.",
          lambda r: far_beyond(r, "the recipe") and lost(
              r, "full attention", "no baseline", "answers by reward alone")),
-        (draw_away, draw_back)),
+        (partial(draw_recipe, arms=TAKEN, title="one part taken away"),
+         partial(draw_recipe, arms=PUT_BACK, title="put back, one by one"))),
     "when": Figure(
         ("Set free, at a price for each thought, it thinks after the moves that move the ball.",
-         thinks_where_needed), (partial(draw_lengths, arm="released"),)),
+         thinks_where_needed), (partial(draw_choice, arm="released"),)),
     "worlds": Figure(
-        ("By reward alone ids follow five cups, and all balls of three, to thirty moves.",
-         lambda r: far_beyond(r, "5 cups, tokens", "3 balls, tokens")),
-        (partial(against_n, arms={
-            "5 cups, tokens": "five cups, ids", "3 balls, tokens": "three balls, ids",
-            "5 cups, continuous": "five cups, vectors",
-            "5 balls, continuous": "five balls, vectors"}),)),
+        ("By reward alone ids follow a ball under five cups, and three balls at once, for thirty "
+         "moves.", lambda r: far_beyond(r, "5 cups, tokens", "3 balls, tokens")),
+        (draw_worlds,)),
     "direct": Figure(
-        ("A model that answers at once learns by reward alone to think first. Then it follows ten "
-         "times as many moves.",
+        ("A model that answers at once learns by reward alone to think first. Then nearly all "
+         "answers are right at thirty moves.",
          lambda r: far_beyond(r, "thoughts from there") and lost(r, "direct")),
         (partial(against_n, arms={"direct": "answers at once",
                                   "thoughts from there": "thinks first"},
-                 title="first questions alone", key="accuracy_first_by_n"),)),
+                 title="first rounds alone", key="accuracy_first_by_n"),)),
     "depth": Figure(
         ("Without thoughts one layer or four follow a few moves. With one per move one layer "
          "follows thirty.", needs_thoughts_not_layers),
         (partial(draw_reach, group="S3", title="moves that do not commute"),
          partial(draw_reach, group="Z6", title="moves that are a sum"))),
-    "rows": Figure(("Sixteen thinking rows are enough. Of 16,384 some thirty are in use.",
-                    sixteen_are_enough), (draw_updates, draw_in_use)),
+    "rows": Figure(
+        ("Sixteen thinking rows are enough for three cups. Of 16,384 some thirty are in use.",
+         sixteen_are_enough), (draw_updates, draw_in_use)),
     "alphabet": Figure(
         ("Thoughts made of words are learnt as soon as new rows, and stop being probable text.",
          words_are_no_hindrance), (draw_soon, draw_drift)),
@@ -374,22 +407,18 @@ FIGURES = {
 
 # The command
 
-def draw_all(names: Iterable[str], folder: Path) -> list[Path]:
-    """Those that have a result -> what was drawn."""
-    there = [folder / f"{name}.json" for name in names if (folder / f"{name}.json").exists()]
-    for path in there:
-        draw(path.stem, json.loads(path.read_text()), path.with_suffix(".png"))
-    return [path.with_suffix(".png") for path in there]
-
-
 def main() -> None:
     p = Parser(prog="lab.figures", description=command.first_line(__doc__), allow_abbrev=False)
-    p.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(FIGURES)}; none: all")
-    args = p.parse_args()
-    if unknown := [name for name in args.names if name not in FIGURES]:
-        p.error(f"there is no figure {unknown[0]!r}, only {', '.join(FIGURES)}")
-    for path in draw_all(args.names or FIGURES, ROOT / "figures"):
-        print(f"{path} is drawn")
+    p.add_argument("names", nargs="*", metavar="NAME", help="of an experiment with a result (all)")
+    names, folder = p.parse_args().names, ROOT / "figures"
+    there = {path.stem: path for path in sorted(folder.glob("*.json"))
+             if not path.stem.startswith("bench")}
+    if missing := [name for name in names if name not in there]:
+        p.error(f"{folder / missing[0]}.json is missing: python -m lab.experiments {missing[0]} "
+                "makes it")
+    for name in names or there:
+        draw(name, json.loads(there[name].read_text()), folder / f"{name}.png")
+        print(f"{folder / name}.png is drawn")
 
 
 if __name__ == "__main__":

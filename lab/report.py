@@ -44,6 +44,9 @@ LENGTHS_TOLD = (2, 3, 4, 6, 10)  # moves of the stories on the page
 Claim = tuple[str, Callable[[dict], bool]]  # a sentence, and whether a result says so
 
 
+LENGTHS = ((41, 100), (101, 200), (201, 500))  # symbols of the rows of view regular
+
+
 # Numbers of a result
 
 def interval(values) -> tuple[float, float]:
@@ -68,6 +71,11 @@ def right_by_n(result: dict, arm: str, key: str = "accuracy_by_n") -> np.ndarray
 
 def mean_at(result: dict, arm: str, n: int, key: str = "accuracy_by_n") -> float:
     return float(right_by_n(result, arm, key)[:, n - 1].mean())
+
+
+def scores(result: dict, arm: str) -> np.ndarray:  # -> [seeds]
+    """regular: the share right of all rows."""
+    return np.array([s["accuracy"] for s in result["arms"][arm]["seeds"]])
 
 
 def reach(result: dict, arm: str) -> np.ndarray:  # -> [seeds]
@@ -174,15 +182,6 @@ def named(result: dict) -> list[str]:
             if "thoughts_as_text" in found["seeds"][0]["curve"]]
 
 
-def along(result: dict, arm: str, key: str) -> tuple[np.ndarray, np.ndarray]:
-    # -> [evaluations], [seeds, evaluations]. `interp` holds the last value after a run's end
-    """The steps of an arm's longest run, and what each seed had there. After its own end that is
-    what it ended with."""
-    runs = [s["curve"] for s in result["arms"][arm]["seeds"]]
-    steps = np.array(max((run["step"] for run in runs), key=len))
-    return steps, np.array([np.interp(steps, run["step"], run[key]) for run in runs])
-
-
 def verdicts(claims: list[Claim], result: dict) -> list[tuple[str, bool]]:
     return [(text, bool(holds(result))) for text, holds in claims]
 
@@ -216,6 +215,8 @@ def table(result: dict) -> str:
     """Per cent right by n, mean and 95 % interval over seeds. MFLOP of a story of n = 10
     (experiments.mflop) and seconds, means over seeds. For models that choose when to think: when
     they do. Then what the view adds."""
+    if result.get("view") == "regular":
+        return "\n".join(regular_table(result))
     shown = result.get("shown", SHOWN)
     lines = head("arm", *at_each(shown), "blocks, MFLOP", "heads, MFLOP", "seconds")
     for arm, found in result["arms"].items():
@@ -232,6 +233,20 @@ def table(result: dict) -> str:
         lines.append(row(arm, *cells, ", ".join(f"{slope(s['thoughts_by_n']):.2f}" for s in seeds)))
     more = MORE_ROWS.get(result.get("view"))
     return "\n".join(lines + (more(result) if more else []))
+
+
+def regular_table(result: dict) -> list[str]:
+    """Per cent right by the number of symbols, and with another's thoughts."""
+    lines = head("arm", *(f"{a} to {b} symbols" for a, b in LENGTHS), "all", "by seed",
+                 "another's thoughts", "updates, by seed", "seconds")
+    for arm, found in result["arms"].items():
+        seeds, all_of = found["seeds"], 100 * scores(result, arm)
+        cells = [cell(column) for column in 100 * np.array([s["by_length"] for s in seeds]).T]
+        other = [100 * s["accuracy_another"] for s in seeds if "accuracy_another" in s]
+        lines.append(row(arm, *cells, cell(all_of), ", ".join(f"{x:.0f}" for x in all_of),
+                         cell(other) if other else "-", ", ".join(str(s["step"]) for s in seeds),
+                         f"{np.mean([s['seconds'] for s in seeds]):.0f}"))
+    return lines
 
 
 def when_rows(result: dict) -> list[str]:

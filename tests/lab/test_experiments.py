@@ -7,6 +7,7 @@ import importlib
 import json
 import re
 import shlex
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,7 @@ from data import OPENING, Cups
 from lab import distil, experiments, report
 from lab.experiments import EXPERIMENTS, Arm, Experiment, folder, mflop, whole_command
 from lab.report import interval, parts, table, verdicts
+from lab.tasks import make
 from model import GPT, Config, as_checkpoint
 from rollout import Rules
 from run import open_run
@@ -82,6 +84,8 @@ def made_up(name: str, right: float) -> dict:
     if e.view == "alphabet":
         one["curve"] = {"step": [0, 100, 200], "accuracy": [1 / 3, right, right],
                         "thoughts_as_text": [-1.0, -4 * right, -6 * right]}
+    if e.tasks:
+        one |= {"accuracy": right, "accuracy_another": 0.2, "by_length": [right] * 3}
     looked = {"accuracy_by_n": {x: [right] * 30 for x in ("own", *report.OTHERS)},
               "spliced": True, "synonyms": 1.0, "usage": {"perplexity": 400 * right},
               "aoc": {x: area for x in report.FOUR},
@@ -137,6 +141,68 @@ def test_runs_are_made_once(small, monkeypatch, capsys, tmp_path):
     code, said, err = run(experiments.main, ["small", "--seeds", "1"], monkeypatch, capsys)
     assert code == 0 and "1 of 4 runs" in said, err
     assert (folder(small, "none", 0) / "metrics.jsonl").stat().st_mtime_ns == stamp
+
+
+def test_some_arms(small, monkeypatch, capsys, tmp_path):
+    """--arms: the others stay as the json has them, though their runs are gone; and each reason why
+    they can't is one line."""
+    argv = ["small", "--seeds", "1", "--arms"]
+    code, _, err = run(experiments.main, [*argv, "none"], monkeypatch, capsys)
+    assert code == 2 and "has no 1 runs of 'tokens' by today's command" in err
+    assert run(experiments.main, argv[:-1], monkeypatch, capsys)[0] == 0
+    path = tmp_path / "figures/small.json"
+    before = json.loads(path.read_text())
+    shutil.rmtree(tmp_path / "runs")
+    small.arms["none"] = Arm(f"{TINY} --thoughts none --steps 1", 5)
+    code, said, err = run(experiments.main, [*argv, "none"], monkeypatch, capsys)
+    assert code == 0 and "1 of 1 runs are to be made" in said, err
+    after = json.loads(path.read_text())
+    assert list(after["arms"]) == list(before["arms"])
+    assert after["arms"].pop("none")["command"].endswith("--steps 1")
+    del before["arms"]["none"]
+    assert after == before
+    for wrong, why in ((["nobody"], "no arm 'nobody', only tokens"), (["released"], "needs both"),
+                       (["none", "--seeds", "2"], "no 2 runs of 'tokens'")):
+        code, _, err = run(experiments.main, [*argv, *wrong], monkeypatch, capsys)
+        assert code == 2 and why in err and err.count("\n") == 1
+    code, _, err = run(experiments.main, ["report", "--arms", "none"], monkeypatch, capsys)
+    assert code == 2 and "--arms belongs to an experiment" in err
+
+
+def test_an_experiment_on_tasks(monkeypatch, capsys, tmp_path):
+    """Its files are made once, and its numbers are those of the last evaluation, by length."""
+    flags = f"{SHORT} --data runs/parity.jsonl --eval_data runs/parity_test.jsonl"
+    arms = {"parity, ids": Arm(f"train.py {flags} --think_vocab 4 --model scratch:1x8", 5),
+            "parity, none": Arm(f"train.py {flags} --thoughts none --model scratch:1x8", 5)}
+    only = {"small": Experiment("Is it so?", [("It is.", lambda r: True)], arms, view="regular",
+                                tasks=("parity",))}
+    monkeypatch.setattr(experiments, "EXPERIMENTS", only)
+    monkeypatch.setattr(experiments, "OUT", tmp_path)
+    made, call = [], experiments.call
+
+    def few(task, path):
+        made.append(path)
+        make(task, tmp_path / path.name, rows=80)
+
+    def there(words, log):  # with the files of this folder
+        call([f"{tmp_path}/{Path(x).name}" if x.startswith("runs/") else x for x in words], log)
+    monkeypatch.setattr(experiments, "make", few)
+    monkeypatch.setattr(experiments, "call", there)
+    code, said, err = run(experiments.main, ["small", "--seeds", "1"], monkeypatch, capsys)
+    assert code == 0 and [x.name for x in made] == ["parity.jsonl"], err
+    result = json.loads((tmp_path / "figures/small.json").read_text())
+    for arm, found in result["arms"].items():
+        end, (seed,) = experiments.last_line(folder(only["small"], arm, 0)), found["seeds"]
+        counts, right = (np.array(end[f"{x}_by_level"]) for x in ("answers", "accuracy"))
+        assert counts.sum() == 8 and "mflop" not in found
+        for share, (a, b) in zip(seed["by_length"], report.LENGTHS):
+            n = np.arange(1, len(counts) + 1)
+            inside = (n >= a) & (n <= b)  # (of eight rows none may have so many symbols)
+            asked = max(counts[inside].sum(), 1)
+            assert share == pytest.approx((right * counts)[inside].sum() / asked)
+        assert ("accuracy_another" in seed) == (arm == "parity, ids")
+        assert report.scores(result, arm) == [end["accuracy"]] == [seed["accuracy"]]
+    assert table(result) in said and table(result).count("\n") == 3
 
 
 def test_a_run_that_fails_is_one_line(small, monkeypatch, capsys):
@@ -233,9 +299,13 @@ def test_mflop_by_hand(tmp_path):
 # Arms
 
 @pytest.mark.parametrize("name", list(EXPERIMENTS))
-def test_flags_are_accepted(name, monkeypatch):
+def test_flags_are_accepted(name, monkeypatch, tmp_path):
     """No run of an experiment is refused after hours of others."""
     arms = EXPERIMENTS[name].arms
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    for task in EXPERIMENTS[name].tasks:
+        make(task, Path("runs") / f"{task}.jsonl", rows=80)
     for arm in arms.values():
         assert arm.after is None or arm.after in arms
         s = settings_of(arm, monkeypatch)
@@ -319,8 +389,7 @@ def test_every_prediction_is_judged(name):
 
 
 def test_alphabet_by_hand():
-    """Updates until 90 % right, what a run that ended sooner had afterwards, and which arms are
-    read as words."""
+    """Updates until 90 % right, and which arms are read as words."""
     result = made_up("alphabet", 0.5)
     arms = result["arms"]
     curves = [{"step": [0, 100, 200], "accuracy": [0.3, 0.9, 0.8],
@@ -332,9 +401,6 @@ def test_alphabet_by_hand():
         one["curve"] = {k: v for k, v in one["curve"].items() if k != "thoughts_as_text"}
     assert report.updates_to(result, "words").tolist() == [100, np.inf]
     assert "new rows" not in report.named(result)
-    steps, right = report.along(result, "words", "accuracy")
-    assert steps.tolist() == [0, 100, 200]
-    assert right.tolist() == [[0.3, 0.9, 0.8], [0.3, 0.7, 0.7]]
     assert report.as_words(result, "words").tolist() == [-4, -3]
     rows = table(result)
     assert "| words | 100, never | -1.0 ± 0.0 | -3.5 ± 6.4 |" in rows
