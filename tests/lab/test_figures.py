@@ -89,7 +89,7 @@ MISSES = {
     "faithful": lambda s: s["tokens, full"]["probe"]["aoc"]["paraphrase"].update({"10": 0.11}),
     "training": lambda s: [x.update(accuracy_by_n=[0.7] * 30)
                            for x in s["tokens, window"]["course"]],
-    "waterfall": lambda s: s["no baseline"].update(accuracy_by_n=[0.5] * 30),
+    "waterfall": lambda s: s["no baseline"].update(accuracy_by_n=[0.94] * 30),
     "when": lambda s: s["released"].update(thinks_elsewhere=0.11),
     "worlds": lambda s: s["3 balls, tokens"].update(accuracy_by_n=[1.0] * 29 + [0.94]),
     "direct": lambda s: s["thoughts from there"].update(accuracy_by_n=[1.0] * 29 + [0.94]),
