@@ -273,7 +273,7 @@ def print_report(before: dict, after: dict, forced: bool, of: str) -> None:
     """What was learned, before -> after. forced: p_think was never asked for."""
     print("what was learned, before -> after:")
     for key, words in REPORT.items():
-        if of == "level":
+        if "accuracy_by_level" in after:
             words = words.replace("held-out token", "token of an answer")
         if key in after and not (forced and key == "p_think"):
             print(f"  {words:<50} {before.get(key, math.nan):.3f} -> {after[key]:.3f}")
@@ -286,9 +286,9 @@ def print_report(before: dict, after: dict, forced: bool, of: str) -> None:
         points = 100 * (own[n - 1] - another[n - 1]) if another else 0
         more = f"   own minus another's thoughts {points:+.0f} points" if another else ""
         more += f", without thoughts {none[n - 1]:.0%}" if none else ""
-        print(f"  given texts, {of} = {n:<2}: answers right"
-              f"{'':<{16 - len(of)}} {first:6.1%} -> {own[n - 1]:6.1%}{more}")
+        print(f"  given texts, {of} = {n:<2}: answers right{'':<{10 - len(of)}} {first:6.1%} -> "
+              f"{own[n - 1]:6.1%} of {after[f'answers_by_{of}'][n - 1]}{more}")
     if own and "free_accuracy" in after:
-        print(f"  own texts: answers right {'':<25} {before['free_accuracy']:6.1%} -> "
+        print(f"  own texts: answers right {'':<19} {before['free_accuracy']:6.1%} -> "
               f"{after['free_accuracy']:6.1%}   "
               f"({before['free_answers']} -> {after['free_answers']} answers)")

@@ -26,8 +26,8 @@ N thinking rows, C width, n chosen places.
 import os
 import sys
 
-if __name__ == "__main__":  # before libraries, which take seconds to load
-    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -P leaves it out
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     import command
     command.begin()
 

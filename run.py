@@ -50,7 +50,7 @@ SAVE_SECONDS = 60  # kill -9 loses a minute of work at most,
 SAVE_TIMES = 20  # or as much as 20 checkpoints take to write
 DEAD_SPREAD, DEAD_STEPS = 0.002, 50  # siblings that do not differ, for so long: a hint
 FILES = ("ckpt.pt", "metrics.jsonl", "settings.json", "curves.png", "samples.html", "probe.json",
-         "probe.png")  # of a run, weights first
+         "probe.png", "report.html")  # of a run, weights first
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """A prompt, continued, with its thoughts in colour.
 
-    python sample.py --prompt "The ball is under cup B."
     python sample.py --prompt "The ball is under cup B. Moves: AB, left, BC. Where?" --new_tokens 1
     python sample.py --prompt "..." --hide_thoughts             # what a reader of the text sees
     python sample.py --prompt "..." --replace 3=17              # each <think3> becomes <think17>
@@ -18,7 +17,7 @@ import os
 import sys
 
 if __name__ == "__main__":  # before libraries, which take seconds to load
-    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -P leaves it out
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     import command
     command.begin()
 
@@ -109,7 +108,7 @@ def continue_prompt(run: Run, prompt: str | list[str], new_tokens: int, samples:
 
 def overwritten(pairs: list[str], V: int, N: int) -> torch.Tensor:  # -> [V + N]
     """["3=17"] -> what each id becomes. Raises ValueError for anything but two thoughts."""
-    table = torch.arange(V + N)  # at first each id stays what it is
+    table = torch.arange(V + N)
     for pair in pairs:
         old, _, new = pair.partition("=")
         if not (old.isdigit() and new.isdigit() and int(old) < N and int(new) < N):
@@ -121,12 +120,12 @@ def overwritten(pairs: list[str], V: int, N: int) -> torch.Tensor:  # -> [V + N]
 
 def parse() -> argparse.Namespace:
     p = Parser(description=first_line(__doc__), allow_abbrev=False)
-    p.add_argument("--prompt", default="The ball is under cup B. Moves:", help="text to continue")
+    p.add_argument("--prompt", help="to continue; of a task a held-out one, else cups'")
     p.add_argument("--checkpoint", type=path, default=Path("out"),
                    help="made by train.py, or its folder (out)")
     p.add_argument("--new_tokens", type=int, default=48, help="text tokens to write (48)")
-    p.add_argument("--temperature", type=float, default=1.0,
-                   help="0: the likeliest, for text and thoughts (1)")
+    p.add_argument("--temperature", type=float,
+                   help="0: the likeliest, for text and thoughts (1; 0 with --jsonl)")
     p.add_argument("--top_k", type=int, default=0, help="the k likeliest text tokens; 0: all")
     p.add_argument("--samples", type=int, default=4, help="how many continuations (4)")
     p.add_argument("--seed", type=int, default=0, help="of what is drawn (0)")
@@ -135,8 +134,10 @@ def parse() -> argparse.Namespace:
     p.add_argument("--replace", metavar="I=J", action="append", default=[],
                    help="think I becomes think J; may be repeated")
     p.add_argument("--jsonl", type=path, nargs=2, metavar=("IN", "OUT"),
-                   help="answer each line's prompt, and write the lines with output and thoughts")
+                   help="answer each line's prompt; write lines with output and thoughts")
     args = p.parse_args()
+    if args.temperature is None:  # a file wants answers, not variety
+        args.temperature = 0.0 if args.jsonl else 1.0
     args.error = p.error
     return args
 
@@ -158,8 +159,11 @@ def main() -> None:
             check_rows(args.jsonl[1], args.jsonl[0])
             return answer_lines(
                 *args.jsonl, lambda x: generate(run, x, args.new_tokens, 1, dials)[0])
+        prompt = args.prompt
+        if prompt is None:
+            prompt = run.source.a_prompt() if run.is_task else "The ball is under cup B. Moves:"
         # (a word of GPT-2's begins with its space, so a space at the prompt's end is none)
-        prompt = args.prompt if run.tokenizer.by_byte else args.prompt.rstrip(" ")
+        prompt = prompt if run.tokenizer.by_byte else prompt.rstrip(" ")
         found = generate(run, prompt, args.new_tokens, args.samples, dials,
                          args.seed, lambda _, ids: table[ids])
     except (ValueError, OSError) as e:

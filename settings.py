@@ -156,6 +156,8 @@ def resolve(typed: dict) -> Settings:
     """The settings of a new run, from the flags that were typed. Raises ValueError."""
     device = choose_device(typed.get("device", "auto"))
     data = typed.get("data", "webtext" if device == "cuda" else "cups")
+    if typed.get("think_after") == "":
+        raise ValueError("--think_after is empty: leave it out, or name a text")
     spec, kind = read_spec(data), kind_of(data)  # before a model is downloaded for it
     values = PRESETS.get(kind, {})
     for name in preset_names(kind, typed.get("model", values.get("model", "gpt2"))):
@@ -290,8 +292,6 @@ def refuse_what_means_nothing(s: Settings, typed: dict, kind: str) -> None:
     if s.model.startswith("bytes") and (kind == "cups" or s.data.split()[0] == "webtext"):
         raise ValueError("--model bytes reads a file of your own, byte by byte: for cups and "
                          "webtext there is scratch:2x64")
-    if not s.think_after:
-        raise ValueError("--think_after is empty: leave it out, or name a text")
     others = {"task": ("anywhere", *ENDS), "text": THINK_AFTER}.get(kind, ())
     if s.think_after in others:
         known = ", ".join(THINK_AFTER if kind == "task" else ("anywhere", *ENDS))

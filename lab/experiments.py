@@ -45,7 +45,7 @@ from settings import Parser
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT  # where runs/ and figures/ are
-TASKS = ("parity", "even_pairs", "cycle_navigation", "modular_arithmetic")  # of `regular`
+TASKS = ("parity", "cycle_navigation")  # of `regular`
 SCORES = ("accuracy", "accuracy_another", "accuracy_none")  # of a run on a task, over all rows
 LOOK = ("--stories", "32")  # flags of lab.probe
 LOOK_SECONDS = 15  # of one call of it, roughly
@@ -646,6 +646,12 @@ def by_length(end: dict) -> list[float]:
             for a, b in LENGTHS]
 
 
+def stage_at_end(out: Path) -> int:
+    """How far a run's curriculum came."""
+    lines = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()]
+    return [x["stage"] for x in lines if x["kind"] == "step"][-1]
+
+
 def collect(name: str, seeds: int, kept: dict) -> dict:
     """What figures/NAME.json holds: question, prediction, and for each arm its command and what
     each seed ended with. kept: arms that stay as they are."""
@@ -663,7 +669,8 @@ def collect(name: str, seeds: int, kept: dict) -> dict:
             one |= {"course": course(out, end["step"])} if it.kept else {}
             one |= {"curve": curve(out)} if experiment.view == "alphabet" else {}
             if experiment.tasks:
-                one |= {"by_length": by_length(end)} | {k: end[k] for k in SCORES if k in end}
+                one |= {"by_length": by_length(end), "stage": stage_at_end(out)}
+                one |= {k: end[k] for k in SCORES if k in end}
         arms[arm] = {"command": whole_command(it), "seeds": found}
         if not experiment.tasks:
             flop = [mflop(out / "ckpt.pt", end) for out, end in zip(outs, ends)]
@@ -726,7 +733,8 @@ def kept_arms(name: str, seeds: int, chosen: list[str]) -> dict:
     not, or where one is chosen without the arm that it starts from."""
     arms, path = EXPERIMENTS[name].arms, OUT / "figures" / f"{name}.json"
     if unknown := [arm for arm in chosen if arm not in arms]:
-        raise ValueError(f"{name} has no arm {unknown[0]!r}, only {', '.join(arms)}")
+        raise ValueError(f"{name} has no arm {unknown[0]!r}, only "
+                         f"{', '.join(map(repr, arms))}")
     there = json.loads(path.read_text())["arms"] if path.exists() else {}
     for arm, it in arms.items():
         if arm in chosen:

@@ -422,8 +422,8 @@ def main() -> None:
     there = {path.stem: path for path in sorted(folder.glob("*.json"))
              if not path.stem.startswith("bench")}
     if missing := [name for name in names if name not in there]:
-        p.error(f"{folder / missing[0]}.json is missing: python -m lab.experiments {missing[0]} "
-                "makes it")
+        p.error(f"there is no {folder / missing[0]}.json, only {', '.join(there)}: "
+                "python -m lab.experiments lists what makes others")
     for name in names or there:
         draw(name, json.loads(there[name].read_text()), folder / f"{name}.png")
         print(f"{folder / name}.png is drawn")

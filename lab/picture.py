@@ -2,7 +2,7 @@
 which thought comes after which move.
 
     python -m lab.probe --checkpoint out/ckpt.pt  # what thoughts say: out/probe.json
-    python -m lab.picture            # from out/ and figures/channel.json to figures/first.png
+    python -m lab.picture            # from out/ and figures/channel.json to out/first.png
     python -m lab.picture --checkpoint my/ckpt.pt --out my/picture.png
 
 Under each thought, in grey, stands the cup that the ball is under by then. That is what a reader
@@ -111,9 +111,13 @@ def draw_accuracy(axis, channel: dict) -> None:
     axis.legend(loc="center right", bbox_to_anchor=(1, 0.66), fontsize=9)
 
 
+def folder_of(checkpoint: Path) -> Path:
+    return checkpoint if checkpoint.is_dir() else checkpoint.parent
+
+
 def what_is_said(checkpoint: Path) -> dict:
     """What lab.probe found of a run. Raises ValueError where it has not looked."""
-    path = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "probe.json"
+    path = folder_of(checkpoint) / "probe.json"
     if not path.exists():
         raise ValueError(f"there is no {path} yet: python -m lab.probe --checkpoint {checkpoint} "
                          "makes it")
@@ -124,18 +128,18 @@ def main() -> None:
     p = Parser(prog="lab.picture", description=command.first_line(__doc__), allow_abbrev=False)
     p.add_argument("--checkpoint", type=command.path, default=Path("out"),
                    help="made by train.py on cups, or its folder (out)")
-    p.add_argument("--out", type=command.path, default=ROOT / "figures" / "first.png",
-                   help="the picture")
+    p.add_argument("--out", type=command.path, help="the picture (first.png, in that folder)")
     p.add_argument("--seed", type=int, default=0, help="of the rollout (0)")
     args = p.parse_args()
     try:
         at_least("seed", args.seed, 0)
         channel = json.loads((ROOT / "figures" / "channel.json").read_text())
-        pieces = story(args.checkpoint, args.seed)
-        draw(pieces, channel, what_is_said(args.checkpoint), args.out)
+        pieces, out = story(args.checkpoint, args.seed), args.out
+        out = out or folder_of(args.checkpoint) / "first.png"
+        draw(pieces, channel, what_is_said(args.checkpoint), out)
     except (ValueError, OSError) as e:
         p.error(str(e))
-    print(f"{args.out} is drawn")
+    print(f"{out} is drawn: on the right the five runs of figures/channel.json, else this one")
 
 
 if __name__ == "__main__":

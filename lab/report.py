@@ -238,13 +238,14 @@ def table(result: dict) -> str:
 def regular_table(result: dict) -> list[str]:
     """Per cent right by the number of symbols, and with another's thoughts."""
     lines = head("arm", *(f"{a} to {b} symbols" for a, b in LENGTHS), "all", "by seed",
-                 "another's thoughts", "updates, by seed", "seconds")
+                 "another's thoughts", "updates, by seed", "stage, by seed", "seconds")
     for arm, found in result["arms"].items():
         seeds, all_of = found["seeds"], 100 * scores(result, arm)
         cells = [cell(column) for column in 100 * np.array([s["by_length"] for s in seeds]).T]
         other = [100 * s["accuracy_another"] for s in seeds if "accuracy_another" in s]
         lines.append(row(arm, *cells, cell(all_of), ", ".join(f"{x:.0f}" for x in all_of),
-                         cell(other) if other else "-", ", ".join(str(s["step"]) for s in seeds),
+                         cell(other) if other else "-",
+                         *(", ".join(str(s[k]) for s in seeds) for k in ("step", "stage")),
                          f"{np.mean([s['seconds'] for s in seeds]):.0f}"))
     return lines
 

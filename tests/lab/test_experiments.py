@@ -85,7 +85,7 @@ def made_up(name: str, right: float) -> dict:
         one["curve"] = {"step": [0, 100, 200], "accuracy": [1 / 3, right, right],
                         "thoughts_as_text": [-1.0, -4 * right, -6 * right]}
     if e.tasks:
-        one |= {"accuracy": right, "accuracy_another": 0.2, "by_length": [right] * 3}
+        one |= {"accuracy": right, "accuracy_another": 0.2, "by_length": [right] * 3, "stage": 9}
     looked = {"accuracy_by_n": {x: [right] * 30 for x in ("own", *report.OTHERS)},
               "spliced": True, "synonyms": 1.0, "usage": {"perplexity": 400 * right},
               "aoc": {x: area for x in report.FOUR},
@@ -161,7 +161,7 @@ def test_some_arms(small, monkeypatch, capsys, tmp_path):
     assert after["arms"].pop("none")["command"].endswith("--steps 1")
     del before["arms"]["none"]
     assert after == before
-    for wrong, why in ((["nobody"], "no arm 'nobody', only tokens"), (["released"], "needs both"),
+    for wrong, why in ((["nobody"], "no arm 'nobody', only 'tokens'"), (["released"], "needs both"),
                        (["none", "--seeds", "2"], "no 2 runs of 'tokens'")):
         code, _, err = run(experiments.main, [*argv, *wrong], monkeypatch, capsys)
         assert code == 2 and why in err and err.count("\n") == 1
@@ -200,6 +200,7 @@ def test_an_experiment_on_tasks(monkeypatch, capsys, tmp_path):
             inside = (n >= a) & (n <= b)  # (of eight rows none may have so many symbols)
             asked = max(counts[inside].sum(), 1)
             assert share == pytest.approx((right * counts)[inside].sum() / asked)
+        assert seed["stage"] == 1
         assert ("accuracy_another" in seed) == (arm == "parity, ids")
         assert report.scores(result, arm) == [end["accuracy"]] == [seed["accuracy"]]
     assert table(result) in said and table(result).count("\n") == 3

@@ -162,4 +162,4 @@ def test_command(monkeypatch, tmp_path, capsys):
     assert code == 0 and said.count("\n") == 1 and "worlds.png is drawn" in said, err
     assert (tmp_path / "figures" / "worlds.png").exists()
     code, _, err = run(figures.main, ["wolrds"], monkeypatch, capsys)
-    assert code == 2 and "wolrds.json is missing" in err and err.count("\n") == 1
+    assert code == 2 and "no " in err and "wolrds.json, only worlds" in err and err.count("\n") == 1
