@@ -101,6 +101,7 @@ class Source:
     text_ids: list[int] | None = None  # the GPT-2 ids of its language, row by row; None: all
     stages = 0  # of a curriculum; 0: it has none
     enough = 0.99  # share of right answers that ends a stage
+    leap = 10  # a look goes up to this many times its stage
     patience = 0  # steps without progress after which a stage ends, unlearned; 0: never
     levels = 0  # that `questions` asks for; 0: there are no questions
     of = "level"  # what a level is called

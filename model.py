@@ -72,7 +72,7 @@ class Attention(nn.Module):
                 all_places.index_copy_(2, at, new)
             k, v = cache  # all T_max keys: the shape never changes
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        return self.c_proj(y.transpose(1, 2).reshape(R, T, C))  # heads next to each other again
+        return self.c_proj(y.transpose(1, 2).reshape(R, T, C))
 
 
 class MLP(nn.Module):

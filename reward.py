@@ -139,7 +139,7 @@ class Credit(NamedTuple):
 def returns_to_go(r: Tensor, gamma: float) -> Tensor:  # [R, S] -> [R, S]
     """R_i = r_i + gamma R_(i+1). gamma counts text tokens: a long thought discounts nothing."""
     out, running = torch.empty_like(r), torch.zeros_like(r[:, 0])
-    for i in reversed(range(r.shape[1])):  # from the last slot backward
+    for i in reversed(range(r.shape[1])):
         running = r[:, i] + gamma * running
         out[:, i] = running
     return out

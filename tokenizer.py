@@ -93,7 +93,7 @@ class Tokenizer:
             ends = [*starts[1:], len(text)]
             unknown = [text[a:max(b, a + 1)] for g, a, b in zip(ids, starts, ends)
                        if g not in self._row]
-            unknown = list(dict.fromkeys(unknown))  # each once, in order
+            unknown = list(dict.fromkeys(unknown))
             raise ValueError(f"{len(unknown)} piece(s) of the text are outside this model's "
                              f"language: {', '.join(map(repr, unknown[:12]))}; it knows: "
                              f"{', '.join(json.dumps(x) for x in self.words()[:60])}")

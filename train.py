@@ -58,7 +58,7 @@ LOST = 0.9  # unless fewer than that are right at a later look
 def setup(s: Settings, source: Source | None = None) -> Run:
     """A new run. source: of your own, instead of --data. Raises ValueError, one line."""
     torch.manual_seed(s.seed)
-    if s.from_scratch:  # its rows are the words of the text, on the game some twenty
+    if s.from_scratch:  # its rows are the text's words
         source = source or open_source(s.data, settings=s, own=True)
         model = new_model(s, source)
     else:
@@ -83,7 +83,7 @@ def new_model(s: Settings, source: Source) -> GPT:
     n_ctx = max(n_ctx, source.longest(s, s.budget)) if source.by_row else n_ctx
     V = len(text_ids) if text_ids else Tokenizer().V
     model = GPT(Config(layers, 2, width, n_ctx, V), text_ids)
-    if not s.window:  # with a window they made `stream` slower (docs/RESULTS.md, 5)
+    if not s.window:  # with a window they made `stream` slower
         model.wave_positions()
     return model
 
@@ -247,11 +247,11 @@ def climb(run: Run) -> None:
         return
     # by greedy thoughts: of sampled ones a long chain always has one that is wrong. And strictly:
     # errors multiply along longer chains
-    while ((right := share_right(run)) > source.enough or run.stuck(right)) and (
-            p.stage < source.stages):
+    most = min(source.stages, p.stage * source.leap)
+    while ((right := share_right(run)) > source.enough or run.stuck(right)) and p.stage < most:
         run.next_stage(right)
     p.accuracy = right
-    if right > source.enough and not p.wanted:
+    if right > source.enough and p.stage == source.stages and not p.wanted:
         p.end = min(p.end, p.step + AFTER)
     elif right < LOST and not p.wanted:
         p.end = max(p.end, s.steps)

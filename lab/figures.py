@@ -228,8 +228,15 @@ def draw_reach(axis, result: dict, group: str, title: str) -> None:
 
 
 def draw_scores(axis, result: dict) -> None:
-    """regular: right of all rows, arm by arm."""
-    bars(axis, {arm.replace("_", " "): 100 * scores(result, arm) for arm in result["arms"]})
+    """regular: right of all rows, with own thoughts and with another's."""
+    found = {}
+    for arm, it in result["arms"].items():
+        name = arm.replace("_", " ")
+        found[name] = 100 * scores(result, arm)
+        if "accuracy_another" in it["seeds"][0]:
+            found[f"{name}, another's"] = 100 * np.array([s["accuracy_another"]
+                                                          for s in it["seeds"]])
+    bars(axis, found)
     axis.set(xlim=(0, 103), xlabel="answers right at 41 to 500 symbols, %")
 
 
@@ -342,9 +349,8 @@ def words_are_no_hindrance(result: dict) -> bool:
 
 
 def longer_with_thoughts(result: dict) -> bool:
-    tasks = ("parity", "cycle_navigation")
-    return (min(scores(result, f"{task}, ids").mean() for task in tasks) >= 0.95
-            and max(scores(result, f"{task}, none").mean() for task in tasks) < 0.65)
+    parity, ring = (scores(result, f"{task}, ids") for task in ("parity", "cycle_navigation"))
+    return bool(parity.min() >= 0.95 and np.median(ring) >= 0.95)
 
 
 def sixteen_are_enough(result: dict) -> bool:
@@ -410,6 +416,9 @@ FIGURES = {
     "alphabet": Figure(
         ("Thoughts made of words are learnt as soon as new rows, and stop being probable text.",
          words_are_no_hindrance), (draw_soon, draw_drift)),
+    "regular": Figure(
+        ("Trained on up to 40 symbols, parity is right at 41 to 500 in all seeds, and cycle "
+         "navigation in most.", longer_with_thoughts), (draw_scores,)),
 }
 
 

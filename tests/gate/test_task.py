@@ -479,6 +479,15 @@ def test_stages(file, tmp_path, monkeypatch, capsys):
         it.progress.in_stage = in_stage
         train.climb(it)
         assert (it.progress.stage, it.progress.in_stage) == (stage, left)
+    # all of its four levels are right at once: it goes on by twice the stage, to see drawn thoughts
+    # be right as well, and no end is near before the last one
+    it.progress = train.replace(it.progress, stage=1, end=900)
+    monkeypatch.setattr(train, "share_right", lambda run: 1.0)
+    seen = []
+    for _ in range(3):
+        train.climb(it)
+        seen.append((it.progress.stage, it.progress.end))
+    assert seen == [(2, 900), (4, 10 + train.AFTER), (4, 10 + train.AFTER)]
     said = "".join(capsys.readouterr())
     assert said.count("stage 1 ends: for 300 updates no more than 50% were right") == 1
 
