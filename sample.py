@@ -120,7 +120,7 @@ def overwritten(pairs: list[str], V: int, N: int) -> torch.Tensor:  # -> [V + N]
 
 def parse() -> argparse.Namespace:
     p = Parser(description=first_line(__doc__), allow_abbrev=False)
-    p.add_argument("--prompt", help="to continue; of a task a held-out one, else cups'")
+    p.add_argument("--prompt", help="text to continue (of a task: a held-out one)")
     p.add_argument("--checkpoint", type=path, default=Path("out"),
                    help="made by train.py, or its folder (out)")
     p.add_argument("--new_tokens", type=int, default=48, help="text tokens to write (48)")

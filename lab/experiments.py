@@ -495,14 +495,15 @@ def folder(experiment: Experiment, arm: str, seed: int) -> Path:
     return OUT / "runs" / f"{name}_{seed}"
 
 
-def evaluations(out: Path) -> list[dict]:
+def logged(out: Path, kind: str) -> list[dict]:
+    """A run's lines of this kind: "step" or "eval"."""
     lines = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()]
-    return [x for x in lines if x["kind"] == "eval"]
+    return [x for x in lines if x["kind"] == kind]
 
 
 def last_line(out: Path) -> dict | None:
     """The evaluation that ended a run; None: it has not ended."""
-    return evaluations(out)[-1] if (out / "done").exists() else None
+    return logged(out, "eval")[-1] if (out / "done").exists() else None
 
 
 def run(experiment: Experiment, arm: str, seed: int) -> None:
@@ -634,7 +635,7 @@ def course(out: Path, end: int) -> list[dict]:
 def curve(out: Path) -> dict[str, list[float]]:
     """What an experiment keeps of the course of a run, from evaluation to evaluation (accuracy: a
     mean over n = 1 to 10)."""
-    found = evaluations(out)
+    found = logged(out, "eval")
     keys = ("step", "accuracy", "thoughts_as_text")
     return {k: [x[k] for x in found] for k in keys if k in found[0]}
 
@@ -649,12 +650,6 @@ def by_length(end: dict) -> list[float]:
     right, count = (np.array(end[f"{k}_by_level"]) for k in ("accuracy", "answers"))
     return [float((right * count)[a - 1:b].sum() / max(count[a - 1:b].sum(), 1))
             for a, b in LENGTHS]
-
-
-def stage_at_end(out: Path) -> int:
-    """How far a run's curriculum came."""
-    lines = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()]
-    return [x["stage"] for x in lines if x["kind"] == "step"][-1]
 
 
 def collect(name: str, seeds: int, kept: dict) -> dict:
@@ -674,7 +669,7 @@ def collect(name: str, seeds: int, kept: dict) -> dict:
             one |= {"course": course(out, end["step"])} if it.kept else {}
             one |= {"curve": curve(out)} if experiment.view == "alphabet" else {}
             if experiment.tasks:
-                one |= {"by_length": by_length(end), "stage": stage_at_end(out)}
+                one |= {"by_length": by_length(end), "stage": logged(out, "step")[-1]["stage"]}
                 one |= {k: end[k] for k in SCORES if k in end}
         arms[arm] = {"command": whole_command(it), "seeds": found}
         if not experiment.tasks:

@@ -139,7 +139,7 @@ def main() -> None:
         draw(pieces, channel, what_is_said(args.checkpoint), out)
     except (ValueError, OSError) as e:
         p.error(str(e))
-    print(f"{out} is drawn: on the right the five runs of figures/channel.json, else this one")
+    print(f"{out} is drawn: on the right the runs of figures/channel.json, else this one")
 
 
 if __name__ == "__main__":
