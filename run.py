@@ -436,10 +436,21 @@ def reopen(typed: dict) -> Run:
 def load_run(path: str | Path) -> Run:
     """A run, or a plain GPT-2, which never thinks. With what its thoughts mean, where lab.probe has
     written that next to it. Raises ValueError, one line."""
-    run, folder = open_run(path, plain=True), Path(path)
-    found = (folder if folder.is_dir() else folder.parent) / "probe.json"
-    run.meaning = json.loads(found.read_text()).get("meaning", {}) if found.exists() else {}
+    run = open_run(path, plain=True)
+    run.meaning = probe_of(path).get("meaning", {})
     return run
+
+
+def probe_of(checkpoint: str | Path) -> dict:
+    """What lab.probe found of a run: {} where it has not looked. Raises ValueError where it has not
+    ended."""
+    path = Path(checkpoint)
+    path = (path if path.is_dir() else path.parent) / "probe.json"
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as e:
+        raise ValueError(f"{path} is not whole: python -m lab.probe --checkpoint {checkpoint} "
+                         "writes it, once it ends") from e
 
 
 def same_reward(r: Tensor, G: int) -> float:  # [B * G, S]

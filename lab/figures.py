@@ -22,7 +22,8 @@ import numpy as np
 import command
 from lab.report import (
     APPROACHES, GROUPS, NUMBERS, Claim, areas, as_words, courses, cut, in_layers, mean_area,
-    mean_at, named, parts, probed, reach, right_and_area, right_by_n, said, scores, updates_to)
+    mean_at, named, nats, parts, probed, reach, right_and_area, right_by_n, said, scores,
+    taken_off, updates_to)
 from settings import Parser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +35,7 @@ DEPTHS = {f"{kind}, {in_layers(k)}": f"{name}, {in_layers(k)}" for kind, name, l
     ("none", "no thoughts", (1, 2, 4)), ("filler", "one id for all", (1, 4)),
     ("tokens", "ids", (1,)), ("continuous", "vectors", (1, 2)), ("oracle", "the truth", (1,)))
     for k in layers}
+NO_THOUGHTS = "no thoughts"
 TAKEN = {"the recipe": "the recipe", "full attention": "without a window",
          "no curriculum": "without a curriculum", "no entropy bonus": "without entropy bonus",
          "baseline: mean of the batch": "compared with the batch",
@@ -60,7 +62,7 @@ class Figure(NamedTuple):
 
 def draw(name: str, result: dict, path: Path) -> None:
     """The figure of an experiment. One that is not in FIGURES has all its arms in one panel."""
-    plt, panel = command.pyplot(), draw_scores if result["view"] == "regular" else against_n
+    plt, panel = command.pyplot(), PLAIN.get(result["view"], against_n)
     plain = Figure((result["question"], lambda r: True), (panel,))
     (sentence, holds), panels = FIGURES.get(name, plain)
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDE, HIGH), squeeze=False,
@@ -240,6 +242,25 @@ def draw_scores(axis, result: dict) -> None:
     axis.set(xlim=(0, 103), xlabel="answers right at 41 to 500 symbols, %")
 
 
+def draw_sight(axis, result: dict) -> None:
+    """text: nats against the number of characters in sight, a line for each kind of thought that
+    has an arm for all of them."""
+    pairs = [arm.split(", ") for arm in result["arms"]]
+    sights = sorted({int(w) for _, w in pairs if w.isdigit()})
+    kinds = [kind for kind in dict.fromkeys(kind for kind, _ in pairs)
+             if all([kind, str(w)] in pairs for w in sights)]
+    lines(axis, sights, {NO_THOUGHTS if kind == "none" else kind: np.stack(
+        [nats(result, f"{kind}, {w}") for w in sights], 1) for kind in kinds})
+    for kind, w in pairs:
+        if not w.isdigit():
+            y = nats(result, f"{kind}, {w}").mean()
+            axis.axhline(y, color="grey", lw=0.8, ls=":")
+            axis.annotate(f"{NO_THOUGHTS}, {w}", (0.01, y), xycoords=("axes fraction", "data"),
+                          color="grey", size=8, va="bottom")
+    axis.set_xticks(sights)
+    axis.set(xlabel="characters in sight", ylabel="nats per held-out character")
+
+
 def draw_soon(axis, result: dict) -> None:
     """After how many updates each run has 90 % right."""
     arms = list(result["arms"])
@@ -299,6 +320,8 @@ def draw_in_use(axis, result: dict) -> None:
     lines(axis, NUMBERS, {APPROACHES[0]: used})
 
 
+PLAIN = {"regular": draw_scores, "text": draw_sight}  # of views whose arms have no n
+
 # What each figure says
 
 def far_beyond(result: dict, *arms: str) -> bool:
@@ -349,8 +372,15 @@ def words_are_no_hindrance(result: dict) -> bool:
 
 
 def longer_with_thoughts(result: dict) -> bool:
-    parity, ring = (scores(result, f"{task}, ids") for task in ("parity", "cycle_navigation"))
-    return bool(parity.min() >= 0.95 and np.median(ring) >= 0.95)
+    right = {arm: (scores(result, arm) >= 0.99).mean() for arm in result["arms"]}
+    return min(right["parity, ids"], right["even_pairs, ids"]) == 1 and (
+        0.5 < right["cycle_navigation, ids"] < 1)
+
+
+def say_where_little_is_seen(result: dict) -> bool:
+    one, *more = (taken_off(result, f"ids, {w}") for w in (1, 2, 3))
+    said = [s["probe"]["says"]["1"] for s in result["arms"]["ids, 1"]["seeds"]]
+    return bool(one.min() >= 0.2 and min(said) > 0.3 and max(x.mean() for x in more) < 0.03)
 
 
 def sixteen_are_enough(result: dict) -> bool:
@@ -417,8 +447,11 @@ FIGURES = {
         ("Thoughts made of words are learnt as soon as new rows, and stop being probable text.",
          words_are_no_hindrance), (draw_soon, draw_drift)),
     "regular": Figure(
-        ("Trained on up to 40 symbols, parity is right at 41 to 500 in all seeds, and cycle "
-         "navigation in most.", longer_with_thoughts), (draw_scores,)),
+        ("Trained on up to 40 symbols, parity and even pairs are right at 41 to 500 in all seeds, "
+         "and cycle navigation in most.", longer_with_thoughts), (draw_scores,)),
+    "text": Figure(
+        ("With one character in sight ids say what came before. With two or three they take "
+         "nothing off.", say_where_little_is_seen), (draw_sight,)),
 }
 
 

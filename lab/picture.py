@@ -22,7 +22,7 @@ from data import LETTERS, plain
 from lab.probe import draw_ids
 from next_token import roll
 from rollout import Dials, Luck
-from run import open_run
+from run import open_run, probe_of
 from settings import Parser, at_least
 from task import read_spec
 from tokenizer import CSS
@@ -117,11 +117,11 @@ def folder_of(checkpoint: Path) -> Path:
 
 def what_is_said(checkpoint: Path) -> dict:
     """What lab.probe found of a run. Raises ValueError where it has not looked."""
-    path = folder_of(checkpoint) / "probe.json"
-    if not path.exists():
-        raise ValueError(f"there is no {path} yet: python -m lab.probe --checkpoint {checkpoint} "
-                         "makes it")
-    return json.loads(path.read_text())
+    found = probe_of(checkpoint)
+    if not found:
+        raise ValueError(f"there is no {folder_of(checkpoint) / 'probe.json'} yet: python -m "
+                         f"lab.probe --checkpoint {checkpoint} makes it")
+    return found
 
 
 def main() -> None:

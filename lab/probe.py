@@ -10,7 +10,8 @@ are overwritten:
     by random ones                               by one id for all
     by those of another text
 
-On a task answers are counted by level. On cups there is more to ask.
+On a task answers are counted by level. On a text with a window: what does a thought say of tokens
+that are out of sight? On cups there is more to ask.
 
     dictionary      which cup does an id stand for, given the last move?
     chains          keep the first thoughts of a round and replace the rest in six ways, four of
@@ -53,6 +54,8 @@ from settings import Parser, at_least
 from task import end_of_answer, read_spec
 
 LENGTHS = (1, 2, 3, 4, 6, 8, 10)  # moves of the rounds whose chains are cut and rewritten
+REACH = 6  # tokens out of sight that a thought on a text may say something of
+MANY = 200  # thoughts with the same tokens in sight that such a number needs
 NAMES = {
     "own": "own", "refed": "own, fed again", "greedy": "own, greedy", "sampled": "own, sampled",
     "none": "none", "random": "random ids", "another": "another's",
@@ -183,7 +186,7 @@ def other_thoughts(case: Case, questions: bool, block: int,
     model, numbers = case.model, torch.Generator().manual_seed(seed)
     runs = {"own": lambda: case.own,
             "none": lambda: case.roll(replace(case.rules, think="never", budget=0), 0.0)}
-    if len(model.think) == 1:  # one row alone says nothing that could be replaced
+    if len(model.think) <= 1:  # one row alone says nothing that could be replaced
         return runs
     own = case.own
     return runs | {
@@ -245,6 +248,56 @@ def entropy(counts: Tensor) -> Tensor:  # any shape -> [], nats
 def information(counts: Tensor) -> float:  # [a, b]
     """I(row; column) in nats, as counted: without a correction for few samples."""
     return (entropy(counts.sum(0)) + entropy(counts.sum(1)) - entropy(counts)).item()
+
+
+def numbered(*what: Tensor) -> Tensor:  # [n] each -> [n]
+    """Tuples as numbers from 0 on, the same for the same tuple. n is at least 1."""
+    out = torch.zeros_like(what[0])
+    for x in what:
+        out = (out * (int(x.max()) + 1) + x).unique(return_inverse=True)[1]
+    return out
+
+
+def joint_entropy(*what: Tensor) -> float:  # [n] each
+    """Of n tuples, in nats, as counted."""
+    return entropy(numbered(*what).bincount()).item()
+
+
+def information_given(z: Tensor, x: Tensor, seen: Tensor) -> float:  # [n] each
+    """I(z; x | seen) in nats: H(z, seen) + H(x, seen) - H(z, x, seen) - H(seen), as counted."""
+    return (joint_entropy(z, seen) + joint_entropy(x, seen) - joint_entropy(z, x, seen)
+            - joint_entropy(seen))
+
+
+def says_of_text(case: Case, seed: int) -> dict[str, float]:
+    """What a thought says of the token k back: {k: nats, given all tokens in sight}, for the first
+    six that are out of sight. "next": of the one that comes. "asked": the share of thoughts that
+    were asked. Empty: too few of them.
+
+    Few samples look like information. So it is asked where the same tokens are in sight at least
+    MANY times. And what the same thoughts say once they are mixed, there, is taken off. Where a
+    thought does say something, mixing fills more cells, so that is a little too much.
+    """
+    own, w = case.own, case.rules.window
+    r, t = own.is_think.nonzero().T
+    at = own.after[r, t]  # the text token that a thought stands after
+    far = (at >= w + REACH - 1) & (at + 1 < own.text.shape[1])
+    r, t, at = r[far], t[far], at[far]
+    if not len(r):
+        return {}
+    seen = numbered(*(own.text[r, at - k] for k in range(w)))
+    often = seen.bincount()[seen] >= MANY
+    if not often.any():
+        return {}
+    asked = often.float().mean().item()
+    seen, z, r, at = seen[often], own.ids[r, t][often], r[often], at[often]
+    numbers = torch.rand(len(z), generator=torch.Generator().manual_seed(seed)).to(z.device)
+    # a random order within each group, laid over one that leaves groups where they are
+    mixed = z[(seen + 0.9 * numbers.double()).argsort()][seen.argsort(stable=True).argsort()]
+    token = {"next": own.text[r, at + 1]} | {
+        str(k): own.text[r, at - k] for k in range(w, w + REACH)}
+    return {k: information_given(z, x, seen) - information_given(mixed, x, seen)
+            for k, x in token.items()} | {"asked": asked}
 
 
 class Dictionary:
@@ -320,6 +373,10 @@ class Stories(Case):
     cups: Cups
     state: Tensor
     n: Tensor
+
+
+def on_text(run: Run) -> bool:
+    return not run.is_task and cups_of(run) is None
 
 
 def cups_of(run: Run) -> Cups | None:
@@ -579,6 +636,8 @@ def probe(run: Run, each: int, seed: int) -> dict:
     if len(model.think) > 1:
         ids = case.own.ids[case.own.is_think] - model.config.vocab_size
         out["usage"] = usage(ids, len(model.think))
+        if on_text(run) and rules.window and rules.persist:
+            out["says"] = says_of_text(case, seed)
     else:
         out["not_probed"] = ("thoughts without ids (--thoughts continuous or filler) can neither "
                              "be read nor written over")
@@ -591,6 +650,13 @@ def probe(run: Run, each: int, seed: int) -> dict:
         out["not_probed"] = ("words for orders of all balls: the dictionary and the chains know "
                              "one ball alone")
     return out | (probe_game(run, each, seed) if cups and chained and not cups.all else {})
+
+
+def nats_of_text(run: Run, windows: int, seed: int = 0) -> dict[str, float]:
+    """Nats per token of held-out windows of a text: with own thoughts, none and all others. A run
+    that has no thoughts has `own` and `none`, which are the same."""
+    found = conditions(first_case(run, windows, seed), 0, windows, seed)
+    return {name: x["nats"] for name, x in found.items()}
 
 
 def answers_after(case: Case, run: Run) -> dict[str, str]:
@@ -645,6 +711,13 @@ def show(out: dict) -> None:
     if "usage" in out:
         print("{ids_used} ids in use, perplexity {perplexity:.1f}, in {thoughts} thoughts"
               .format(**out["usage"]))
+    if out.get("says"):
+        print("a thought says, in nats, " + ", ".join(
+            f"{x:.2f} of the token {k} back" if k.isdigit() else f"{x:.2f} of the next one"
+            for k, x in out["says"].items() if k != "asked")
+            + f"\n  (given those in sight, for {out['says']['asked']:.0%} of thoughts)")
+    elif "says" in out:
+        print(f"no {MANY} thoughts have the same tokens in sight: what they say can't be counted")
     if "not_probed" in out:
         print(out["not_probed"])
     if "levels" in out:

@@ -73,9 +73,20 @@ def mean_at(result: dict, arm: str, n: int, key: str = "accuracy_by_n") -> float
     return float(right_by_n(result, arm, key)[:, n - 1].mean())
 
 
-def scores(result: dict, arm: str) -> np.ndarray:  # -> [seeds]
+def scores(result: dict, arm: str, key: str = "accuracy") -> np.ndarray:  # -> [seeds]
     """regular: the share right of all rows."""
-    return np.array([s["accuracy"] for s in result["arms"][arm]["seeds"]])
+    return np.array([s[key] for s in result["arms"][arm]["seeds"]])
+
+
+def nats(result: dict, arm: str, thoughts: str = "own") -> np.ndarray:  # -> [seeds]
+    """text: per held-out character, with these thoughts."""
+    return np.array([s["nats"][thoughts] for s in result["arms"][arm]["seeds"]])
+
+
+def taken_off(result: dict, arm: str) -> np.ndarray:  # -> [seeds]
+    """text: nats that a model with thoughts needs less than those that never had any and see as
+    much. arm: "ids, 2"."""
+    return nats(result, f"none, {arm.split(', ')[1]}").mean() - nats(result, arm)
 
 
 def reach(result: dict, arm: str) -> np.ndarray:  # -> [seeds]
@@ -215,8 +226,8 @@ def table(result: dict) -> str:
     """Per cent right by n, mean and 95 % interval over seeds. MFLOP of a story of n = 10
     (experiments.mflop) and seconds, means over seeds. For models that choose when to think: when
     they do. Then what the view adds."""
-    if result.get("view") == "regular":
-        return "\n".join(regular_table(result))
+    if result.get("view") in TABLES:
+        return "\n".join(TABLES[result["view"]](result))
     shown = result.get("shown", SHOWN)
     lines = head("arm", *at_each(shown), "blocks, MFLOP", "heads, MFLOP", "seconds")
     for arm, found in result["arms"].items():
@@ -247,6 +258,33 @@ def regular_table(result: dict) -> list[str]:
                          cell(other) if other else "-",
                          *(", ".join(str(s[k]) for s in seeds) for k in ("step", "stage")),
                          f"{np.mean([s['seconds'] for s in seeds]):.0f}"))
+    return lines
+
+
+def text_table(result: dict) -> list[str]:
+    """Nats per held-out character by own thoughts, by seed, by others; and what thoughts say, for
+    those that lab.probe has read."""
+    lines = head("arm", "nats", "by seed", "taken off", "with another's",
+                 "rows in use (perplexity)", "updates", "seconds")
+    says = {}
+    for arm, found in result["arms"].items():
+        seeds, own = found["seeds"], nats(result, arm)
+        thinks = "another" in seeds[0]["nats"]
+        used = [s["probe"]["usage"]["perplexity"] for s in seeds if "probe" in s]
+        says |= {arm: [s["probe"].get("says", {}) for s in seeds]} if used else {}
+        lines.append(row(
+            arm, cell(own, 3), ", ".join(f"{x:.3f}" for x in own),
+            "-" if arm.startswith("none") else cell(taken_off(result, arm), 3),
+            cell(nats(result, arm, "another"), 3) if thinks else "-",
+            cell(used) if used else "-", str(seeds[0]["step"]),
+            f"{np.mean([s['seconds'] for s in seeds]):.0f}"))
+    keys = {"next": "the next"} | {str(k): f"{k} back" for k in range(1, 9)}
+    lines += ["", *head("a thought says, in nats, of", *keys.values(), "thoughts asked, %")] if (
+        says) else []
+    for arm, seeds in says.items():
+        cells = [cell([s[k] for s in seeds], 2) if all(k in s for s in seeds) else "-"
+                 for k in keys]
+        lines.append(row(arm, *cells, cell([100 * s.get("asked", 0) for s in seeds])))
     return lines
 
 
@@ -353,6 +391,8 @@ def rows_rows(result: dict) -> list[str]:
     return lines
 
 
+# Where n means nothing, a view has a table of its own
+TABLES = {"regular": regular_table, "text": text_table}
 # What the table of an experiment has at its end, by its view
 MORE_ROWS = {"content": content_rows, "faithful": faithful_rows, "when": when_rows,
              "training": training_rows, "depth": depth_rows, "alphabet": alphabet_rows,

@@ -494,6 +494,21 @@ def test_stages(file, tmp_path, monkeypatch, capsys):
 
 # A text of one's own, from scratch
 
+def test_settings_of_a_text_from_scratch(tmp_path):
+    """`--model bytes --data my.txt` alone is the recipe of docs/RESULTS.md, question 17. Branches
+    see all of a text, and a pretrained model has what it had."""
+    (tmp_path / "my.txt").write_text("A text. " * 99)
+    data = str(tmp_path / "my.txt")
+    s = settings(data=data, model="bytes:1x128")
+    assert (s.approach, s.think, s.window, s.think_vocab, s.budget) == ("stream", "forced", 1, 64,
+                                                                        64)
+    assert settings(data=data, model="bytes:1x128", new_tokens=100).budget == 100
+    assert settings(data=data, model="bytes:1x128", approach="next_token").window == 0
+    s = settings(data=data, approach="stream", model="gpt2")
+    assert (s.think, s.window, s.think_vocab, s.budget) == ("free", 0, 2048, 32)
+
+
+
 @pytest.mark.parametrize("name, text", [
     ("a.txt", "A line of words.\nAnd another one, with 7 words.\n" * 60),
     ("a.jsonl", json.dumps({"text": "First document.\nTwo lines. " * 9}) + "\n"

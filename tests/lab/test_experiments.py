@@ -21,6 +21,7 @@ from data import OPENING, Cups
 from lab import distil, experiments, report
 from lab.experiments import EXPERIMENTS, Arm, Experiment, folder, mflop, whole_command
 from lab.report import interval, parts, table, verdicts
+from lab.probe import nats_of_text
 from lab.tasks import make
 from model import GPT, Config, as_checkpoint
 from rollout import Rules
@@ -88,6 +89,7 @@ def made_up(name: str, right: float) -> dict:
         one |= {"accuracy": right, "accuracy_another": 0.2, "by_length": [right] * 3, "stage": 9}
     looked = {"accuracy_by_n": {x: [right] * 30 for x in ("own", *report.OTHERS)},
               "spliced": True, "synonyms": 1.0, "usage": {"perplexity": 400 * right},
+              "says": {x: right for x in ("next", "1", "2")},
               "aoc": {x: area for x in report.FOUR},
               "counterfactual": {"written": [4] * 3, "follows": [4 * right] * 3, "true": [0] * 3},
               "after_which": {"first": 1.0,
@@ -99,6 +101,8 @@ def made_up(name: str, right: float) -> dict:
     for arm, it in e.arms.items():
         more = {"probe": looked} if arm in e.probed else {}
         more |= {"course": kept} if it.kept else {}
+        if e.texts:  # thoughts take right ** 3 nats off
+            more["nats"] = {"own": 2 - right ** 3 * (arm[:4] != "none"), "another": 2.0}
         arms[arm] = {"command": whole_command(it), "mflop": [1.0, 2.0], "seeds": [one | more] * 2}
     return {"question": e.question, "prediction": e.prediction, "command": "c", "view": e.view,
             "shown": e.shown, "arms": arms}
@@ -206,6 +210,45 @@ def test_an_experiment_on_tasks(monkeypatch, capsys, tmp_path):
     assert table(result) in said and table(result).count("\n") == 3
 
 
+def test_seconds_of_a_run_that_was_resumed(tmp_path):
+    """Guards a table that shows the seconds since it went on alone."""
+    for seconds, spent in (([0, 3, 9], 9), ([0, 3, 9, 0.5, 4], 13), ([5, 2, 2, 1], 8)):
+        (tmp_path / "metrics.jsonl").write_text(
+            "".join(json.dumps({"kind": "step", "seconds": x}) + "\n" for x in seconds))
+        assert experiments.seconds_spent(tmp_path) == spent
+
+
+def test_an_experiment_on_a_text(monkeypatch, capsys, tmp_path):
+    """Its text is downloaded. Nats are those of the last weights on held-out text, with each
+    kind of thoughts that a run has, and the probed arms say what thoughts are about."""
+    flags = f"{SHORT} --approach stream --data runs/x.txt --model bytes:1x8 --prompt_tokens 4"
+    arms = {"none, 1": Arm(f"train.py {flags} --window 1 --thoughts none", 5),
+            "ids, 1": Arm(f"train.py {flags} --window 1 --think forced --think_vocab 4", 5)}
+    only = {"small": Experiment("Is it so?", [("It is.", lambda r: True)], arms, ("ids, 1",),
+                                view="text", texts={"x.txt": "http://nowhere.example/x"})}
+    monkeypatch.setattr(experiments, "EXPERIMENTS", only)
+    monkeypatch.setattr(experiments, "OUT", tmp_path)
+    call, asked = experiments.call, []
+    monkeypatch.setattr(experiments, "download", lambda *x: asked.append(x))
+    monkeypatch.setattr(experiments, "call", lambda words, log: call(
+        [f"{tmp_path}/x.txt" if x == "runs/x.txt" else x for x in words], log))
+    (tmp_path / "x.txt").write_text("abcd efgh. " * 300)
+    code, said, err = run(experiments.main, ["small", "--seeds", "1"], monkeypatch, capsys)
+    assert code == 0, err
+    assert asked == [("http://nowhere.example/x", experiments.ROOT / "runs/x.txt")]
+    result = json.loads((tmp_path / "figures/small.json").read_text())
+    found = {arm: x["seeds"][0] for arm, x in result["arms"].items()}
+    assert {*found["none, 1"]["nats"]} == {"own", "none"} and "probe" not in found["none, 1"]
+    nats = found["ids, 1"]["nats"]
+    assert {"own", "none", "another", "random", "constant"} < {*nats}
+    assert {*found["ids, 1"]["probe"]["says"]} == {"next", *"123456"}
+    again = nats_of_text(open_run(folder(only["small"], "ids, 1", 0)), 512)
+    assert again == pytest.approx(nats)
+    assert report.taken_off(result, "ids, 1") == pytest.approx(
+        found["none, 1"]["nats"]["own"] - nats["own"])
+    assert table(result) in said and "1 back" in table(result)
+
+
 def test_a_run_that_fails_is_one_line(small, monkeypatch, capsys):
     small.arms = {"none": Arm("train.py --gamma x", 1)}
     code, _, err = run(experiments.main, ["small", "--seeds", "1"], monkeypatch, capsys)
@@ -307,6 +350,8 @@ def test_flags_are_accepted(name, monkeypatch, tmp_path):
     Path("runs").mkdir()
     for task in EXPERIMENTS[name].tasks:
         make(task, Path("runs") / f"{task}.jsonl", rows=80)
+    for text in EXPERIMENTS[name].texts:
+        (Path("runs") / text).write_text("abcd efgh. " * 300)
     for arm in arms.values():
         assert arm.after is None or arm.after in arms
         s = settings_of(arm, monkeypatch)
@@ -386,7 +431,8 @@ def test_every_prediction_is_judged(name):
     assert judged[0] != judged[1]
     assert EXPERIMENTS[name].prediction == " ".join(text for text, _ in judged[0])
     result = made_up(name, 0.5)
-    assert table(result).count("50 ± 0") >= len(result["arms"])
+    cell = "2.000 ± 0.000" if EXPERIMENTS[name].texts else "50 ± 0"
+    assert table(result).count(cell) >= len(result["arms"])
 
 
 def test_alphabet_by_hand():
@@ -463,7 +509,7 @@ def asked(monkeypatch, tmp_path):
     """The runs of `content` and `faithful` are there: tiny models that have learned nothing. Two
     stories per question."""
     monkeypatch.setattr(experiments, "OUT", tmp_path)
-    monkeypatch.setattr(experiments, "LOOK", ("--stories", "2"))
+    monkeypatch.setattr(experiments, "LOOK", {"cups": 2})
     for arm in EXPERIMENTS["content"].arms:
         out = ended(EXPERIMENTS["content"], arm, accuracy_first_by_n=[0.3] * 30)
         N = 0 if "none" in arm else 1 if "filler" in arm else 4

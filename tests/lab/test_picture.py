@@ -39,6 +39,9 @@ def test_picture(tmp_path):
     channel = json.loads((FIGURES / "channel.json").read_text())
     with pytest.raises(ValueError, match="lab.probe"):
         picture.what_is_said(tmp_path)
+    (tmp_path / "probe.json").touch()  # lab.probe has only begun
+    with pytest.raises(ValueError, match="probe.json is not whole"):
+        picture.what_is_said(tmp_path)
     said = {"dictionary": {"reading": "after", "columns": ["A AB", "B AB"],
                            "share_of_situation": {"7": [1, 0], "3": [0, 0.5]}}}
     (tmp_path / "probe.json").write_text(json.dumps(said))

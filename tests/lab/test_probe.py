@@ -342,6 +342,34 @@ def test_command_after_a_run(tmp_path, monkeypatch, capsys):
 SETTINGS = {"data": "cups", "prompt_tokens": 17, "new_tokens": 12}
 
 
+@pytest.mark.parametrize("w, k", [(1, 1), (1, 3), (2, 2), (2, 7)])
+def test_what_thoughts_say_of_a_text(w, k):
+    """A thought that is the token k back says ln 4 nats of it, and of no other; one that is drawn
+    says nothing, nor does one that is the last token."""
+    R, L, V = 400, 24, 4
+    text = torch.randint(V, (R, L), generator=torch.Generator().manual_seed(w))
+    is_think = torch.zeros(R, 2 * L, dtype=torch.bool)
+    is_think[:, 1::2] = True  # after each token
+    after = torch.arange(L).repeat_interleave(2).expand(R, -1)
+
+    def says(z):
+        own = SimpleNamespace(is_think=is_think, after=after, text=text,
+                              ids=V + z.repeat_interleave(2, 1))
+        case = SimpleNamespace(own=own, rules=SimpleNamespace(window=w))
+        return probe.says_of_text(case, 0)
+    found = says(text.roll(k, 1))
+    assert list(found) == ["next", *(str(i) for i in range(w, w + 6)), "asked"]
+    assert found.pop("asked") == 1
+    assert found.pop(str(k)) == pytest.approx(math.log(4), abs=0.02)
+    drawn = torch.randint(V, (R, L), generator=torch.Generator().manual_seed(9))
+    for nothing in (found, says(drawn), says(text)):
+        assert all(abs(x) < 0.02 for k, x in nothing.items() if k != "asked")
+    assert says(text.roll(-1, 1))["next"] == pytest.approx(math.log(4), abs=0.02)
+    for rows in (30, 0):  # too few of each group; a gate that never opens
+        is_think[rows:] = False
+        assert says(text) == {}
+
+
 @pytest.mark.parametrize("rules, N, cups, keys", [
     (Rules("forced", 1, 16, 5, MOVES, continuous=True), 1, CUPS,
      {"cups", "conditions", "same_answer", "aoc", "not_probed"}),
