@@ -542,7 +542,7 @@ def test_bytes_of_a_file(tmp_path, monkeypatch):
     lines = [json.dumps({"text": "abé"}), json.dumps({"text": "cd"})] * 200
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     s = settings(data=str(tmp_path / "a.jsonl"), model="bytes", approach="stream")
-    assert s.model == "bytes:1x64" and s.lr == 1e-3
+    assert s.model == "bytes:1x64" and s.lr == 3e-3
     source = open_source(s.data, settings=s, own=True)
     assert Tokenizer(source.text_ids).decode(source.train[:7].tolist()) == "abé<|endoftext|>cd"
     rows = write(tmp_path / "b.jsonl", [{"prompt": "What is 12344 and 1?", "answer": "12345"}] * 40)

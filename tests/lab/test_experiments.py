@@ -241,7 +241,7 @@ def test_an_experiment_on_a_text(monkeypatch, capsys, tmp_path):
     assert {*found["none, 1"]["nats"]} == {"own", "none"} and "probe" not in found["none, 1"]
     nats = found["ids, 1"]["nats"]
     assert {"own", "none", "another", "random", "constant"} < {*nats}
-    assert {*found["ids, 1"]["probe"]["says"]} == {"next", *"123456"}
+    assert {*found["ids, 1"]["probe"]["says"]} == {"next", "asked", *"123456"}
     again = nats_of_text(open_run(folder(only["small"], "ids, 1", 0)), 512)
     assert again == pytest.approx(nats)
     assert report.taken_off(result, "ids, 1") == pytest.approx(
