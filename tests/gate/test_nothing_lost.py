@@ -625,7 +625,8 @@ def test_markup_is_shown_and_not_run(tmp_path):
     def before():
         small_world()
         data.CACHE = tmp_path / "cache"
-    argv = tiny("stream", out, "--data", str(text), "--model", "scratch:1x8")
+    argv = tiny("stream", out, "--data", str(text), "--model", "scratch:1x8", "--prompt_tokens",
+                "64", "--think", "free")
     code, said = run(argv, before)
     page = (out / "samples.html").read_text()
     assert code == 0 and "<script" not in page and page.count("&lt;script&gt;alert(1)") > 2, said
