@@ -266,7 +266,7 @@ REPORT = {  # columns of an evaluation, in words
     "thinks_elsewhere": "greedy: thinks elsewhere, where it may",
     "thoughts_as_text": "log p of thoughts, read as words by the base",
     "nats_without_thoughts": "nats per held-out token, without thoughts",
-    "gain": "what it would lose without its thoughts, nats per token"}
+    "gain": "lost without its thoughts, nats per held-out token"}
 
 
 def print_report(before: dict, after: dict, forced: bool, of: str) -> None:

@@ -441,11 +441,16 @@ def load_run(path: str | Path) -> Run:
     return run
 
 
+def folder_of(checkpoint: str | Path) -> Path:
+    """Of a run, which may be named by its checkpoint or by its folder."""
+    path = Path(checkpoint)
+    return path if path.is_dir() else path.parent
+
+
 def probe_of(checkpoint: str | Path) -> dict:
     """What lab.probe found of a run: {} where it has not looked. Raises ValueError where it has not
     ended."""
-    path = Path(checkpoint)
-    path = (path if path.is_dir() else path.parent) / "probe.json"
+    path = folder_of(checkpoint) / "probe.json"
     try:
         return json.loads(path.read_text()) if path.exists() else {}
     except ValueError as e:

@@ -174,7 +174,6 @@ REGULAR = {f"{task}, ids": Arm(
     f"train.py --data runs/{task}.jsonl --eval_data runs/{task}_test.jsonl", 150)
     for task in TASKS}
 
-
 # Of text: Tiny Shakespeare byte by byte, from scratch, with 1, 2 or 3 characters in sight. Two
 # siblings are enough where each of 64 thoughts is paid for by the text behind it, and text is what
 # the reader needs. With the default's entropy thoughts are too noisy to be worth reading.

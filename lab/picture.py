@@ -22,7 +22,7 @@ from data import LETTERS, plain
 from lab.probe import draw_ids
 from next_token import roll
 from rollout import Dials, Luck
-from run import open_run, probe_of
+from run import folder_of, open_run, probe_of
 from settings import Parser, at_least
 from task import read_spec
 from tokenizer import CSS
@@ -109,10 +109,6 @@ def draw_accuracy(axis, channel: dict) -> None:
              ylim=(0, 103), xlim=(0.5, 30.5))
     axis.set_title(f"held-out stories, mean of {len(seeds)} seeds (chance: 33 %)", size=11)
     axis.legend(loc="center right", bbox_to_anchor=(1, 0.66), fontsize=9)
-
-
-def folder_of(checkpoint: Path) -> Path:
-    return checkpoint if checkpoint.is_dir() else checkpoint.parent
 
 
 def what_is_said(checkpoint: Path) -> dict:

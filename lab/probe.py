@@ -49,7 +49,7 @@ from model import GPT
 from next_token import roll
 from reward import score, speaking_states
 from rollout import Dials, Edit, Luck, Rollout, Rules
-from run import Run, open_run
+from run import Run, folder_of, open_run
 from settings import Parser, at_least
 from task import end_of_answer, read_spec
 
@@ -913,7 +913,7 @@ def main() -> None:
         at_least("stories", args.stories, 2), at_least("seed", args.seed, 0)
         run = opened(args.checkpoint, args.data)
         cups_of(run)  # raises what is wrong with the data before a folder is made
-        out = args.out or (args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent)
+        out = args.out or folder_of(args.checkpoint)
         if out.exists() and not out.is_dir():
             raise ValueError(f"--out {out} is a file: a folder is wanted")
         command.make_folder(out)

@@ -278,7 +278,8 @@ def text_table(result: dict) -> list[str]:
             cell(nats(result, arm, "another"), 3) if thinks else "-",
             cell(used) if used else "-", str(seeds[0]["step"]),
             f"{np.mean([s['seconds'] for s in seeds]):.0f}"))
-    keys = {"next": "the next"} | {str(k): f"{k} back" for k in range(1, 9)}
+    back = sorted({int(k) for seeds in says.values() for k in seeds[0] if k.isdigit()})
+    keys = {"next": "the next"} | {str(k): f"{k} back" for k in back}
     lines += ["", *head("a thought says, in nats, of", *keys.values(), "thoughts asked, %")] if (
         says) else []
     for arm, seeds in says.items():

@@ -508,7 +508,6 @@ def test_settings_of_a_text_from_scratch(tmp_path):
     assert (s.think, s.window, s.think_vocab, s.budget) == ("free", 0, 2048, 32)
 
 
-
 @pytest.mark.parametrize("name, text", [
     ("a.txt", "A line of words.\nAnd another one, with 7 words.\n" * 60),
     ("a.jsonl", json.dumps({"text": "First document.\nTwo lines. " * 9}) + "\n"

@@ -20,8 +20,8 @@ from conftest import run
 from data import OPENING, Cups
 from lab import distil, experiments, report
 from lab.experiments import EXPERIMENTS, Arm, Experiment, folder, mflop, whole_command
-from lab.report import interval, parts, table, verdicts
 from lab.probe import nats_of_text
+from lab.report import interval, parts, table, verdicts
 from lab.tasks import make
 from model import GPT, Config, as_checkpoint
 from rollout import Rules
