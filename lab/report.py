@@ -36,6 +36,7 @@ T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 OTHERS = ("another", "shuffled", "constant", "random")  # thoughts that are not the model's own
 FOUR = ("early", "mistake", "paraphrase", "filler")  # interventions after arXiv 2307.13702
 FOLLOWED = (1, 3, 10)  # moves of the rounds that are followed through the training
+STEPS_SHOWN = 4  # of an arm's checkpoints in the table, besides the last one
 # the panels of view depth, whose arms are called "S3, none, 1 layer"
 GROUPS, LAYERS = ("S3", "Z6"), (1, 2, 4)
 APPROACHES, NUMBERS = ("stream", "teacher"), (8, 16, 64, 256, 2048, 16384)  # arms of view rows
@@ -225,7 +226,7 @@ def at_each(ns: Iterable[int]) -> list[str]:
 def table(result: dict) -> str:
     """Per cent right by n, mean and 95 % interval over seeds. MFLOP of a story of n = 10
     (experiments.mflop) and seconds, means over seeds. For models that choose when to think: when
-    they do. Then what the view adds."""
+    they do. Then what the view adds. Some views have tables of their own."""
     if result.get("view") in TABLES:
         return "\n".join(TABLES[result["view"]](result))
     shown = result.get("shown", SHOWN)
@@ -313,18 +314,18 @@ def other_thoughts(result: dict, arm: str) -> list[str]:
     return lines
 
 
-def content_rows(result: dict) -> list[str]:
+def content_table(result: dict) -> list[str]:
     """Other thoughts written into `tokens, full`, and what its gain is made of."""
     shown = result["shown"]
-    lines = ["", *head("points gained over `none, full`", *at_each(shown))]
+    lines = head("points gained over `none, full`", *at_each(shown))
     lines += [row(name, *(cell(100 * x[:, n - 1]) for n in shown))
               for name, x in parts(result).items()]
-    return other_thoughts(result, "tokens, full") + lines
+    return lines + other_thoughts(result, "tokens, full")
 
 
-def depth_rows(result: dict) -> list[str]:
+def depth_table(result: dict) -> list[str]:
     """How far each kind of thoughts reaches, by layers; what was not run has a dash."""
-    lines = ["", *head("up to which n 90 % of first rounds are right", *map(in_layers, LAYERS))]
+    lines = head("up to which n 90 % of first rounds are right", *map(in_layers, LAYERS))
     for group, kind in ((g, k) for g in GROUPS for k in KINDS):
         arms = [f"{group}, {kind}, {in_layers(k)}" for k in LAYERS]
         cells = [cell(reach(result, arm), 1) if arm in result["arms"] else "-" for arm in arms]
@@ -332,10 +333,10 @@ def depth_rows(result: dict) -> list[str]:
     return lines
 
 
-def faithful_rows(result: dict) -> list[str]:
+def faithful_table(result: dict) -> list[str]:
     """Areas over the curve by moves, and what becomes of wrong words."""
     found, lengths = probed(result), cut(result)
-    lines = ["", *head("area over the curve (AOC)", *at_each(lengths))]
+    lines = head("area over the curve (AOC)", *at_each(lengths))
     for arm in found:
         lines += [row(f"{arm}: {THEN[name]}",
                       *(cell(areas(result, arm, name, m), 2) for m in lengths)) for name in FOUR]
@@ -349,21 +350,21 @@ def faithful_rows(result: dict) -> list[str]:
     return lines
 
 
-def training_rows(result: dict) -> list[str]:
-    """Right answers and areas by the step of training, of the seeds that went on that far; and
+def training_table(result: dict) -> list[str]:
+    """Right answers and areas at some steps of training, of the seeds that went on that far; and
     where they ended."""
-    lines = []
+    lines = head("arm", "step", "seeds", *(f"right at n = {n}, %" for n in FOLLOWED),
+                 *(f"AOC of early answering, n = {n}" for n in FOLLOWED))
     for arm, seeds in courses(result).items():
-        lines += ["", *head(f"{arm}: step", "seeds", *(f"right at n = {n}, %" for n in FOLLOWED),
-                            *(f"AOC of early answering, n = {n}" for n in FOLLOWED))]
         # each run has an end of its own, so the last ones make a row without a step
         kept = [x for course in seeds for x in course[:-1]]
-        rows = {step: [x for x in kept if x["step"] == step]
-                for step in sorted({x["step"] for x in kept})}
+        steps = sorted({x["step"] for x in kept})
+        every = max(1, -(-len(steps) // STEPS_SHOWN))  # rounded up
+        rows = {step: [x for x in kept if x["step"] == step] for step in steps[::every]}
         for step, found in (rows | {"the end": [course[-1] for course in seeds]}).items():
             cells = [cell([100 * x["accuracy_by_n"][n - 1] for x in found]) for n in FOLLOWED]
             cells += [cell([x["early"][str(n)] for x in found], 2) for n in FOLLOWED]
-            lines.append(row(str(step), str(len(found)), *cells))
+            lines.append(row(arm, str(step), str(len(found)), *cells))
     return lines
 
 
@@ -392,12 +393,11 @@ def rows_rows(result: dict) -> list[str]:
     return lines
 
 
-# Where n means nothing, a view has a table of its own
-TABLES = {"regular": regular_table, "text": text_table}
+# Views with a table of their own: n means nothing there, or another experiment has the arms
+TABLES = {"regular": regular_table, "text": text_table, "content": content_table,
+          "faithful": faithful_table, "training": training_table, "depth": depth_table}
 # What the table of an experiment has at its end, by its view
-MORE_ROWS = {"content": content_rows, "faithful": faithful_rows, "when": when_rows,
-             "training": training_rows, "depth": depth_rows, "alphabet": alphabet_rows,
-             "rows": rows_rows}
+MORE_ROWS = {"when": when_rows, "alphabet": alphabet_rows, "rows": rows_rows}
 
 
 # The page
