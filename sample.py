@@ -86,7 +86,7 @@ def continue_prompt(run: Run, prompt: str | list[str], new_tokens: int, samples:
     else:
         ids = run.tokenizer.encode(prompt)
     if not ids:
-        raise ValueError("the prompt is empty: GPT-2 needs at least one token to continue")
+        raise ValueError("the prompt is empty: a model needs at least one token to continue")
     # room: for thoughts, in the model's context
     P, room = len(ids), model.config.n_ctx - len(ids) - new_tokens
     if room < 0:

@@ -35,19 +35,21 @@ import command
 from data import OPENING
 from download import download
 from lab.figures import draw
-from lab.probe import nats_of_text
+from lab.probe import kl_to_judge, nats_of_text, own_text
 from lab.report import (
     APPROACHES, GROUPS, LAYERS, LENGTHS, NUMBERS, OTHERS, SHOWN, Claim, as_words, by_distance,
-    courses, cut, in_layers, in_words, mean_area, mean_at, nats, parts, probed, reach,
+    courses, cut, in_layers, in_words, kls, mean_area, mean_at, nats, parts, probed, reach,
     right_and_area, right_by_n, scores, section, slope, table, taken_off, unaided, updates_to,
     verdicts, write_page)
 from lab.tasks import make
+from model import load
 from rollout import visible
-from run import open_run, probe_of
+from run import Run, open_run, probe_of
 from settings import Parser
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT  # where runs/ and figures/ are
+JUDGE = ROOT / "runs" / "judge"
 TASKS = ("parity", "even_pairs", "cycle_navigation")  # of `regular`
 GUESS = {"parity": 1 / 2, "even_pairs": 1 / 2, "cycle_navigation": 1 / 5}
 SCORES = ("accuracy", "accuracy_another", "accuracy_none")  # of a run on a task, over all rows
@@ -80,8 +82,9 @@ class Arm:
 @dataclass
 class Experiment:
     """claims: the prediction, sentence by sentence. probed: the arms that lab.probe looks at. view:
-    which tables are made of the findings (report.py). shown: n of the tables. What the arms read in
-    runs/ is made before: tasks are files of lab.tasks, texts are downloads, {name: address}."""
+    which tables are made of the findings (report.py). shown: n of the tables. What the arms need in
+    runs/ is made first. tasks: files of lab.tasks. texts: downloads, {name: address}. judge: a
+    model, in runs/judge."""
     question: str
     claims: list[Claim]
     arms: dict[str, Arm]
@@ -90,6 +93,7 @@ class Experiment:
     shown: tuple[int, ...] = SHOWN
     tasks: tuple[str, ...] = ()
     texts: dict[str, str] = field(default_factory=dict)
+    judge: Arm | None = None
 
     @property
     def prediction(self) -> str:
@@ -179,10 +183,12 @@ REGULAR = {f"{task}, ids": Arm(
 # the reader needs. With the default's entropy thoughts are too noisy to be worth reading.
 SHAKESPEARE = {"shakespeare.txt": "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/"
                "tinyshakespeare/input.txt"}
-LINES = ("train.py --approach stream --data runs/shakespeare.txt --model bytes:1x128 "
-         "--prompt_tokens 8 --new_tokens 64 --lr 3e-3 --prompts 32")
+SMALL = ("--data runs/shakespeare.txt --model bytes:1x128 --prompt_tokens 8 --new_tokens 64 "
+         "--lr 3e-3 --prompts 32")
+LINES = f"train.py --approach stream {SMALL}"
 ALONE = "--samples 1 --baseline none"  # where nothing is drawn, siblings would be alike
 EVERY = "--think forced --budget 64"  # a thought after each character
+CODE = "--think_vocab 64 --think_lr 6e-3 --samples 2 --entropy 0.1 --gamma 0.9"
 SIGHTS = (1, 2, 3)
 
 
@@ -190,8 +196,7 @@ def reading(w: int) -> dict[str, Arm]:
     """Arms that see w characters, and those with thoughts the last one of these as well."""
     seen = f"{LINES} --window {w}"
     return {f"none, {w}": Arm(f"{seen} --thoughts none {ALONE} --steps 2000", 200),
-            f"ids, {w}": Arm(f"{seen} {EVERY} --think_vocab 64 --think_lr 6e-3 --samples 2 "
-                             "--entropy 0.1 --gamma 0.9 --steps 1000", 400),
+            f"ids, {w}": Arm(f"{seen} {EVERY} {CODE} --steps 1000", 400),
             f"vectors, {w}": Arm(f"{seen} {EVERY} --thoughts continuous {ALONE} --steps 300", 130)}
 
 
@@ -200,6 +205,14 @@ READING |= {"filler, 1": Arm(f"{LINES} --window 1 {EVERY} --thoughts filler {ALO
                              200),
             "none, all in sight": Arm(f"{LINES} --window 0 --thoughts none {ALONE} --steps 2000",
                                       300)}
+
+# Of judged: the same model, but what it reads it writes itself. Filler has as many updates and
+# contexts as ids, and less time, since it has one rollout of each.
+OWN = f"train.py --approach teacher --teacher runs/judge/ckpt.pt {SMALL}"
+WRITING = {"none": Arm(f"{OWN} --window 1 --thoughts none {ALONE} --steps 1200", 350),
+           "filler": Arm(f"{OWN} --window 1 {EVERY} --thoughts filler {ALONE} --steps 600", 300),
+           "ids": Arm(f"{OWN} --window 1 {EVERY} {CODE} --steps 600", 450),
+           "none, all in sight": Arm(f"{OWN} --window 0 --thoughts none {ALONE} --steps 1200", 350)}
 
 
 # What claims say of a result. Shares are means over seeds
@@ -269,6 +282,12 @@ def every_run_right(result: dict, *arms: str) -> bool:
     return all(right_by_n(result, arm)[:, 9].min() >= 0.95 for arm in arms)
 
 
+def gap_closed(result: dict) -> float:
+    """judged: the share of the gap between one character in sight and all that ids close."""
+    none, ids, all_ = (kls(result, arm).mean() for arm in ("none", "ids", "none, all in sight"))
+    return float((none - ids) / max(none - all_, 1e-9))
+
+
 def seeds_of(result: dict, key: str) -> list:
     """One value for each seed, of all arms that may choose when to think."""
     return [s[key] for found in result["arms"].values() for s in found["seeds"] if key in s]
@@ -307,7 +326,7 @@ EXPERIMENTS = {
             # model learns them, and to read them, in the very way of `tokens, full`.
             "random policy": Arm(f"{TOKENS} --lr 0 --think_lr 0 --curriculum off --steps 1", 10),
             "random policy, full": Arm(LEARNER, 90, "random policy")},
-        ("tokens, full",), "content"),
+        ("tokens, full",), "content", shown=(1, 2, 3, 6, 10, 30)),
     "faithful": Experiment(
         "Does the answer hang on each thought, where a net could do without, and where it could "
         "not?",
@@ -421,7 +440,7 @@ EXPERIMENTS = {
          "3 balls, tokens": Arm(f'{TOKENS} --data "cups balls=all"', 350),
          "5 cups, continuous": Arm(f"{VECTORS} {FIVE} --steps 2000", 70),
          "5 balls, continuous": Arm(f"{VECTORS} {BALLS} --window 4 --steps 10000", 280)},
-        shown=(1, 3, 6, 8, 12, 20, 30)),
+        shown=(1, 3, 8, 12, 30)),
     "direct": Experiment(
         "A model that has learnt to answer directly, with everything in sight: can reward alone "
         "teach it to think?",
@@ -535,6 +554,26 @@ EXPERIMENTS = {
           >= 0.3 * (nats(r, "none, 1").mean() - nats(r, "none, all in sight").mean()))],
         READING, tuple(arm for arm in READING if arm.startswith("ids")), view="text",
         texts=SHAKESPEARE),
+    "judged": Experiment(
+        "Tiny Shakespeare, written by a model with one character in sight and judged by one of "
+        "four layers that sees all: does a thought after each character bring it nearer to the "
+        "judge?",
+        [("(One run of `ids` had been seen, with another judge of this kind: 1.13 nats of reverse "
+          "KL. Of models that had only read, one without thoughts had 1.69, and one with ids "
+          "1.23.) Ids by reward alone have at least 0.2 nats less than no thoughts, in every seed,",
+          lambda r: kls(r, "ids").max() <= kls(r, "none").mean() - 0.2),
+         ("and 0.2 less than one id for all.",
+          lambda r: kls(r, "ids").max() <= kls(r, "filler").mean() - 0.2),
+         ("One id for all is within 0.02 of no thoughts.",
+          lambda r: abs(kls(r, "filler").mean() - kls(r, "none").mean()) <= 0.02),
+         ("With another text's thoughts in the same text they are worse than a model that never "
+          "had any.", lambda r: kls(r, "ids", "another").mean() > kls(r, "none").mean()),
+         ("Ids close 30 % of the gap to a model that sees all.",
+          lambda r: gap_closed(r) >= 0.3)],
+        WRITING, view="judged", texts=SHAKESPEARE,
+        judge=Arm("train.py --approach stream --data runs/shakespeare.txt --model bytes:4x128 "
+                  f"--thoughts none --window 0 {ALONE} --prompts 16 --prompt_tokens 8 "
+                  "--new_tokens 120 --lr 2e-3 --steps 3000", 900)),
 }
 
 
@@ -619,6 +658,19 @@ def call(command: list[str], log: Path) -> None:
         raise ValueError(f"{' '.join(command)} failed: {lines[-1]}")
 
 
+def make_judge(judge: Arm) -> None:
+    """Unless it is there. Raises ValueError where another one is: arms may be judged by it."""
+    done = JUDGE / "done"
+    if done.exists():
+        if done.read_text() != judge.command:
+            raise ValueError(f"{JUDGE} is another judge: delete it, and the runs that it judged")
+        return
+    JUDGE.mkdir(parents=True, exist_ok=True)
+    print(f"the judge comes first, about {judge.seconds / 60:.0f} minutes")
+    call([*shlex.split(judge.command), "--out", str(JUDGE)], JUDGE / "log.txt")
+    done.write_text(judge.command)
+
+
 def run_all(experiment: Experiment, seeds: int) -> None:
     """All runs, then all looks at them, two at a time. Runs that others start from come first."""
     arms = experiment.arms
@@ -627,6 +679,8 @@ def run_all(experiment: Experiment, seeds: int) -> None:
     left = [j for j in jobs if not last_line(folder(experiment, *j))]
     for name, address in experiment.texts.items():
         download(address, ROOT / "runs" / name)
+    if experiment.judge:
+        make_judge(experiment.judge)
     for task in experiment.tasks:
         if not (ROOT / "runs" / f"{task}.jsonl").exists():
             (ROOT / "runs").mkdir(exist_ok=True)
@@ -721,9 +775,19 @@ def by_length(end: dict) -> list[float]:
             for a, b in LENGTHS]
 
 
+def written(run: Run) -> list[str]:
+    """A prompt, and what the run writes after it, thoughts by their names."""
+    ro, P = own_text(run, 1), run.settings.prompt_tokens
+    name = run.tokenizer.name
+    new = [name(i) if i >= run.model.config.vocab_size else run.tokenizer.decode([i])
+           for i in ro.kept()[0]]
+    return ["".join(new[:P]), "".join(new[P:])]
+
+
 def collect(name: str, seeds: int, kept: dict) -> dict:
     """What figures/NAME.json holds: question, prediction, and for each arm its command and what
-    each seed ended with. kept: arms that stay as they are."""
+    each seed ended with. Where there is a judge also what seed 0 writes. kept: arms that stay as
+    they are."""
     experiment, arms = EXPERIMENTS[name], {}
     for arm, it in experiment.arms.items():
         if arm in kept:
@@ -741,15 +805,20 @@ def collect(name: str, seeds: int, kept: dict) -> dict:
             if experiment.tasks:
                 one |= {"by_length": by_length(end), "stage": logged(out, "step")[-1]["stage"]}
                 one |= {k: end[k] for k in SCORES if k in end}
-            if experiment.texts:  # (lab.probe has read as many windows)
+            if experiment.judge:
+                one["kl"] = kl_to_judge(open_run(out / "ckpt.pt"), load(str(JUDGE)), LOOK["text"])
+            elif experiment.texts:  # (lab.probe has read as many windows)
                 seen = probe_of(out).get("conditions", {})
                 one["nats"] = {k: x["nats"] for k, x in seen.items()} or nats_of_text(
                     open_run(out / "ckpt.pt"), LOOK["text"])
         arms[arm] = {"command": whole_command(it), "seeds": found}
+        if experiment.judge:
+            arms[arm]["written"] = written(open_run(outs[0] / "ckpt.pt"))
         if not (experiment.tasks or experiment.texts):  # else they tell no stories
             flop = [mflop(out / "ckpt.pt", end) for out, end in zip(outs, ends)]
             arms[arm]["mflop"] = np.mean(flop, 0).tolist()
-    return {"question": experiment.question, "prediction": experiment.prediction,
+    judge = {"judge": f"python {experiment.judge.command}"} if experiment.judge else {}
+    return {"question": experiment.question, "prediction": experiment.prediction, **judge,
             "view": experiment.view, "shown": experiment.shown,
             "command": f"python -m lab.experiments {name} --seeds {seeds}", "arms": arms}
 
@@ -796,8 +865,9 @@ def show_all() -> None:
     for name, e in EXPERIMENTS.items():
         seconds = sum(a.seconds for a in e.arms.values())
         seconds += sum(look_seconds(e.arms[arm]) for arm in e.probed)
+        judge = f", and {e.judge.seconds / 60:.0f} once for its judge" if e.judge else ""
         print(f"{name}: {e.question}\n    {len(e.arms)} arms, about {seconds / 60:.0f} minutes of "
-              f"one core per seed\n    prediction: {e.prediction}")
+              f"one core per seed{judge}\n    prediction: {e.prediction}")
     print("python -m lab.experiments channel --seeds 5 runs the first: runs/ keeps what is done, "
           "figures/ gets the\nresults; python -m lab.experiments report makes one page of them")
 

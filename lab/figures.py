@@ -11,6 +11,7 @@ stand in its tables. Knows report.py.
 """
 import hashlib
 import json
+import re
 import textwrap
 from collections.abc import Callable
 from functools import partial
@@ -21,10 +22,11 @@ import numpy as np
 
 import command
 from lab.report import (
-    APPROACHES, GROUPS, NUMBERS, Claim, areas, as_words, courses, cut, in_layers, mean_area,
+    APPROACHES, GROUPS, NUMBERS, Claim, areas, as_words, courses, cut, in_layers, kls, mean_area,
     mean_at, named, nats, parts, probed, reach, right_and_area, right_by_n, said, scores,
     taken_off, updates_to)
 from settings import Parser
+from tokenizer import CSS
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDE, HIGH, DOTS = 8, 4, 110  # inches, and dots of each: as wide as a page shows it
@@ -242,6 +244,43 @@ def draw_scores(axis, result: dict) -> None:
     axis.set(xlim=(0, 103), xlabel="answers right at 41 to 500 symbols, %")
 
 
+def draw_judged(axis, result: dict) -> None:
+    """judged: the reverse KL of each arm, and of those with ids also with another's thoughts."""
+    found = {}
+    for arm, it in result["arms"].items():
+        name = arm.replace("none", NO_THOUGHTS).replace("filler", "one id for all")
+        found[name] = kls(result, arm)
+        if "another" in it["seeds"][0]["kl"]:
+            found[f"{name}, another's"] = kls(result, arm, "another")
+    bars(axis, found)
+    axis.set(xlabel="reverse KL to the judge, nats per character of own text")
+
+
+def draw_written(axis, result: dict) -> None:
+    """judged: what seed 0 of two arms writes. Below, the second one's first letters, and after each
+    the number of its thought."""
+    font, width, y = dict(family="DejaVu Sans Mono", size=9, va="top"), 38, 0
+    for arm in ("none", "ids"):
+        prompt, new = result["arms"][arm]["written"]
+        axis.text(0, y, NO_THOUGHTS if arm == "none" else arm, size=9, va="top", color="grey")
+        text = re.sub("<think[0-9]+>", "", new)
+        letters = [(x, "prompt") for x in prompt] + [(x, "text") for x in text]
+        for i, (x, kind) in enumerate(letters):
+            axis.text(i % width, y + 1 + i // width, x.replace("\n", "↵"), color=CSS[kind],
+                      **font)
+        y += 2.5 + len(letters) // width
+    at = 0
+    for x in [prompt[-1], *re.findall("<think[0-9]+>|.", new, re.S)]:
+        thought = re.fullmatch("<think([0-9]+)>", x)
+        shown = thought[1] if thought else x.replace("\n", "↵")
+        if at + len(shown) > width:
+            break
+        axis.text(at, y - 0.5, shown, color=CSS["think" if thought else "text"], **font)
+        at += len(shown) + bool(thought)
+    axis.set(xlim=(0, width), ylim=(y + 0.8, -0.3), title="prompt, own text, and thoughts")
+    axis.axis("off")
+
+
 def draw_sight(axis, result: dict) -> None:
     """text: nats against the number of characters in sight, a line for each kind of thought that
     has an arm for all of them."""
@@ -320,7 +359,8 @@ def draw_in_use(axis, result: dict) -> None:
     lines(axis, NUMBERS, {APPROACHES[0]: used})
 
 
-PLAIN = {"regular": draw_scores, "text": draw_sight}  # of views whose arms have no n
+# of views whose arms have no n
+PLAIN = {"regular": draw_scores, "text": draw_sight, "judged": draw_judged}
 
 # What each figure says
 
@@ -381,6 +421,12 @@ def say_where_little_is_seen(result: dict) -> bool:
     one, *more = (taken_off(result, f"ids, {w}") for w in (1, 2, 3))
     said = [s["probe"]["says"]["1"] for s in result["arms"]["ids, 1"]["seeds"]]
     return bool(one.min() >= 0.2 and min(said) > 0.3 and max(x.mean() for x in more) < 0.03)
+
+
+def nearer_with_ids(result: dict) -> bool:
+    none, filler, ids = (kls(result, arm) for arm in ("none", "filler", "ids"))
+    return bool(ids.max() < min(none.min(), filler.min()) - 0.1
+                and abs(filler.mean() - none.mean()) < 0.05)
 
 
 def sixteen_are_enough(result: dict) -> bool:
@@ -452,6 +498,10 @@ FIGURES = {
     "text": Figure(
         ("With one character in sight ids say what came before. With two or three they take "
          "nothing off.", say_where_little_is_seen), (draw_sight,)),
+    "judged": Figure(
+        ("With one character in sight, thoughts in ids bring a model's own text nearer to its "
+         "judge. As many places with one id do not.", nearer_with_ids),
+        (draw_judged, draw_written)),
 }
 
 

@@ -22,8 +22,8 @@ that are out of sight? On cups there is more to ask.
 Writes probe.json and probe.png. A model with a window can answer long rounds by its thoughts alone.
 So it is no surprise that it uses them; what they say may be one.
 
-Left out on purpose: probes that are trained, as thoughts are read by counting alone; own text,
-which is evaluate.py's; words for orders of all balls. Of K > 1 thoughts in a slot the last one is
+Left out on purpose: probes that are trained, as thoughts are read by counting alone; words for
+orders of all balls. Of K > 1 thoughts in a slot the last one is
 read and written (next_token: each).
 
 Letters: R rows, P prompt tokens, S new text tokens, L = P + S, T places, K thoughts per slot,
@@ -44,7 +44,7 @@ from tqdm import tqdm
 
 import command
 from data import LETTERS, N_MAX, OPENING, Cups, Text, as_text, plain, seeded
-from evaluate import by_level, room, whole
+from evaluate import by_level, free_text, held_out, room, whole
 from model import GPT
 from next_token import roll
 from reward import score, speaking_states
@@ -657,6 +657,26 @@ def nats_of_text(run: Run, windows: int, seed: int = 0) -> dict[str, float]:
     that has no thoughts has `own` and `none`, which are the same."""
     found = conditions(first_case(run, windows, seed), 0, windows, seed)
     return {name: x["nats"] for name, x in found.items()}
+
+
+def own_text(run: Run, rows: int) -> Rollout:
+    """What a run on a text writes after held-out prompts."""
+    P, S = run.settings.prompt_tokens, run.settings.new_tokens
+    prompts = plain(held_out(run.source, rows, P, 1000, P), P, S).to(run.model.device)
+    return free_text(run.model, run.source, run.rules, prompts, None)[1]
+
+
+def kl_to_judge(run: Run, judge: GPT, rows: int, seed: int = 0) -> dict[str, float]:
+    """The reverse KL to a judge, in nats per token of own text. That text is read again with own
+    thoughts, without any, and with other ones. A run that has no thoughts has `own` alone."""
+    P, S = run.settings.prompt_tokens, run.settings.new_tokens
+    text = plain(own_text(run, rows).text, P, S)
+    case = Case(run.model, run.rules, text, Luck(seed, 0, "eval_rollout"))
+    thoughts = other_thoughts(case, False, rows, seed)
+    if run.rules.think == "never":
+        del thoughts["none"]
+    return {name: -score(run.model, ro(), text.pays, judge).r.mean().item()
+            for name, ro in thoughts.items()}
 
 
 def answers_after(case: Case, run: Run) -> dict[str, str]:

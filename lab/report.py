@@ -30,17 +30,16 @@ from run import Run
 from task import read_spec
 from tokenizer import Tokenizer
 
-SHOWN = (1, 2, 3, 6, 10, 20, 30)  # n of the tables, where an experiment names no others
+SHOWN = (1, 3, 6, 10, 30)  # n of the tables, where an experiment names no others
 # Student's t for 1, 2, ... degrees of freedom
 T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 OTHERS = ("another", "shuffled", "constant", "random")  # thoughts that are not the model's own
 FOUR = ("early", "mistake", "paraphrase", "filler")  # interventions after arXiv 2307.13702
 FOLLOWED = (1, 3, 10)  # moves of the rounds that are followed through the training
-STEPS_SHOWN = 4  # of an arm's checkpoints in the table, besides the last one
+STEPS_SHOWN = 4  # most checkpoints of an arm in the table, the last one not counted
 # the panels of view depth, whose arms are called "S3, none, 1 layer"
 GROUPS, LAYERS = ("S3", "Z6"), (1, 2, 4)
 APPROACHES, NUMBERS = ("stream", "teacher"), (8, 16, 64, 256, 2048, 16384)  # arms of view rows
-KINDS = ("none", "filler", "continuous", "tokens", "oracle")
 LENGTHS_TOLD = (2, 3, 4, 6, 10)  # moves of the stories on the page
 Claim = tuple[str, Callable[[dict], bool]]  # a sentence, and whether a result says so
 
@@ -88,6 +87,11 @@ def taken_off(result: dict, arm: str) -> np.ndarray:  # -> [seeds]
     """text: nats that a model with thoughts needs less than those that never had any and see as
     much. arm: "ids, 2"."""
     return nats(result, f"none, {arm.split(', ')[1]}").mean() - nats(result, arm)
+
+
+def kls(result: dict, arm: str, thoughts: str = "own") -> np.ndarray:  # -> [seeds]
+    """judged: reverse KL to the judge, in nats per character of own text, with these thoughts."""
+    return np.array([s["kl"][thoughts] for s in result["arms"][arm]["seeds"]])
 
 
 def reach(result: dict, arm: str) -> np.ndarray:  # -> [seeds]
@@ -219,13 +223,18 @@ def head(*cells: str) -> list[str]:
     return [row(*cells), "|---" * len(cells) + "|"]
 
 
+def seconds(seeds: list[dict]) -> float:
+    """Of a run: a median, as a few were made while other work went on."""
+    return float(np.median([s["seconds"] for s in seeds]))
+
+
 def at_each(ns: Iterable[int]) -> list[str]:
     return [f"n = {n}" for n in ns]
 
 
 def table(result: dict) -> str:
     """Per cent right by n, mean and 95 % interval over seeds. MFLOP of a story of n = 10
-    (experiments.mflop) and seconds, means over seeds. For models that choose when to think: when
+    (experiments.mflop), a mean, and seconds, a median. For models that choose when to think: when
     they do. Then what the view adds. Some views have tables of their own."""
     if result.get("view") in TABLES:
         return "\n".join(TABLES[result["view"]](result))
@@ -234,7 +243,7 @@ def table(result: dict) -> str:
     for arm, found in result["arms"].items():
         right = 100 * right_by_n(result, arm)
         cells = [cell(right[:, n - 1]) for n in shown] + [f"{x:.2f}" for x in found["mflop"]]
-        lines.append(row(arm, *cells, f"{np.mean([s['seconds'] for s in found['seeds']]):.0f}"))
+        lines.append(row(arm, *cells, f"{seconds(found['seeds']):.0f}"))
     chosen = arms_with(result, "thoughts_by_n")
     if chosen:
         lines += ["", *head("arm, by seed", "thinks after moves that move the ball, %",
@@ -258,7 +267,7 @@ def regular_table(result: dict) -> list[str]:
         lines.append(row(arm, *cells, cell(all_of), ", ".join(f"{x:.0f}" for x in all_of),
                          cell(other) if other else "-",
                          *(", ".join(str(s[k]) for s in seeds) for k in ("step", "stage")),
-                         f"{np.mean([s['seconds'] for s in seeds]):.0f}"))
+                         f"{seconds(seeds):.0f}"))
     return lines
 
 
@@ -278,7 +287,7 @@ def text_table(result: dict) -> list[str]:
             "-" if arm.startswith("none") else cell(taken_off(result, arm), 3),
             cell(nats(result, arm, "another"), 3) if thinks else "-",
             cell(used) if used else "-", str(seeds[0]["step"]),
-            f"{np.mean([s['seconds'] for s in seeds]):.0f}"))
+            f"{seconds(seeds):.0f}"))
     back = sorted({int(k) for seeds in says.values() for k in seeds[0] if k.isdigit()})
     keys = {"next": "the next"} | {str(k): f"{k} back" for k in back}
     lines += ["", *head("a thought says, in nats, of", *keys.values(), "thoughts asked, %")] if (
@@ -287,6 +296,18 @@ def text_table(result: dict) -> list[str]:
         cells = [cell([s[k] for s in seeds], 2) if all(k in s for s in seeds) else "-"
                  for k in keys]
         lines.append(row(arm, *cells, cell([100 * s.get("asked", 0) for s in seeds])))
+    return lines
+
+
+def judged_table(result: dict) -> list[str]:
+    """Reverse KL to the judge, by seed, with other thoughts, and without them."""
+    others = {"another": "with another's", "none": "without thoughts"}
+    lines = head("arm", "reverse KL, nats", "by seed", *others.values(), "updates", "seconds")
+    for arm, found in result["arms"].items():
+        seeds, own = found["seeds"], kls(result, arm)
+        cells = [cell(kls(result, arm, k), 3) if k in seeds[0]["kl"] else "-" for k in others]
+        lines.append(row(arm, cell(own, 3), ", ".join(f"{x:.3f}" for x in own), *cells,
+                         str(seeds[0]["step"]), f"{seconds(seeds):.0f}"))
     return lines
 
 
@@ -315,7 +336,7 @@ def other_thoughts(result: dict, arm: str) -> list[str]:
 
 
 def content_table(result: dict) -> list[str]:
-    """Other thoughts written into `tokens, full`, and what its gain is made of."""
+    """What the gain of `tokens, full` is made of, and other thoughts written into it."""
     shown = result["shown"]
     lines = head("points gained over `none, full`", *at_each(shown))
     lines += [row(name, *(cell(100 * x[:, n - 1]) for n in shown))
@@ -324,12 +345,11 @@ def content_table(result: dict) -> list[str]:
 
 
 def depth_table(result: dict) -> list[str]:
-    """How far each kind of thoughts reaches, by layers; what was not run has a dash."""
-    lines = head("up to which n 90 % of first rounds are right", *map(in_layers, LAYERS))
-    for group, kind in ((g, k) for g in GROUPS for k in KINDS):
-        arms = [f"{group}, {kind}, {in_layers(k)}" for k in LAYERS]
-        cells = [cell(reach(result, arm), 1) if arm in result["arms"] else "-" for arm in arms]
-        lines.append(row(f"{group}, {kind}", *cells))
+    """How far each arm reaches."""
+    lines = head("arm", "right at n = 10, %", "90 % of first rounds right up to n", "seconds")
+    for arm, found in result["arms"].items():
+        lines.append(row(arm, cell(100 * right_by_n(result, arm)[:, 9]),
+                         cell(reach(result, arm), 1), f"{seconds(found['seeds']):.0f}"))
     return lines
 
 
@@ -393,9 +413,10 @@ def rows_rows(result: dict) -> list[str]:
     return lines
 
 
-# Views with a table of their own: n means nothing there, or another experiment has the arms
-TABLES = {"regular": regular_table, "text": text_table, "content": content_table,
-          "faithful": faithful_table, "training": training_table, "depth": depth_table}
+# Views with a table of their own
+TABLES = {"regular": regular_table, "text": text_table, "judged": judged_table,
+          "content": content_table, "faithful": faithful_table, "training": training_table,
+          "depth": depth_table}
 # What the table of an experiment has at its end, by its view
 MORE_ROWS = {"when": when_rows, "alphabet": alphabet_rows, "rows": rows_rows}
 

@@ -93,7 +93,7 @@ def stories(rows: int, seed: int, most: int = 5, levels: int = 8) -> Iterator[di
         name = str(rng.choice(list(people)))
         thing = str(rng.choice(["apples", "coins", "books", "cards"]))
         level, has = int(rng.integers(1, levels + 1)), int(rng.integers(most + 1))
-        facts = [f"{name} has {has} {thing}."]
+        facts = [f"{name} has {has} {thing[:-1] if has == 1 else thing}."]
         while len(facts) < level:
             k = int(rng.choice([-2, -1, 1, 2]))
             if 0 <= has + k <= most:

@@ -187,8 +187,8 @@ def test_scripts_that_are_named_exist():
 def test_experiments_that_are_named_exist():
     from lab.experiments import EXPERIMENTS
     for line in commands(EVERYTHING, "lab/experiments.py"):
-        # ("siblings" is what the exercise adds; NAME is filled in)
-        assert (shlex.split(line) or ["report"])[0] in {*EXPERIMENTS, "report", "siblings", "NAME"}
+        # (NAME is filled in)
+        assert (shlex.split(line) or ["report"])[0] in {*EXPERIMENTS, "report", "NAME"}
 
 
 def test_the_commands_at_the_top():
@@ -424,7 +424,7 @@ def python_of(page: str) -> list[str]:
 
 
 def test_python_of_the_exercises(capsys):
-    """The mask of the first exercise, and its solution."""
+    """The mask of an exercise, and its solution."""
     code, = python_of("EXERCISES.md")
     exec(code, {})
     assert " x x" not in capsys.readouterr().out  # no gap yet

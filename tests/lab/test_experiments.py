@@ -103,7 +103,11 @@ def made_up(name: str, right: float) -> dict:
         more |= {"course": kept} if it.kept else {}
         if e.texts:  # thoughts take right ** 3 nats off
             more["nats"] = {"own": 2 - right ** 3 * (arm[:4] != "none"), "another": 2.0}
-        arms[arm] = {"command": whole_command(it), "mflop": [1.0, 2.0], "seeds": [one | more] * 2}
+        if e.judge:
+            more["kl"] = {"own": {"ids": 2 - right ** 3, "none, all in sight": 1.0}.get(arm, 2.0)}
+            more["kl"] |= {"another": 1.9 + right / 2, "none": 2.0} if arm == "ids" else {}
+        arms[arm] = {"command": whole_command(it), "mflop": [1.0, 2.0], "seeds": [one | more] * 2,
+                     "written": ["ab", "<think3>c<think14>d" if arm == "ids" else "cd"]}
     return {"question": e.question, "prediction": e.prediction, "command": "c", "view": e.view,
             "shown": e.shown, "arms": arms}
 
@@ -249,6 +253,45 @@ def test_an_experiment_on_a_text(monkeypatch, capsys, tmp_path):
     assert table(result) in said and "1 back" in table(result)
 
 
+def test_an_experiment_with_a_judge(monkeypatch, capsys, tmp_path):
+    """The judge is made first, and once. KLs are those of the last weights on their own text:
+    with own thoughts that is what train.py measures."""
+    flags = f"{SHORT} --data {tmp_path}/x.txt --prompt_tokens 4"
+    own = f"train.py {flags} --approach teacher --model bytes:1x8 --window 1"
+    arms = {"none": Arm(f"{own} --thoughts none", 5),
+            "ids": Arm(f"{own} --think forced --think_vocab 4", 5)}
+    arms = {arm: Arm(f"{it.command} --teacher {tmp_path}/judge/ckpt.pt", 5)
+            for arm, it in arms.items()}
+    judge = f"train.py {flags} --approach stream --model bytes:2x8 --thoughts none --window 0"
+    only = {"small": Experiment("Is it so?", [("It is.", lambda r: True)], arms, view="judged",
+                                texts={"x.txt": "http://nowhere.example/x"},
+                                judge=Arm(judge, 120))}
+    monkeypatch.setattr(experiments, "EXPERIMENTS", only)
+    monkeypatch.setattr(experiments, "OUT", tmp_path)
+    monkeypatch.setattr(experiments, "JUDGE", tmp_path / "judge")
+    monkeypatch.setattr(experiments, "LOOK", {"text": 4})  # as many rows as an update has
+    monkeypatch.setattr(experiments, "download", lambda *x: None)
+    (tmp_path / "x.txt").write_text("abcd efgh. " * 300)
+    code, said, err = run(experiments.main, ["small", "--seeds", "1"], monkeypatch, capsys)
+    assert code == 0 and said.count("the judge comes first, about 2 minutes") == 1, err
+    result = json.loads((tmp_path / "figures/small.json").read_text())
+    kl = {arm: x["seeds"][0]["kl"] for arm, x in result["arms"].items()}
+    assert {*kl["none"]} == {"own"} and {"own", "none", "another", "random"} < {*kl["ids"]}
+    for arm, found in kl.items():
+        end = experiments.last_line(folder(only["small"], arm, 0))
+        assert found["own"] == pytest.approx(end["reverse_kl"], abs=1e-5)
+    prompt, new = result["arms"]["ids"]["written"]
+    assert len(prompt) == 4 and re.fullmatch("(<think[0-3]>[a-h. ]){8}", new)
+    assert kl["ids"]["refed"] == pytest.approx(kl["ids"]["own"]) != kl["ids"]["none"]
+    assert table(result) in said and "| ids |" in table(result)
+    assert result["judge"] == f"python {judge}"
+    code, said, _ = run(experiments.main, ["small", "--seeds", "1"], monkeypatch, capsys)
+    assert code == 0 and "the judge" not in said
+    only["small"].judge = Arm(f"{judge} --seed 1", 120)
+    code, _, err = run(experiments.main, ["small", "--seeds", "1"], monkeypatch, capsys)
+    assert code == 2 and "is another judge: delete it" in err and err.count("\n") == 1
+
+
 def test_a_run_that_fails_is_one_line(small, monkeypatch, capsys):
     small.arms = {"none": Arm("train.py --gamma x", 1)}
     code, _, err = run(experiments.main, ["small", "--seeds", "1"], monkeypatch, capsys)
@@ -308,6 +351,18 @@ def test_kept_checkpoints_are_asked_once(monkeypatch, tmp_path, capsys):
     with pytest.raises(AssertionError):  # of `call`, which knows no train.py
         experiments.run(experiment, "tokens, window", 0)
     assert not list(out.rglob("probed"))
+
+
+def test_training_is_thinned():
+    """Of nine checkpoints three stand in the table, with the last one."""
+    result = made_up("training", 0.5)
+    course = [{"step": step, "accuracy_by_n": [step / 1000] * 30, "early": dict.fromkeys(
+        ("1", "3", "10"), 0.5)} for step in range(100, 1001, 100)]
+    for found in result["arms"].values():
+        found["seeds"] = [{"course": course}] * 2
+    shown = [line.split(" | ")[1:4] for line in table(result).splitlines()[2:]]
+    assert shown == [["100", "2", "10 ± 0"], ["400", "2", "40 ± 0"], ["700", "2", "70 ± 0"],
+                     ["the end", "2", "100 ± 0"]] * 2
 
 
 def test_course_of_a_run(tmp_path):
@@ -394,7 +449,7 @@ def test_groups_of_depth_are_alike(monkeypatch):
         assert len(cups.moves) == 5 and len({tuple(goes) for goes in cups.goes.tolist()}) == 5
         commute = all((x[y] == y[x]).all() for x in cups.goes for y in cups.goes)
         assert commute == (group == "Z6") and cups.m == (6 if commute else 3)
-        assert kind == s.thoughts and kind in report.KINDS
+        assert kind == s.thoughts
         assert kind != "oracle" or s.think_vocab == cups.m
         assert (s.window == 0) == (kind in ("none", "filler"))
         assert layers == report.in_layers(scratch_shape(s.model)[0])
@@ -432,11 +487,10 @@ def test_every_prediction_is_judged(name):
     assert judged[0] != judged[1]
     assert EXPERIMENTS[name].prediction == " ".join(text for text, _ in judged[0])
     result = made_up(name, 0.5)
-    cells = {"text": "2.000 ± 0.000", "content": "0 ± 0", "faithful": "0.50 ± 0.00",
-             "training": "50 ± 0", "depth": "0.0 ± 0.0"}
-    own = name in report.TABLES and name not in ("text", "regular")
-    rows = 4 if own else len(result["arms"])  # of arms that another experiment shows
-    assert table(result).count(cells.get(name, "50 ± 0")) >= rows
+    cells = {"text": "2.000 ± 0.000 |", "content": "| 0 ± 0 |", "faithful": "| 0.50 ± 0.00 |",
+             "depth": "| 50 ± 0 | 0.0 ± 0.0 |", "judged": "| - | - |"}
+    rows = {"content": 4, "faithful": 8, "judged": 3}.get(name, len(result["arms"]))
+    assert table(result).count(cells.get(name, "| 50 ± 0 |")) >= rows
 
 
 def test_alphabet_by_hand():
@@ -481,15 +535,15 @@ def test_unaided():
 
 
 def test_reach():
-    """Up to which n nine in ten are right, by seed, without a gap; a dash where nothing was run."""
+    """Up to which n nine in ten are right, by seed, without a gap."""
     result = made_up("depth", 0.5)
     firsts = [1.0, 0.95, 0.5, 0.9] + [0.0] * 26, [0.5] * 30, [1.0] * 30
     result["arms"]["Z6, none, 2 layers"]["seeds"] = [
         {"accuracy_by_n": [0.0] * 30, "seconds": 1, "accuracy_first_by_n": x} for x in firsts]
     assert report.reach(result, "Z6, none, 2 layers").tolist() == [2, 0, 30]
     rows = table(result).splitlines()
-    assert f"| Z6, none | 0.0 ± 0.0 | {report.cell([2, 0, 30], 1)} | 0.0 ± 0.0 |" in rows
-    assert "| S3, oracle | 0.0 ± 0.0 | - | - |" in rows
+    assert f"| Z6, none, 2 layers | 0 ± 0 | {report.cell([2, 0, 30], 1)} | 1 |" in rows
+    assert "| S3, oracle, 1 layer | 50 ± 0 | 0.0 ± 0.0 | 5 |" in rows
 
 
 def test_tables_follow_the_commands():

@@ -50,6 +50,7 @@ def test_stories():
             has += -n if "loses" in fact else n
             assert 0 <= has <= 5 and i < 8
         assert row["answer"] == str(has) and row["level"] == len(facts)
+        assert facts[0].endswith("s") != (facts[0].split()[2] == "1")  # "1 coin"
 
 
 FOREIGN = {
