@@ -37,7 +37,7 @@ from download import download
 from lab.figures import draw
 from lab.probe import kl_to_judge, nats_of_text, own_text
 from lab.report import (
-    APPROACHES, GROUPS, LAYERS, LENGTHS, NUMBERS, OTHERS, SHOWN, Claim, as_words, by_distance,
+    APPROACHES, GROUPS, LENGTHS, NUMBERS, OTHERS, SHOWN, Claim, as_words, by_distance,
     courses, cut, in_layers, in_words, kls, mean_area, mean_at, nats, parts, probed, reach,
     right_and_area, right_by_n, scores, section, slope, table, taken_off, unaided, updates_to,
     verdicts, write_page)
@@ -154,6 +154,7 @@ def taken(*arms: str) -> dict[str, Arm]:
 # Of depth. Both worlds have five moves. One ball under three cups: they are of the group S3, and do
 # not commute. One ball under six cups that turn: Z6, a sum. Controls see everything, and have about
 # the same seconds each. Arms that think have a window, so they see less.
+LAYERS = (1, 2, 4)
 WORLDS = {"S3": "", "Z6": ' --data "cups m=6 moves=turns"'}
 EACH = {
     "none, 1 layer": Arm(f"{NONE} --steps 3000", 110),
@@ -777,11 +778,8 @@ def by_length(end: dict) -> list[float]:
 
 def written(run: Run) -> list[str]:
     """A prompt, and what the run writes after it, thoughts by their names."""
-    ro, P = own_text(run, 1), run.settings.prompt_tokens
-    name = run.tokenizer.name
-    new = [name(i) if i >= run.model.config.vocab_size else run.tokenizer.decode([i])
-           for i in ro.kept()[0]]
-    return ["".join(new[:P]), "".join(new[P:])]
+    ids, P = own_text(run, 1).kept()[0], run.settings.prompt_tokens
+    return [run.tokenizer.decode(part) for part in (ids[:P], ids[P:])]
 
 
 def collect(name: str, seeds: int, kept: dict) -> dict:
@@ -789,6 +787,7 @@ def collect(name: str, seeds: int, kept: dict) -> dict:
     each seed ended with. Where there is a judge also what seed 0 writes. kept: arms that stay as
     they are."""
     experiment, arms = EXPERIMENTS[name], {}
+    judge = load(str(JUDGE)) if experiment.judge else None
     for arm, it in experiment.arms.items():
         if arm in kept:
             arms[arm] = kept[arm]
@@ -805,20 +804,20 @@ def collect(name: str, seeds: int, kept: dict) -> dict:
             if experiment.tasks:
                 one |= {"by_length": by_length(end), "stage": logged(out, "step")[-1]["stage"]}
                 one |= {k: end[k] for k in SCORES if k in end}
-            if experiment.judge:
-                one["kl"] = kl_to_judge(open_run(out / "ckpt.pt"), load(str(JUDGE)), LOOK["text"])
+            if judge:
+                one["kl"] = kl_to_judge(open_run(out / "ckpt.pt"), judge, LOOK["text"])
             elif experiment.texts:  # (lab.probe has read as many windows)
                 seen = probe_of(out).get("conditions", {})
                 one["nats"] = {k: x["nats"] for k, x in seen.items()} or nats_of_text(
                     open_run(out / "ckpt.pt"), LOOK["text"])
         arms[arm] = {"command": whole_command(it), "seeds": found}
-        if experiment.judge:
+        if judge:
             arms[arm]["written"] = written(open_run(outs[0] / "ckpt.pt"))
         if not (experiment.tasks or experiment.texts):  # else they tell no stories
             flop = [mflop(out / "ckpt.pt", end) for out, end in zip(outs, ends)]
             arms[arm]["mflop"] = np.mean(flop, 0).tolist()
-    judge = {"judge": f"python {experiment.judge.command}"} if experiment.judge else {}
-    return {"question": experiment.question, "prediction": experiment.prediction, **judge,
+    made = {"judge": f"python {experiment.judge.command}"} if experiment.judge else {}
+    return {"question": experiment.question, "prediction": experiment.prediction, **made,
             "view": experiment.view, "shown": experiment.shown,
             "command": f"python -m lab.experiments {name} --seeds {seeds}", "arms": arms}
 

@@ -23,8 +23,8 @@ Writes probe.json and probe.png. A model with a window can answer long rounds by
 So it is no surprise that it uses them; what they say may be one.
 
 Left out on purpose: probes that are trained, as thoughts are read by counting alone; words for
-orders of all balls. Of K > 1 thoughts in a slot the last one is
-read and written (next_token: each).
+orders of all balls. Of K > 1 thoughts in a slot the last one is read and written (next_token:
+each).
 
 Letters: R rows, P prompt tokens, S new text tokens, L = P + S, T places, K thoughts per slot,
 V text rows, N thinking rows, m cups, n moves since the last answer.

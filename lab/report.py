@@ -38,7 +38,7 @@ FOUR = ("early", "mistake", "paraphrase", "filler")  # interventions after arXiv
 FOLLOWED = (1, 3, 10)  # moves of the rounds that are followed through the training
 STEPS_SHOWN = 4  # most checkpoints of an arm in the table, the last one not counted
 # the panels of view depth, whose arms are called "S3, none, 1 layer"
-GROUPS, LAYERS = ("S3", "Z6"), (1, 2, 4)
+GROUPS = ("S3", "Z6")
 APPROACHES, NUMBERS = ("stream", "teacher"), (8, 16, 64, 256, 2048, 16384)  # arms of view rows
 LENGTHS_TOLD = (2, 3, 4, 6, 10)  # moves of the stories on the page
 Claim = tuple[str, Callable[[dict], bool]]  # a sentence, and whether a result says so
@@ -286,8 +286,7 @@ def text_table(result: dict) -> list[str]:
             arm, cell(own, 3), ", ".join(f"{x:.3f}" for x in own),
             "-" if arm.startswith("none") else cell(taken_off(result, arm), 3),
             cell(nats(result, arm, "another"), 3) if thinks else "-",
-            cell(used) if used else "-", str(seeds[0]["step"]),
-            f"{seconds(seeds):.0f}"))
+            cell(used) if used else "-", str(seeds[0]["step"]), f"{seconds(seeds):.0f}"))
     back = sorted({int(k) for seeds in says.values() for k in seeds[0] if k.isdigit()})
     keys = {"next": "the next"} | {str(k): f"{k} back" for k in back}
     lines += ["", *head("a thought says, in nats, of", *keys.values(), "thoughts asked, %")] if (
