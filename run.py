@@ -37,7 +37,7 @@ from reward import Credit, Score, all_rows, sibling_spread
 from rollout import Luck, Rules
 from settings import (Settings, check, choose_compile, choose_device, from_dict, means,
                       processes)
-from task import open_source
+from task import kind_of, open_source
 from tokenizer import CSS, Tokenizer
 from weights import read_weights, save
 
@@ -338,14 +338,24 @@ class Run:
         return self.as_saved() | {"optimizer": self.optimizer.state_dict(),
                                   "written": [vars(text) for text in self.written]}
 
+    def a_prompt(self) -> str:
+        """As a flag of sample.py: a held-out row, or eight tokens of held-out text. On cups none is
+        needed."""
+        kind, text = kind_of(self.settings.data), ""
+        if kind == "task":
+            text = self.source.a_prompt()
+        elif kind == "text":
+            ids = self.source.take(1, 8, seeded(0, 0, "eval"), held_out=True)[0].tolist()
+            text = self.source.tokenizer.decode(ids)
+        return f" --prompt {typed(text)}" if text else ""
+
     def close(self) -> None:
         """The curves, and the last lines that a run prints."""
         draw_curves(self.out, self.source.of)
         forced = self.settings.think == "forced"
         print_report(self.log.evals[0], self.log.evals[-1], forced, self.source.of)
-        prompt = f" --prompt {typed(self.source.a_prompt())}" if self.source.by_row else ""
         print(f"{time.time() - self.log.t0:.0f} s; {self.out}/ holds {', '.join(FILES[:5])}; now "
-              f"try\n  python {script('sample.py')} --checkpoint {typed(self.out)}{prompt}")
+              f"try\n  python {script('sample.py')} --checkpoint {typed(self.out)}{self.a_prompt()}")
         if (self.settings.thoughts == "tokens" and self.rules.persist and self.source.says
                 and Path.cwd() == ROOT):  # there python finds `lab`
             print("and, for a page on which thoughts answer to the mouse,\n  python -m "

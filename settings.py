@@ -273,9 +273,10 @@ def settle(s: Settings, typed: dict) -> Settings:
         new["curriculum"] = typed.get("curriculum", "off")
     chosen = s.reward == "sampled" or s.thoughts == "tokens" or (
         s.think == "free" and s.thoughts != "none")
-    if not chosen and not {"prompts", "samples", "baseline"} & typed.keys():
+    if not chosen and not {"samples", "baseline"} & typed.keys():
         # nothing is sampled: siblings would be copies, so more contexts instead
-        new |= {"prompts": s.prompts * s.samples, "samples": 1, "baseline": "none"}
+        new |= {"samples": 1, "baseline": "none"}
+        new |= {} if "prompts" in typed else {"prompts": s.prompts * s.samples}
     s = replace(s, **new)
     return replace(s, micro_batch=s.micro_batch or s.prompts * s.samples)
 
@@ -326,17 +327,18 @@ def check(s: Settings) -> None:
                          "--baseline batch")
     if s.prompts % s.processes:
         raise ValueError(f"--prompts {s.prompts} can't be shared by {s.processes} processes")
-    if s.from_scratch:
+    if s.from_scratch or ":" in Path(s.model).name and not Path(s.model).exists():
         scratch_shape(s.model)
 
 
 def scratch_shape(model: str) -> tuple[int, int]:
     """scratch:2x64 or bytes:2x64 -> layers, width. Raises ValueError."""
+    kind, _, shape = model.partition(":")
     try:
-        layers, width = map(int, model.partition(":")[2].split("x"))
+        layers, width = map(int, shape.split("x"))
     except ValueError:
         layers = width = 0
-    if not 1 <= layers < 1000 or not 8 <= width < 2 ** 16 or width % 2:
+    if kind not in ("scratch", "bytes") or not 1 <= layers < 1000 or not 8 <= width < 2 ** 16 or width % 2:
         raise ValueError(f"--model {model}: a new model is scratch:LAYERSxWIDTH or "
                          "bytes:LAYERSxWIDTH, as in scratch:2x64, with a width from 8 on that two "
                          "heads can share")

@@ -188,12 +188,13 @@ class Task(Source):
     by_row = says = True
     # answers may have mistakes in them, and harder rows go on to teach what easier ones did. Greedy
     # thoughts may be right at 40 symbols while drawn ones are not at 10: there nothing is learned
-    enough, patience, leap = 0.95, 300, 2
+    enough, leap = 0.95, 2
 
     def __init__(self, path: str, text_ids: list[int] | None, settings, own: bool = False):
         self.name, self.branches = path, settings.approach == "next_token"
         self.counts = "text" if self.branches else "steps"
         self.moves = OFFSETS if settings.from_scratch else 1
+        self.patience = max(300, settings.steps // 5)
         rows = read_rows(Path(path), settings.think_after)
         self.digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         if settings.think_after not in THINK_AFTER and not any(
@@ -216,6 +217,10 @@ class Task(Source):
             self.by_level.setdefault(x.level, []).append(x)
         self.stages = max(self.by_level) if len(self.by_level) > 1 else 0
         self.levels = max(1, *(x.level for x in self.eval))
+        if settings.from_scratch and not settings.window:
+            # held-out rows may be longer. Where all is seen, no position may be new to the model
+            longest = (max(self.places(x, settings) for x in xs) for xs in (self.eval, self.train))
+            self.moves = max(OFFSETS, 1 + next(longest) - next(longest))
         # With two thoughts in the easiest rows neither can be learnt first, as the second one reads
         # the first. So their level has two stages, in the first of which the answer sees both
         easiest = min(len(x.slots) for x in self.by_level[min(self.by_level)])

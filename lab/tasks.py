@@ -13,9 +13,10 @@ symbol is a step, and the level is their number: 1 to 40 to train on, 41 to 500 
     cycle_navigation     five places in a ring, moves stay, next and back: where does it end?
     modular_arithmetic   digits with + - and *, products first: the value modulo 5
 
-Others are downloaded by you, and read from --source in their own format: tangrams, of SCONE; babi;
-gsm8k; icot; and bbh, the tracking_shuffled_objects of BIG-Bench Hard. Its stories are for
-evaluation only, in OUT_test. OUT has new ones, with their people, frames and things.
+Others are downloaded by you, and read from --source in their own format: tangrams, of SCONE, or
+plain_tangrams, its instructions that need no earlier one; babi; gsm8k; icot; and bbh, the
+tracking_shuffled_objects of BIG-Bench Hard. Its stories are for evaluation only, in OUT_test. OUT
+has new ones, with their people, frames and things.
 
 Left out on purpose: downloads; chains of reasoning, which are dropped. Knows settings.py,
 command.py.
@@ -37,6 +38,7 @@ Symbols = tuple[list[str], str]  # symbols, and what their whole is
 LETTERS = "ABCDEFG"  # of options
 SWAP = re.compile(r"(\w+), (\w+) and (\w+) (.*)")
 ASKED = re.compile(r"(At the end of [^,]*, )(\w+)(.*)")
+BACK = re.compile(r"\b(it|back|again|step)\b", re.IGNORECASE)  # needs an earlier instruction
 
 
 # Generated
@@ -110,10 +112,10 @@ class Swaps(NamedTuple):
     at first, and option i."""
     intro: str  # says who has what
     swaps: list[str]
-    question: str  # asks what somebody has in the end
+    question: str  # asks what somebody has in the end, or each in turn
     people: list[str]  # who swap or are asked for, in the order of the intro
     things: list[str]
-    answer: str  # "B": the second option
+    answer: str  # "B": the second option; of all, as "B A C"
 
     @property
     def row(self) -> dict:
@@ -155,34 +157,44 @@ def swaps_of(item: dict) -> Swaps:
         raise ValueError("somebody in it has not been introduced")
     out = Swaps(intro, swaps[:-1], swaps[-1], sorted(found, key=lambda x: found[x].start()), things,
                 item["target"].strip("()"))
-    moved = [(out.people.index(m[2]), out.people.index(m[3])) for m in moves]
-    if out.known and LETTERS[outcome(moved, out.people.index(asked[2]))] != out.answer:
+    has = list(range(len(things)))
+    for a, b in [(out.people.index(m[2]), out.people.index(m[3])) for m in moves if out.known]:
+        has[a], has[b] = has[b], has[a]
+    if out.known and LETTERS[has[out.people.index(asked[2])]] != out.answer:
         raise ValueError("its options are not in the order of its people")
     return out
 
 
-def outcome(moves: list[tuple[int, int]], who: int) -> int:
-    """Whose thing has person `who` after these swaps?"""
-    for a, b in reversed(moves):
-        who = {a: b, b: a}.get(who, who)
-    return who
-
-
 def retold(old: Swaps, lent: list[str], n: int, rng: np.random.Generator) -> Swaps:
-    """The same frame and people, with things that are lent; n swaps and a question are drawn."""
+    """The same frame and people, with things that are lent. n moves and a question are drawn.
+
+    Half of the moves are swaps; else all pass theirs on, or nothing happens. Of swaps alone, an odd
+    number leads to other orders than an even one: what thoughts came to mean after one would be no
+    use after two. And two questions of three ask for all: then all that a thought says pays.
+    """
     intro, names = old.intro, old.people
-    things = rng.permutation(lent)[:len(names)].tolist()
+    things, swap = rng.permutation(lent)[:len(names)].tolist(), SWAP.match(old.swaps[0])[4]
     for person, was, now in zip(names, old.things, things):
         intro = owner(person, was).sub(lambda found: found[1] + now, intro, count=1)
-    moves = [tuple(rng.permutation(len(names))[:2].tolist()) for _ in range(n)]
-    leads = ["First", *["Then"] * (n - 2), *["Finally"] * (n > 1)]
-    swaps = [f"{lead}, {names[a]} and {names[b]} {SWAP.match(old.swaps[0])[4]}"
-             for lead, (a, b) in zip(leads, moves)]
-    # after one swap, one of the two who swapped: of all, neither name nor swap alone would say
-    # anything of the answer, and a model had to begin with both at once
-    who = int(rng.choice(moves[0] if n == 1 else len(names)))
-    question = ASKED.sub(lambda found: found[1] + names[who] + found[3], old.question)
-    return Swaps(intro, swaps, question, names, things, LETTERS[outcome(moves, who)])
+    moves, has = [], list(range(len(names)))  # whose thing each of them has
+    for lead in ["First", *["Then"] * (n - 2), *["Finally"] * (n > 1)]:
+        a, b = rng.permutation(len(names))[:2].tolist()
+        match rng.integers(6):
+            case 0:
+                moves.append(f"{lead}, nothing happens.")
+            case 1:
+                has = has[1:] + has[:1]
+                moves.append(f"{lead}, all pass theirs to the left.")
+            case 2:
+                has = has[-1:] + has[:-1]
+                moves.append(f"{lead}, all pass theirs to the right.")
+            case _:
+                has[a], has[b] = has[b], has[a]
+                moves.append(f"{lead}, {names[a]} and {names[b]} {swap}")
+    who = [int(rng.integers(len(names)))] if rng.integers(3) == 0 else range(len(names))
+    asked = names[who[0]] if len(who) == 1 else "each in turn"
+    question = ASKED.sub(lambda found: found[1] + asked + found[3], old.question)
+    return Swaps(intro, moves, question, names, things, " ".join(LETTERS[has[i]] for i in who))
 
 
 def bbh(text: str) -> Iterator[dict]:
@@ -223,15 +235,37 @@ def more_bbh(text: str, rows: int, seed: int) -> Iterator[dict]:
 
 def tangrams(text: str) -> Iterator[dict]:
     """[{"initial_env": "1:C 2:B ...", "utterances": [{"instruction", "after_env"}]}]: a row for the
-    state after each instruction."""
+    figures after each instruction. The answer sees the last one, and thoughts stand before it."""
+    for said, figures in spoken(text):
+        for n in range(1, len(said) + 1):
+            yield told(figures[0], said[:n], figures[n])
+
+
+def plain_tangrams(text: str) -> Iterator[dict]:
+    """The same of each stretch in which no instruction needs an earlier one ("put it back"), with
+    the figures before it. Level: its length."""
+    for said, figures in spoken(text):
+        for a in range(len(said)):
+            for b in range(a, len(said)):
+                if BACK.search(said[b]):
+                    break
+                yield told(figures[a], said[a:b + 1], figures[b + 1])
+
+
+def spoken(text: str) -> Iterator[tuple[list[str], list[str]]]:
+    """Of each sequence its instructions, and the figures before and after each of them."""
     def state(env: str) -> str:
         figures = [x.split(":")[-1] for x in env.split()]
         return " ".join(x for x in figures if x != "_") or "nothing"
     for x in json.loads(text):
         said = [u["instruction"].strip() + "." for u in x["utterances"]]
-        for n, u in enumerate(x["utterances"], 1):
-            yield {"steps": [f"{state(x['initial_env'])}.", *said[:n]],
-                   "answer": state(u["after_env"]), "level": n}
+        yield said, [state(env) for env in (x["initial_env"],
+                                            *(u["after_env"] for u in x["utterances"]))]
+
+
+def told(before: str, said: list[str], after: str) -> dict:
+    steps = [f"{before}.", *said]
+    return {"prompt": " ".join(steps), "steps": steps[:-1], "answer": after, "level": len(said)}
 
 
 def babi(text: str) -> Iterator[dict]:
@@ -265,7 +299,7 @@ def icot(text: str) -> Iterator[dict]:
 
 
 READ: dict[str, Callable[[str], Iterator[dict]]] = {
-    f.__name__: f for f in (bbh, tangrams, babi, gsm8k, icot)}
+    f.__name__: f for f in (bbh, tangrams, plain_tangrams, babi, gsm8k, icot)}
 
 
 def write(path: Path, rows: Iterable[dict]) -> int:

@@ -141,6 +141,8 @@ def test_what_was_typed_stands():
     filler = resolve({"approach": "stream", "thoughts": "filler"})  # siblings would be copies
     assert (filler.prompts, filler.samples, filler.baseline) == (128, 1, "none")
     assert (filler.think_vocab, settings(thoughts="none").think_vocab) == (1, 0)
+    filler = resolve({"approach": "stream", "thoughts": "filler", "prompts": 7})
+    assert (filler.prompts, filler.samples, filler.baseline) == (7, 1, "none")
 
 
 def test_harder_worlds():

@@ -167,7 +167,7 @@ MUTANTS = [  # what is wrong, file, string, what it becomes, tests that must not
     ("answers are written over a checkpoint", "sample.py",
      "check_rows(args.jsonl[1], args.jsonl[0])", "pass",
      "gate/test_task.py::test_answers_to_a_file"),
-    ("a curriculum leaps to its end", "task.py", "leap = 0.95, 300, 2", "leap = 0.95, 300, 99",
+    ("a curriculum leaps to its end", "task.py", "leap = 0.95, 2", "leap = 0.95, 99",
      "gate/test_task.py::test_stages"),
     ("a stage before the last one ends a run", "train.py", "and p.stage == source.stages and",
      "and", "gate/test_task.py::test_stages"),

@@ -108,6 +108,7 @@ BAD = [  # arguments of train.py, and words that the line must have
     ([*S, "--model", "scratch:1x9"], "two heads"),
     ([*S, "--model", "scratch:0x64"], "LAYERSxWIDTH"),
     ([*S, "--model", "scratch:wide"], "LAYERSxWIDTH"),
+    ([*S, "--model", "byte:1x128"], "or bytes:LAYERSxWIDTH"),
     # flags that mean nothing here
     ([*S, "--teacher", "pico"], "approach teacher"),
     ([*S, "--reward", "sampled"], "approach teacher"),

@@ -12,6 +12,7 @@ import torch
 
 import sample
 import train
+from command import typed
 from conftest import luck, numbers, refuses, run, settings
 from data import TextFile, seeded
 from evaluate import answers_right, examples, room, whole
@@ -23,7 +24,7 @@ from reward import Credit, advantages, rollout_loss, scale_of, score, text_weigh
 from rollout import GREEDY, Rules, naive_rollout, visible
 from run import open_run
 from sample import generate, load_run
-from task import Task, cut, fitted, kind_of, open_source, read_rows
+from task import OFFSETS, Task, cut, fitted, kind_of, open_source, read_rows
 from tokenizer import END_OF_TEXT, Tokenizer
 
 FORCED = Rules("forced", 1, 9, 1, [], counts="steps")
@@ -458,6 +459,21 @@ def test_first_stage_of_two_thoughts(file, tmp_path):
         assert not Task(other, None, s, own=True).first_window, more
 
 
+def test_no_position_is_new_to_a_model(file, tmp_path):
+    """Guards held-out rows that are longer than all others, where everything is seen. Training rows
+    begin so far back that one of them reaches each position of theirs."""
+    long = write(tmp_path / "long.jsonl", [story(4) | {"prompt": "She finds 2. " * 60 + "How many?",
+                                                       "level": 60}])
+    seen = {"model": "scratch:1x16", "eval_data": long, "thoughts": "filler"}
+    task = task_of(file, window=0, **seen)
+    s = settings(data=file, window=0, **seen)
+    most = [max(task.places(x, s) for x in xs) for xs in (task.eval, task.train)]
+    assert most[0] - most[1] > OFFSETS and task.moves == most[0] - most[1] + 1
+    assert task.text(s, 3, 1).offset < task.moves
+    for other in (task_of(file, **seen), task_of(file, window=0, model="scratch:1x16")):
+        assert other.moves == OFFSETS
+
+
 def test_stages(file, tmp_path, monkeypatch, capsys):
     """Guards the curriculum of a file: rows up to the stage, half of them its own, as many tokens
     in each. A stage whose answers are never all right ends `patience` steps after its best look,
@@ -472,6 +488,7 @@ def test_stages(file, tmp_path, monkeypatch, capsys):
         weight = text_weights(text, replace(s, samples=1), torch.zeros(text.pays.shape))
         assert (weight[text.pays > 0] > 0).all()
     it = train.setup(small(file, tmp_path, prompts=2))
+    assert it.source.patience == 300 and task_of(file, steps=2000).patience == 400
     it.progress.step, last = 10, it.source.patience - 1
     for right, in_stage, stage, left in ((0.3, 3, 1, 0), (0.5, last, 1, 0), (0.5, 5, 1, 6),
                                          (0.4, last, 2, 0), (0.2, 3, 2, 4)):
@@ -525,6 +542,8 @@ def test_text_from_scratch(name, text, tmp_path, monkeypatch):
     words = set(it.tokenizer.words())
     assert len(words) < 40 and "\n" in words and (END_OF_TEXT in it.source.text_ids) == (
         name == "a.jsonl")
+    eight = it.source.take(1, 8, seeded(0, 0, "eval"), held_out=True)[0].tolist()
+    assert it.a_prompt() == f" --prompt {typed(it.tokenizer.decode(eight))}"
     plain_text = TextFile(tmp_path / name, Tokenizer())
     assert [it.source.text_ids[i] for i in it.source.train] == plain_text.train.tolist()
     train.train(it)

@@ -64,9 +64,15 @@ FOREIGN = {
     "tangrams": (json.dumps([{"initial_env": "1:C 2:B 3:_", "utterances": [
         {"instruction": "remove the first", "after_env": "1:B"},
         {"instruction": "and the other", "after_env": "1:_"}]}]),
-        [{"steps": ["C B.", "remove the first."], "answer": "B", "level": 1},
-         {"steps": ["C B.", "remove the first.", "and the other."], "answer": "nothing",
-          "level": 2}]),
+        [{"prompt": "C B. remove the first.", "steps": ["C B."], "answer": "B", "level": 1},
+         {"prompt": "C B. remove the first. and the other.", "steps": ["C B.", "remove the first."],
+          "answer": "nothing", "level": 2}]),
+    "plain_tangrams": (json.dumps([{"initial_env": "1:C 2:B", "utterances": [
+        {"instruction": "switch positions", "after_env": "1:B 2:C"},
+        {"instruction": "do It again", "after_env": "1:C 2:B"},
+        {"instruction": "remove B", "after_env": "1:C"}]}]),
+        [{"prompt": "C B. switch positions.", "steps": ["C B."], "answer": "B C", "level": 1},
+         {"prompt": "C B. remove B.", "steps": ["C B."], "answer": "C", "level": 1}]),
     "babi": ("1 Mary went home.\n2 Where is Mary? \thome\t1\n3 She left.\n4 Where? \tout\t1 3\n"
              "1 Bob sat.\n2 Who? \tBob\t1\n",
              [{"prompt": "Mary went home. Where is Mary?", "steps": ["Mary went home."],
@@ -101,19 +107,27 @@ def test_more_stories_of_swaps():
     text = json.dumps({"examples": [item("a ball", "a cap"), item("a bow", "a pin"), other]})
     there, new = list(READ["bbh"](text)), list(tasks.more_bbh(text, 200, 0))
     assert len(new) == 200 and not {x["prompt"] for x in there} & {x["prompt"] for x in new}
-    seen = set()
+    seen, asked, left = set(), set(), {" to the left": 1, " to the right": -1}
     for row in there + new:
         names = re.findall(r"(\w+) has an? ([\w ]+)[,.]", row["prompt"])
         options = dict(map(reversed, re.findall(r"\((\w)\) (?:an? )?(.*)", row["prompt"])))
         assert [x for _, x in names] == list(options)
-        things = dict(names)
-        for a, b in re.findall(r", (\w+) and (\w+) (?:trade|turn)", row["prompt"]):
-            things[a], things[b] = things[b], things[a]
-        who = re.search(r", (\w+) has\nOptions", row["prompt"])[1]
-        assert options[things[who]] == row["answer"]
-        assert row["level"] == len(row["steps"]) == len(re.findall("First|Then|Finally",
-                                                                   row["prompt"]))
+        things, people = dict(names), [x for x, _ in names]
+        moves = [re.sub(".*(First|Then|Finally), ", "", x, flags=re.DOTALL) for x in row["steps"]]
+        for move in moves:
+            if swap := re.match(r"(\w+) and (\w+) (?:trade|turn)", move):
+                a, b = swap.groups()
+                things[a], things[b] = things[b], things[a]
+            elif move != "nothing happens.":
+                k = left[re.fullmatch("all pass theirs(.*)[.]", move)[1]]
+                things = {x: things[people[(i + k) % len(people)]] for i, x in enumerate(people)}
+        who = re.search(r", ([\w ]+) has\nOptions", row["prompt"])[1]
+        wanted = people if who == "each in turn" else [who]
+        assert " ".join(options[things[x]] for x in wanted) == row["answer"]
+        assert row["level"] == len(row["steps"])
         seen |= {(names[0][0], x) for x in options}
+        asked.add((who, len(row["steps"])))
+    assert {("each in turn", 1), ("Ann", 1), ("each in turn", 2), ("Cy", 2)} <= asked
     assert ("Ann", "pin") in seen and ("Di", "pin") not in seen
 
 
