@@ -571,8 +571,7 @@ def test_bytes_of_a_file(tmp_path, monkeypatch):
     for data in ("cups", "webtext"):
         refuses(lambda data=data: settings(data=data, model="bytes:1x16", approach="stream"),
                 "a file of your own")
-    refuses(lambda: settings(model="scratchy:1x16", approach="stream").from_scratch or train.setup(
-        settings(model="scratchy:1x16", approach="stream")), "no model 'scratchy")
+    refuses(lambda: settings(model="scratchy:1x16"), "scratchy", "scratch:LAYERSxWIDTH")
 
 
 @pytest.mark.parametrize("kind, think_after, more, said", [
