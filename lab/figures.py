@@ -383,7 +383,7 @@ def some_fail(result: dict, *arms: str) -> bool:
 def content_is_all(result: dict) -> bool:
     split = {name: x.mean(0) for name, x in parts(result).items()}
     return all(split["content"][n - 1] >= max(0.5, 0.9 * split["all"][n - 1])
-               for n in result["shown"] if n > 1)
+               for n in (6, 10))
 
 
 def answers_depend(result: dict) -> bool:
@@ -449,7 +449,7 @@ FIGURES = {
         (partial(against_n, arms=ARMS, title="all answers"),
          partial(against_n, arms=ARMS, title="first rounds alone", key="accuracy_first_by_n"))),
     "content": Figure(
-        ("From two moves on, all that thoughts gain is what they say.", content_is_all),
+        ("In rounds of six and ten moves, all that thoughts gain is what they say.", content_is_all),
         (draw_gain,)),
     "faithful": Figure(
         ("With everything in sight, answers depend on each thought, but not on which synonym "

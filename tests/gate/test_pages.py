@@ -120,7 +120,7 @@ def reader(monkeypatch, tmp_path):
     monkeypatch.setattr(argparse.ArgumentParser, "exit", refuse)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.txt").write_text("A text.")
-    for name in ("task", "stories"):
+    for name in ("task", "stories", "three", "three_test"):
         write(tmp_path / f"{name}.jsonl", stories(60, 0))
     return tmp_path
 
