@@ -415,11 +415,13 @@ def reopen(typed: dict) -> Run:
         raise ValueError(f"--steps {steps}: the run that is to go on has made {p.step} steps "
                          "already")
     for name, value in typed.items():  # said again, a setting may only be what it was
-        if name not in ("steps", "out", "resume") and not means(name, value, getattr(s, name)):
-            raise ValueError("--resume goes on with the settings of its run, except --steps: it "
-                             f"had --{name} {getattr(s, name)}, not {value}")
-    choose_device(s.device)
-    run.settings = replace(s, out=str(out), steps=typed.get("steps", s.steps), processes=WORLD)
+        if name not in ("steps", "device", "out", "resume") and not means(name, value,
+                                                                          getattr(s, name)):
+            raise ValueError("--resume goes on with the settings of its run, except --steps and "
+                             f"--device: it had --{name} {getattr(s, name)}, not {value}")
+    device = choose_device(typed.get("device", s.device))
+    run.settings = replace(s, out=str(out), steps=typed.get("steps", s.steps), processes=WORLD,
+                           device=device, compile=s.compile if device == s.device else "auto")
     check(run.settings)  # can the contexts be shared by these processes?
     run.settings = replace(run.settings, compile=choose_compile(run.settings))
     # --steps N is wanted: no curriculum ends that run sooner
@@ -435,8 +437,8 @@ def reopen(typed: dict) -> Run:
     run.check(load)
     if changed:
         print(f"{s.data} has changed since this run began: it goes on with other text")
-    run.model.to(s.device)
-    run.written = [text.to(s.device) for text in run.written]
+    run.model.to(device)
+    run.written = [text.to(device) for text in run.written]
     if p.step == p.end:
         print(f"this run has made all of its {p.step} steps: nothing is left to do, but --resume "
               "--steps N goes on to step N")

@@ -318,6 +318,22 @@ def test_resume_keeps_the_stage(tmp_path):
     assert [x["stage"] for x in lines if x["kind"] == "step"] == [1, 1, 1, 2, 2, 2]
 
 
+def test_resume_on_another_device(whole, tmp_path):
+    """Guards a run that began on a GPU: where there is none it goes on with --device alone, and
+    what was compiled there need not be here. To the bit, as this one began on a CPU in truth."""
+    out = tmp_path / "out"
+    assert run(tiny("stream", out), signalled(signal.SIGINT, at=2))[0] == 130
+    saved = read_weights(out / "ckpt.pt")
+    save(out / "ckpt.pt", saved | {"settings": saved["settings"] | {"device": "cuda",
+                                                                   "compile": "on"}})
+    code, said = run(["--resume", "--out", out])
+    assert code == 2 and "--device auto" in said
+    assert run(["--resume", "--device", "auto", "--out", out])[0] == 0
+    settings = left(out)[0]["settings"]
+    assert (settings["device"], settings["compile"]) == ("cpu", "off")
+    assert same(left(out), whole["stream"])
+
+
 def test_a_second_signal_ends_at_once(tmp_path):
     """Guards impatience: with the second Ctrl-C the process is gone, in the middle of its step, and
     the checkpoint is the last one."""
