@@ -37,7 +37,7 @@ from reward import Credit, Score, all_rows, sibling_spread
 from rollout import Luck, Rules
 from settings import (Settings, check, choose_compile, choose_device, from_dict, means,
                       processes)
-from task import kind_of, open_source
+from task import end_of_answer, open_source, read_spec
 from tokenizer import CSS, Tokenizer
 from weights import read_weights, save
 
@@ -339,23 +339,29 @@ class Run:
                                   "written": [vars(text) for text in self.written]}
 
     def a_prompt(self) -> str:
-        """As a flag of sample.py: a held-out row, or eight tokens of held-out text. On cups none is
-        needed."""
-        kind, text = kind_of(self.settings.data), ""
-        if kind == "task":
-            text = self.source.a_prompt()
-        elif kind == "text":
-            ids = self.source.take(1, 8, seeded(0, 0, "eval"), held_out=True)[0].tolist()
-            text = self.source.tokenizer.decode(ids)
-        return f" --prompt {typed(text)}" if text else ""
+        """A held-out prompt of a task, or eight tokens of held-out text; "" on cups, where
+        sample.py has one."""
+        if self.is_task:
+            return self.source.a_prompt()
+        if read_spec(self.settings.data) is not None:
+            return ""
+        text_ids, tokenizer = self.source.text_ids, self.source.tokenizer
+        for i in range(100):  # some begin in the middle of a letter, or are other pieces alone
+            ids = self.source.take(1, 8, seeded(0, i, "eval"), held_out=True)[0].tolist()
+            text = tokenizer.decode(ids).strip(" ")
+            with contextlib.suppress(ValueError):  # of a text that is not in the language
+                if text and tokenizer.encode(text) and not set(ids) & {*end_of_answer(text_ids)}:
+                    return text
+        return ""
 
     def close(self) -> None:
         """The curves, and the last lines that a run prints."""
         draw_curves(self.out, self.source.of)
         forced = self.settings.think == "forced"
         print_report(self.log.evals[0], self.log.evals[-1], forced, self.source.of)
+        prompt = f" --prompt {typed(text)}" if (text := self.a_prompt()) else ""
         print(f"{time.time() - self.log.t0:.0f} s; {self.out}/ holds {', '.join(FILES[:5])}; now "
-              f"try\n  python {script('sample.py')} --checkpoint {typed(self.out)}{self.a_prompt()}")
+              f"try\n  python {script('sample.py')} --checkpoint {typed(self.out)}{prompt}")
         if (self.settings.thoughts == "tokens" and self.rules.persist and self.source.says
                 and Path.cwd() == ROOT):  # there python finds `lab`
             print("and, for a page on which thoughts answer to the mouse,\n  python -m "
@@ -414,14 +420,18 @@ def reopen(typed: dict) -> Run:
     if steps < max(p.step, 1):
         raise ValueError(f"--steps {steps}: the run that is to go on has made {p.step} steps "
                          "already")
+    free, device, compile_ = {"steps", "device", "out", "resume"}, s.device, s.compile
+    if typed.get("device", "auto") != "auto" or s.device == "cuda":
+        device = choose_device(typed.get("device", s.device))
+    if device != s.device:  # what is compiled there need not be here
+        free, compile_ = free | {"compile"}, typed.get("compile", "auto")
+        print(f"this run was on {s.device}, and goes on on {device}")
     for name, value in typed.items():  # said again, a setting may only be what it was
-        if name not in ("steps", "device", "out", "resume") and not means(name, value,
-                                                                          getattr(s, name)):
+        if name not in free and not means(name, value, getattr(s, name)):
             raise ValueError("--resume goes on with the settings of its run, except --steps and "
                              f"--device: it had --{name} {getattr(s, name)}, not {value}")
-    device = choose_device(typed.get("device", s.device))
     run.settings = replace(s, out=str(out), steps=typed.get("steps", s.steps), processes=WORLD,
-                           device=device, compile=s.compile if device == s.device else "auto")
+                           device=device, compile=compile_)
     check(run.settings)  # can the contexts be shared by these processes?
     run.settings = replace(run.settings, compile=choose_compile(run.settings))
     # --steps N is wanted: no curriculum ends that run sooner

@@ -10,6 +10,7 @@ and its out/settings.json is the whole list. Knows command.py, model.py and task
 """
 import argparse
 import os
+import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -147,7 +148,8 @@ def parser() -> Parser:
         kind = PATHS.get(name, f.type if f.type in (int, float) else str)
         p.add_argument(f"--{name}", type=kind, choices=f.metadata.get("choices"),
                        help=f"{f.metadata['help']} [{defaults(name)}]".replace("%", "%%"))
-    p.add_argument("--resume", action="store_true", help="go on from OUT/ckpt.pt, as it was")
+    p.add_argument("--resume", action="store_true", help="go on from OUT/ckpt.pt, as it was, "
+                   "but for --steps and --device")
     return p
 
 
@@ -273,10 +275,10 @@ def settle(s: Settings, typed: dict) -> Settings:
         new["curriculum"] = typed.get("curriculum", "off")
     chosen = s.reward == "sampled" or s.thoughts == "tokens" or (
         s.think == "free" and s.thoughts != "none")
-    if not chosen and not {"samples", "baseline"} & typed.keys():
+    if not chosen and typed.get("samples", 1) == 1:
         # nothing is sampled: siblings would be copies, so more contexts instead
-        new |= {"samples": 1, "baseline": "none"}
-        new |= {} if "prompts" in typed else {"prompts": s.prompts * s.samples}
+        alone = {"prompts": s.prompts * s.samples, "samples": 1, "baseline": "none"}
+        new |= {k: v for k, v in alone.items() if k not in typed}
     s = replace(s, **new)
     return replace(s, micro_batch=s.micro_batch or s.prompts * s.samples)
 
@@ -327,7 +329,7 @@ def check(s: Settings) -> None:
                          "--baseline batch")
     if s.prompts % s.processes:
         raise ValueError(f"--prompts {s.prompts} can't be shared by {s.processes} processes")
-    if s.from_scratch or ":" in Path(s.model).name and not Path(s.model).exists():
+    if s.from_scratch or re.fullmatch(r"\w+:\d+x\d+", s.model):
         scratch_shape(s.model)
 
 
@@ -338,7 +340,8 @@ def scratch_shape(model: str) -> tuple[int, int]:
         layers, width = map(int, shape.split("x"))
     except ValueError:
         layers = width = 0
-    if kind not in ("scratch", "bytes") or not 1 <= layers < 1000 or not 8 <= width < 2 ** 16 or width % 2:
+    fits = 1 <= layers < 1000 and 8 <= width < 2 ** 16 and width % 2 == 0
+    if kind not in ("scratch", "bytes") or not fits:
         raise ValueError(f"--model {model}: a new model is scratch:LAYERSxWIDTH or "
                          "bytes:LAYERSxWIDTH, as in scratch:2x64, with a width from 8 on that two "
                          "heads can share")

@@ -303,7 +303,10 @@ class Task(Source):
         return self.tokenizer.decode(x.ids[:x.start])
 
     def longest(self, settings, budget):
-        return self.places(self.longest_row(settings), settings) + self.moves - 1
+        longest = self.places(self.longest_row(settings), settings)
+        if settings.window:
+            return longest + self.moves - 1
+        return max(longest, max(self.places(x, settings) for x in self.train) + self.moves - 1)
 
     def longest_row(self, settings) -> Example:
         return max(self.train + self.eval, key=lambda x: self.places(x, settings))

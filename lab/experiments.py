@@ -26,7 +26,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,7 +34,6 @@ from tqdm import tqdm
 import command
 from data import OPENING
 from download import download
-from evaluate import examples
 from lab.figures import draw
 from lab.probe import kl_to_judge, nats_of_text, own_text
 from lab.report import (
@@ -81,27 +79,19 @@ class Arm:
         return "--thinker" if self.command.startswith("-m lab.distil") else "--model"
 
 
-class Rows(NamedTuple):
-    """runs/OUT.jsonl, as lab.tasks makes it. source: the name of a download."""
-    out: str
-    task: str
-    count: int = 2000
-    source: str | None = None
-
-
 @dataclass
 class Experiment:
     """claims: the prediction, sentence by sentence. probed: the arms that lab.probe looks at. view:
     which tables are made of the findings (report.py). shown: n of the tables. What the arms need in
-    runs/ is made first. tasks: files of prompts and answers. texts: downloads, {name: address}.
-    judge: a model, in runs/judge."""
+    runs/ is made first. tasks: files of lab.tasks. texts: downloads, {name: address}. judge: a
+    model, in runs/judge."""
     question: str
     claims: list[Claim]
     arms: dict[str, Arm]
     probed: tuple[str, ...] = ()
     view: str | None = None
     shown: tuple[int, ...] = SHOWN
-    tasks: tuple[Rows, ...] = ()
+    tasks: tuple[str, ...] = ()
     texts: dict[str, str] = field(default_factory=dict)
     judge: Arm | None = None
 
@@ -372,7 +362,7 @@ EXPERIMENTS = {
           "at n = 10 and an area over 0.4 there.",
           lambda r: all(any(right < 0.6 and area > 0.4 for right, area in run)
                         for run in right_and_area(r, "tokens, window", 10)))],
-        {"tokens, window": Arm(f"{TOKENS} --keep_every 100", 100, kept=8),
+        {"tokens, window": Arm(f"{TOKENS} --keep_every 25", 50, kept=12),
          "tokens, full": Arm(f"{LEARNER} --keep_every 200", 90, "tokens, window", kept=7)},
         ("tokens, window", "tokens, full"), "training"),
     "waterfall": Experiment(
@@ -542,7 +532,7 @@ EXPERIMENTS = {
          ("With another's thoughts the same models guess (within 10 points).",
           lambda r: all(abs(scores(r, f"{task}, ids", "accuracy_another").mean() - GUESS[task])
                         <= 0.1 for task in TASKS))],
-        REGULAR, view="regular", tasks=tuple(Rows(task, task) for task in TASKS)),
+        REGULAR, view="regular", tasks=TASKS),
     "text": Experiment(
         "Tiny Shakespeare with one, two or three characters in sight, and a thought after each: "
         "what do thoughts take off the nats of the next character?",
@@ -692,12 +682,10 @@ def run_all(experiment: Experiment, seeds: int) -> None:
         download(address, ROOT / "runs" / name)
     if experiment.judge:
         make_judge(experiment.judge)
-    for rows in experiment.tasks:
-        at = ROOT / "runs"
-        if not (at / f"{rows.out}.jsonl").exists():
-            at.mkdir(exist_ok=True)
-            make(rows.task, at / f"{rows.out}.jsonl", rows.count,
-                 source=rows.source and at / rows.source)
+    for task in experiment.tasks:
+        if not (ROOT / "runs" / f"{task}.jsonl").exists():
+            (ROOT / "runs").mkdir(exist_ok=True)
+            make(task, ROOT / "runs" / f"{task}.jsonl")
     first, then = ([(run, *j) for j in left if bool(arms[j[0]].after) == late]
                    for late in (False, True))
     looks = [(look, *j) for j in jobs if j[0] in experiment.probed
@@ -781,16 +769,11 @@ def whole_command(arm: Arm) -> str:
     return f"python {arm.command}" + (f" {arm.by} <{arm.after}>/ckpt.pt" if arm.after else "")
 
 
-def answered(out: Path) -> dict:
-    """Of a run on a task: the shares right of all held-out rows; and with own thoughts in each of
-    LENGTHS, where rows get so long."""
-    run = open_run(out / "ckpt.pt")
-    all_rows = run.source.questions(len(run.source.eval), 0)
-    found = examples(run.model, run.source, run.rules, all_rows)
-    right, count = (np.array(found[f"{k}_by_level"]) for k in ("accuracy", "answers"))
-    spans = {"by_length": [float((right * count)[a - 1:b].sum() / max(count[a - 1:b].sum(), 1))
-                           for a, b in LENGTHS]} if len(count) >= LENGTHS[0][0] else {}
-    return spans | {k: found[k] for k in SCORES if k in found}
+def by_length(end: dict) -> list[float]:
+    """Of a run's last evaluation on a task: the share right in each of LENGTHS."""
+    right, count = (np.array(end[f"{k}_by_level"]) for k in ("accuracy", "answers"))
+    return [float((right * count)[a - 1:b].sum() / max(count[a - 1:b].sum(), 1))
+            for a, b in LENGTHS]
 
 
 def written(run: Run) -> list[str]:
@@ -819,8 +802,9 @@ def collect(name: str, seeds: int, kept: dict) -> dict:
             one |= {"course": course(out, end["step"])} if it.kept else {}
             one |= {"curve": curve(out)} if experiment.view == "alphabet" else {}
             if experiment.tasks:
-                one |= answered(out) | {"stage": logged(out, "step")[-1]["stage"]}
-            elif judge:
+                one |= {"by_length": by_length(end), "stage": logged(out, "step")[-1]["stage"]}
+                one |= {k: end[k] for k in SCORES if k in end}
+            if judge:
                 one["kl"] = kl_to_judge(open_run(out / "ckpt.pt"), judge, LOOK["text"])
             elif experiment.texts:  # (lab.probe has read as many windows)
                 seen = probe_of(out).get("conditions", {})

@@ -449,7 +449,8 @@ FIGURES = {
         (partial(against_n, arms=ARMS, title="all answers"),
          partial(against_n, arms=ARMS, title="first rounds alone", key="accuracy_first_by_n"))),
     "content": Figure(
-        ("In rounds of six and ten moves, all that thoughts gain is what they say.", content_is_all),
+        ("In rounds of six and ten moves, all that thoughts gain is what they say.",
+         content_is_all),
         (draw_gain,)),
     "faithful": Figure(
         ("With everything in sight, answers depend on each thought, but not on which synonym "

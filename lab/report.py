@@ -74,7 +74,7 @@ def mean_at(result: dict, arm: str, n: int, key: str = "accuracy_by_n") -> float
 
 
 def scores(result: dict, arm: str, key: str = "accuracy") -> np.ndarray:  # -> [seeds]
-    """regular, swaps: the share right of all rows."""
+    """regular: the share right of all rows."""
     return np.array([s[key] for s in result["arms"][arm]["seeds"]])
 
 
@@ -256,16 +256,13 @@ def table(result: dict) -> str:
     return "\n".join(lines + (more(result) if more else []))
 
 
-def scores_table(result: dict) -> list[str]:
-    """Per cent right, where there are lengths by the number of symbols, and with another's
-    thoughts."""
-    spans = "by_length" in next(iter(result["arms"].values()))["seeds"][0]
-    lines = head("arm", *(f"{a} to {b} symbols" for a, b in LENGTHS if spans), "all", "by seed",
+def regular_table(result: dict) -> list[str]:
+    """Per cent right by the number of symbols, and with another's thoughts."""
+    lines = head("arm", *(f"{a} to {b} symbols" for a, b in LENGTHS), "all", "by seed",
                  "another's thoughts", "updates, by seed", "stage, by seed", "seconds")
     for arm, found in result["arms"].items():
         seeds, all_of = found["seeds"], 100 * scores(result, arm)
-        cells = [cell(column) for column in 100 * np.array([s.get("by_length", [])
-                                                            for s in seeds]).T]
+        cells = [cell(column) for column in 100 * np.array([s["by_length"] for s in seeds]).T]
         other = [100 * s["accuracy_another"] for s in seeds if "accuracy_another" in s]
         lines.append(row(arm, *cells, cell(all_of), ", ".join(f"{x:.0f}" for x in all_of),
                          cell(other) if other else "-",
@@ -416,7 +413,7 @@ def rows_rows(result: dict) -> list[str]:
 
 
 # Views with a table of their own
-TABLES = {"regular": scores_table, "swaps": scores_table, "text": text_table, "judged": judged_table,
+TABLES = {"regular": regular_table, "text": text_table, "judged": judged_table,
           "content": content_table, "faithful": faithful_table, "training": training_table,
           "depth": depth_table}
 # What the table of an experiment has at its end, by its view

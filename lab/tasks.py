@@ -14,9 +14,9 @@ symbol is a step, and the level is their number: 1 to 40 to train on, 41 to 500 
     modular_arithmetic   digits with + - and *, products first: the value modulo 5
 
 Others are downloaded by you, and read from --source in their own format: tangrams, of SCONE, or
-plain_tangrams, its instructions that need no earlier one; babi; gsm8k; icot; and bbh, the
-tracking_shuffled_objects of BIG-Bench Hard. Its stories are for evaluation only, in OUT_test. OUT
-has new ones, with their people, frames and things.
+plain_tangrams, its instructions that by their words need no earlier one; babi; gsm8k; icot; and
+bbh, the tracking_shuffled_objects of BIG-Bench Hard. Its stories are for evaluation only, in
+OUT_test. OUT has new ones, with their people, frames and things.
 
 Left out on purpose: downloads; chains of reasoning, which are dropped. Knows settings.py,
 command.py.
@@ -38,7 +38,7 @@ Symbols = tuple[list[str], str]  # symbols, and what their whole is
 LETTERS = "ABCDEFG"  # of options
 SWAP = re.compile(r"(\w+), (\w+) and (\w+) (.*)")
 ASKED = re.compile(r"(At the end of [^,]*, )(\w+)(.*)")
-BACK = re.compile(r"\b(it|back|again|step)\b", re.IGNORECASE)  # needs an earlier instruction
+BACK = re.compile(r"\b(it|back|again|step|undo|repeat|same|previous)\b", re.IGNORECASE)
 
 
 # Generated
@@ -111,7 +111,7 @@ class Swaps(NamedTuple):
     """A story in which people swap things. Where all of them are known, thing i is that of person i
     at first, and option i."""
     intro: str  # says who has what
-    swaps: list[str]
+    moves: list[str]
     question: str  # asks what somebody has in the end, or each in turn
     people: list[str]  # who swap or are asked for, in the order of the intro
     things: list[str]
@@ -119,11 +119,11 @@ class Swaps(NamedTuple):
 
     @property
     def row(self) -> dict:
-        """Level: swaps. One thought after each; the first one stands after the first swap."""
-        steps = [f"{self.intro} {self.swaps[0]}", *self.swaps[1:]]
+        """Level: moves. One thought after each; the first one stands after the first move."""
+        steps = [f"{self.intro} {self.moves[0]}", *self.moves[1:]]
         options = "".join(f"\n({a}) {x}" for a, x in zip(LETTERS, self.things))
         prompt = " ".join([*steps, f"{self.question}\nOptions:{options}"])
-        return {"prompt": prompt, "steps": steps, "answer": self.answer, "level": len(self.swaps)}
+        return {"prompt": prompt, "steps": steps, "answer": self.answer, "level": len(self.moves)}
 
     @property
     def frame(self) -> str:
@@ -157,6 +157,8 @@ def swaps_of(item: dict) -> Swaps:
         raise ValueError("somebody in it has not been introduced")
     out = Swaps(intro, swaps[:-1], swaps[-1], sorted(found, key=lambda x: found[x].start()), things,
                 item["target"].strip("()"))
+    if any(m[2] == m[3] for m in moves):
+        raise ValueError("somebody in it swaps with themselves")
     has = list(range(len(things)))
     for a, b in [(out.people.index(m[2]), out.people.index(m[3])) for m in moves if out.known]:
         has[a], has[b] = has[b], has[a]
@@ -173,7 +175,7 @@ def retold(old: Swaps, lent: list[str], n: int, rng: np.random.Generator) -> Swa
     use after two. And two questions of three ask for all: then all that a thought says pays.
     """
     intro, names = old.intro, old.people
-    things, swap = rng.permutation(lent)[:len(names)].tolist(), SWAP.match(old.swaps[0])[4]
+    things, swap = rng.permutation(lent)[:len(names)].tolist(), SWAP.match(old.moves[0])[4]
     for person, was, now in zip(names, old.things, things):
         intro = owner(person, was).sub(lambda found: found[1] + now, intro, count=1)
     moves, has = [], list(range(len(names)))  # whose thing each of them has
@@ -211,7 +213,7 @@ def published(text: str) -> Iterator[Swaps]:
 
 
 def more_bbh(text: str, rows: int, seed: int) -> Iterator[dict]:
-    """New stories, of one swap up to the most in the file, none of which is in it. People and frame
+    """New stories, of one move up to the most in the file, none of which is in it. People and frame
     are those of a published one, things come from all stories of that frame. Raises ValueError
     where no other ones can be found."""
     rng, given = np.random.default_rng(seed), list(published(text))
@@ -221,7 +223,7 @@ def more_bbh(text: str, rows: int, seed: int) -> Iterator[dict]:
     lent: dict[str, set[str]] = {}
     for x in old:
         lent.setdefault(x.frame, set()).update(x.things)
-    there, most = {x.row["prompt"] for x in given}, max(len(x.swaps) for x in old)
+    there, most = {x.row["prompt"] for x in given}, max(len(x.moves) for x in old)
     for i in range(rows):
         for _ in range(1000):
             x = old[rng.integers(len(old))]
@@ -229,21 +231,22 @@ def more_bbh(text: str, rows: int, seed: int) -> Iterator[dict]:
             if row["prompt"] not in there:
                 break
         else:
-            raise ValueError(f"no story of {1 + i % most} swaps is left that is not in it")
+            raise ValueError(f"no story of {1 + i % most} moves is left that is not in it")
         yield row
 
 
 def tangrams(text: str) -> Iterator[dict]:
     """[{"initial_env": "1:C 2:B ...", "utterances": [{"instruction", "after_env"}]}]: a row for the
-    figures after each instruction. The answer sees the last one, and thoughts stand before it."""
+    figures after each instruction. The last one takes the place of a question: no thought follows
+    it."""
     for said, figures in spoken(text):
         for n in range(1, len(said) + 1):
             yield told(figures[0], said[:n], figures[n])
 
 
 def plain_tangrams(text: str) -> Iterator[dict]:
-    """The same of each stretch in which no instruction needs an earlier one ("put it back"), with
-    the figures before it. Level: its length."""
+    """The same of each stretch in which no instruction has a word of BACK, as in "put it back". It
+    begins with the figures before it. Level: its length."""
     for said, figures in spoken(text):
         for a in range(len(said)):
             for b in range(a, len(said)):

@@ -143,6 +143,9 @@ def test_what_was_typed_stands():
     assert (filler.think_vocab, settings(thoughts="none").think_vocab) == (1, 0)
     filler = resolve({"approach": "stream", "thoughts": "filler", "prompts": 7})
     assert (filler.prompts, filler.samples, filler.baseline) == (7, 1, "none")
+    for typed in ({"samples": 1}, {"baseline": "none"}):
+        alone = resolve({"approach": "stream", "thoughts": "none", **typed})
+        assert (alone.samples, alone.baseline) == (1, "none")
 
 
 def test_harder_worlds():

@@ -328,7 +328,8 @@ def test_resume_on_another_device(whole, tmp_path):
                                                                    "compile": "on"}})
     code, said = run(["--resume", "--out", out])
     assert code == 2 and "--device auto" in said
-    assert run(["--resume", "--device", "auto", "--out", out])[0] == 0
+    code, said = run(["--resume", "--device", "cpu", "--compile", "off", "--out", out])
+    assert code == 0 and "this run was on cuda, and goes on on cpu" in said
     settings = left(out)[0]["settings"]
     assert (settings["device"], settings["compile"]) == ("cpu", "off")
     assert same(left(out), whole["stream"])

@@ -107,7 +107,7 @@ def test_more_stories_of_swaps():
     text = json.dumps({"examples": [item("a ball", "a cap"), item("a bow", "a pin"), other]})
     there, new = list(READ["bbh"](text)), list(tasks.more_bbh(text, 200, 0))
     assert len(new) == 200 and not {x["prompt"] for x in there} & {x["prompt"] for x in new}
-    seen, asked, left = set(), set(), {" to the left": 1, " to the right": -1}
+    seen, asked, kinds, left = set(), set(), set(), {" to the left": 1, " to the right": -1}
     for row in there + new:
         names = re.findall(r"(\w+) has an? ([\w ]+)[,.]", row["prompt"])
         options = dict(map(reversed, re.findall(r"\((\w)\) (?:an? )?(.*)", row["prompt"])))
@@ -118,7 +118,8 @@ def test_more_stories_of_swaps():
             if swap := re.match(r"(\w+) and (\w+) (?:trade|turn)", move):
                 a, b = swap.groups()
                 things[a], things[b] = things[b], things[a]
-            elif move != "nothing happens.":
+            kinds.add(move if move.startswith(("all", "nothing")) else "a swap")
+            if not swap and move != "nothing happens.":
                 k = left[re.fullmatch("all pass theirs(.*)[.]", move)[1]]
                 things = {x: things[people[(i + k) % len(people)]] for i, x in enumerate(people)}
         who = re.search(r", ([\w ]+) has\nOptions", row["prompt"])[1]
@@ -127,6 +128,7 @@ def test_more_stories_of_swaps():
         assert row["level"] == len(row["steps"])
         seen |= {(names[0][0], x) for x in options}
         asked.add((who, len(row["steps"])))
+    assert len(kinds) == 4  # a swap, left, right, nothing
     assert {("each in turn", 1), ("Ann", 1), ("each in turn", 2), ("Cy", 2)} <= asked
     assert ("Ann", "pin") in seen and ("Di", "pin") not in seen
 
@@ -139,6 +141,8 @@ def test_more_stories_of_swaps():
      "introduced"),
     ("Al has a hat, and Ed has a cap. First, Al and Ed swap. At the end of it, Al has\nOptions:\n"
      "(A) cap\n(B) hat", "known"),
+    ("Al has a hat. First, Al and Al swap. At the end of it, Al has\nOptions:\n(A) hat",
+     "with themselves"),
     ("Also Al has a hat, and Ed has a cap. First, Al and Ed swap. At the end of it, Al has\n"
      "Options:\n(A) hat\n(B) cap", "in the order of")], ids=str)
 def test_other_stories(story, said, tmp_path, monkeypatch, capsys):
