@@ -395,7 +395,7 @@ def answers_depend(result: dict) -> bool:
 
 def depend_before_right(result: dict) -> bool:
     return all(any(right < 0.6 and area > 0.4 for right, area in run)
-               for arm in courses(result) for run in right_and_area(result, arm, 10))
+               for run in right_and_area(result, "tokens, window", 10))
 
 
 def needs_thoughts_not_layers(result: dict) -> bool:
@@ -456,8 +456,8 @@ FIGURES = {
         ("With everything in sight, answers depend on each thought, but not on which synonym "
          "stands there.", answers_depend), (partial(draw_cut, arm="tokens, full"),)),
     "training": Figure(
-        ("Other thoughts change the answer before it is right, in rounds of ten moves.",
-         depend_before_right),
+        ("With a window, other thoughts change the answer before it is right, in rounds of ten "
+         "moves.", depend_before_right),
         (partial(draw_course, arm="tokens, window", title="with a window"),
          partial(draw_course, arm="tokens, full", title="with everything in sight"))),
     "waterfall": Figure(
