@@ -257,7 +257,7 @@ def test_an_experiment_with_a_judge(monkeypatch, capsys, tmp_path):
     """The judge is made first, and once. KLs are those of the last weights on their own text:
     with own thoughts that is what train.py measures."""
     flags = f"{SHORT} --data {tmp_path}/x.txt --prompt_tokens 4"
-    own = f"train.py {flags} --approach teacher --model bytes:1x8 --window 1"
+    own = f"train.py {flags} --samples 2 --approach teacher --model bytes:1x8 --window 1"
     arms = {"none": Arm(f"{own} --thoughts none", 5),
             "ids": Arm(f"{own} --think forced --think_vocab 4", 5)}
     arms = {arm: Arm(f"{it.command} --teacher {tmp_path}/judge/ckpt.pt", 5)
