@@ -186,14 +186,14 @@ class Task(Source):
     """A .jsonl file of prompts and answers. Of each level the last 5 % are held out, or all of
     another file is. own: its language is its own ids, not all of GPT-2's. Raises ValueError."""
     by_row = says = True
-    # answers may have mistakes in them, and harder rows go on to teach what easier ones did. Greedy
-    # thoughts may be right at 40 symbols while drawn ones are not at 10: there nothing is learned
+    # greedy thoughts may be right at 40 symbols while drawn ones, which teach, are not at 10
     enough, leap = 0.95, 2
 
     def __init__(self, path: str, text_ids: list[int] | None, settings, own: bool = False):
         self.name, self.branches = path, settings.approach == "next_token"
         self.counts = "text" if self.branches else "steps"
         self.moves = OFFSETS if settings.from_scratch else 1
+        # answers may have mistakes in them, and harder rows go on to teach what easier ones did
         self.patience = max(300, settings.steps // 5)
         rows = read_rows(Path(path), settings.think_after)
         self.digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
