@@ -16,13 +16,15 @@ symbol is a step, and the level is their number: 1 to 40 to train on, 41 to 500 
 Others are downloaded by you, and read from --source in their own format: tangrams, of SCONE, or
 plain_tangrams, its instructions that by their words need no earlier one; babi; gsm8k; icot; and
 bbh, the tracking_shuffled_objects of BIG-Bench Hard. Its stories are for evaluation only, in
-OUT_test. OUT has new ones, with their people, frames and things.
+OUT_test. OUT has new ones, with their people, frames and things. chess makes no task of games in
+PGN, but a text, one line of moves for each game.
 
 Left out on purpose: downloads; chains of reasoning, which are dropped. Knows settings.py,
 command.py.
 """
 import json
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +36,9 @@ from settings import Parser, at_least
 
 TRAINED, TESTED = (1, 40), (41, 500)  # lengths of the regular tasks
 RING = "red green blue white black".split()  # the five places
+# In PGN: tags, comments and annotations; after that, how a game ended
+NO_MOVE = re.compile(r"^\[.*\]\s*$|^%.*$|\{[^}]*\}|;.*$|\$\d+", re.MULTILINE)
+END_OF_GAME = re.compile(r"(?<!\S)(?:1-0|0-1|1/2-1/2|\*)(?!\S)")
 Symbols = tuple[list[str], str]  # symbols, and what their whole is
 LETTERS = "ABCDEFG"  # of options
 SWAP = re.compile(r"(\w+), (\w+) and (\w+) (.*)")
@@ -301,8 +306,22 @@ def icot(text: str) -> Iterator[dict]:
         yield {"prompt": prompt.strip(), "answer": rest.rpartition("####")[2].strip()}
 
 
+def chess(text: str) -> Iterator[dict]:
+    """Games in PGN: of each its moves, as {"text": "e4 e5 Nf3\\n"}. They are shuffled, as the last
+    rows of a text are held out. Raises ValueError where there are none."""
+    bare = NO_MOVE.sub(" ", text)
+    while (fewer := re.sub(r"\([^()]*\)", " ", bare)) != bare:  # variations, the innermost first
+        bare = fewer
+    played = [re.sub(r"\d+\.+", " ", game).split() for game in END_OF_GAME.split(bare)]
+    games = [" ".join(moves) for moves in played if moves]
+    if END_OF_GAME.search(bare) is None:
+        raise ValueError("--source has no games in PGN: none has a result, as 1-0 or *")
+    for i in np.random.default_rng(0).permutation(len(games)):
+        yield {"text": f"{games[i]}\n"}
+
+
 READ: dict[str, Callable[[str], Iterator[dict]]] = {
-    f.__name__: f for f in (bbh, tangrams, plain_tangrams, babi, gsm8k, icot)}
+    f.__name__: f for f in (bbh, tangrams, plain_tangrams, babi, gsm8k, icot, chess)}
 
 
 def write(path: Path, rows: Iterable[dict]) -> int:
@@ -317,12 +336,23 @@ def rows_to_test(out: Path) -> Path:
     return out.with_name(f"{out.stem}_test{out.suffix}")
 
 
+def text_of(path: Path) -> str:
+    """Of a file, or of the one file in a zip. Raises OSError, ValueError."""
+    if not zipfile.is_zipfile(path):
+        return path.read_text(encoding="utf-8-sig")
+    with zipfile.ZipFile(path) as z:
+        files = [x for x in z.infolist() if not x.is_dir()]
+        if len(files) != 1:
+            raise ValueError(f"--source {path} holds {len(files)} files: unzip it and name one")
+        return z.read(files[0]).decode("utf-8-sig")
+
+
 def make(name: str, out: Path, rows: int = 2000, seed: int = 0,
          source: Path | None = None) -> dict[Path, int]:
     """Write the files of a task -> how many rows each has. source: the file that one of READ needs.
     Raises OSError, and ValueError or what comes of an unknown key where it is of another kind."""
     if name in READ:
-        text = source.read_text(encoding="utf-8-sig")
+        text = text_of(source)
         of_file = [*READ[name](text)]  # before anything is written
         if name != "bbh":
             return {out: write(out, of_file)}
@@ -359,9 +389,11 @@ def main() -> None:
     except (ValueError, OSError) as e:
         p.error(str(e))
     files = [*made]
-    test = f" --eval_data {files[1]}" if len(files) > 1 else ""
-    print(f"{' and '.join(map(str, files))} hold {' and '.join(map(str, made.values()))} rows; "
-          f"now try\n  python train.py --data {files[0]}{test}")
+    more = f" --eval_data {files[1]}" if len(files) > 1 else ""
+    more += " --model bytes:1x128" if args.name == "chess" else ""
+    print(f"{' and '.join(map(str, files))} hold{'s' * (len(files) == 1)} "
+          f"{' and '.join(map(str, made.values()))} rows; "
+          f"now try\n  python train.py --data {files[0]}{more}")
 
 
 if __name__ == "__main__":
