@@ -31,8 +31,9 @@ HINT = ("Point at a thought to see the words whose rows it is nearest to (cosine
 STYLE = ("".join(f".{kind}{{color:{colour}}}" for kind, colour in CSS.items())
          + "body{font:16px/1.7 monospace;max-width:60em;margin:2em auto;padding:0 1em;"
          "background:#fff;color:#222}"
-         "p{white-space:pre-wrap;border-bottom:1px solid #ddd;padding-bottom:1em;"
-         "position:relative}.think{font-size:80%}"
+         # a path is broken, so a narrow page is not wider than a phone
+         "p{white-space:pre-wrap;overflow-wrap:anywhere;border-bottom:1px solid #ddd;"
+         "padding-bottom:1em;position:relative}.think{font-size:80%}"
          # a note is hidden until its thought is pointed at or has the focus
          ".note{display:none;position:absolute;left:1em;top:100%;z-index:1;padding:.3em 1em;"
          "background:#fffbe6;color:#222;border:1px solid #bbb}"

@@ -1,5 +1,8 @@
 """lab/page.py: each thought has its own note, and nothing in a sample is run by the browser."""
+import html
 import re
+import shutil
+import subprocess
 
 import pytest
 import torch
@@ -15,6 +18,22 @@ from tokenizer import Tokenizer
 from weights import save
 
 CUPS = Cups(3)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which(
+    "google-chrome")
+# asks a page in a frame as wide as a phone: by how much is it too wide, which note is seen before
+# the second thought has the focus and then, and does the page need anything that it has not?
+ASK = """
+const page = document.querySelector("iframe").contentDocument, seen = () =>
+  [...page.querySelectorAll(".note")].map(x => getComputedStyle(x).display == "block");
+const over = () => page.documentElement.scrollWidth - page.documentElement.clientWidth;
+const said = [over(), seen()];
+const thought = page.querySelectorAll(".think[tabindex]")[1];
+thought.focus();
+said.push(seen(), over(), thought.tabIndex,
+          [...page.images].every(x => x.naturalWidth > 0));
+document.title = JSON.stringify(said);
+"""
+DOT = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA="
 
 
 def test_notes_stand_at_their_thoughts():
@@ -53,6 +72,26 @@ def test_nearest_rows_are_found_by_direction():
     lines = nearest_rows(model, Tokenizer(CUPS.text_ids), vectors, 2)
     assert lines[0].startswith(f"{words[3]} 1.00, ")
     assert lines[1] == f"{words[2]} 0.80, {words[5]} 0.60"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_in_a_browser(tmp_path):
+    """On a phone, without a network: no line and no table makes the page wider than the screen. A
+    note is hidden until its thought has the focus, which the tab key gives it."""
+    tok = Tokenizer(think_vocab=8)
+    shown = tok.show([464, tok.V, 2613, tok.V + 1, *[2613] * 90], 1, "html")
+    wide = "<table><tr>" + "<td>a wide cell</td>" * 40 + f"</tr></table><img src={DOT} width=900>"
+    notes, path = [["first " * 30, "second"]], "a/path" * 30
+    whole = html_page([shown], "t", notes=notes, hint=path, rest=wide)
+    asks = (f'<iframe width=360 height=700 srcdoc="{html.escape(whole)}"></iframe>'
+            f"<script>onload = () => {{{ASK}}}</script>")
+    (tmp_path / "ask.html").write_text(asks)
+    done = subprocess.run(
+        [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom",
+         f"--user-data-dir={tmp_path / 'profile'}", f"file://{tmp_path / 'ask.html'}"],
+        capture_output=True, text=True, timeout=120)
+    said = re.search("<title>(.*?)</title>", done.stdout)
+    assert said and said[1] == "[0,[false,false],[false,true],0,0,true]", done.stderr[-500:]
 
 
 @pytest.mark.parametrize("continuous", [False, True])
