@@ -339,11 +339,12 @@ class Run:
                                   "written": [vars(text) for text in self.written]}
 
     def a_prompt(self) -> str:
-        """A held-out prompt of a task, or eight tokens of held-out text; "" on cups, where
-        sample.py has one."""
+        """A held-out prompt of a task, or eight tokens of held-out text. "" on cups, where
+        sample.py has one, and where the text is not on this machine."""
         if self.is_task:
             return self.source.a_prompt()
-        if read_spec(self.settings.data) is not None:
+        here = self._source is not None or Path(self.settings.data).is_file()
+        if read_spec(self.settings.data) is not None or not here:
             return ""
         text_ids, tokenizer = self.source.text_ids, self.source.tokenizer
         for i in range(100):  # some begin in the middle of a letter, or are other pieces alone

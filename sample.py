@@ -120,7 +120,7 @@ def overwritten(pairs: list[str], V: int, N: int) -> torch.Tensor:  # -> [V + N]
 
 def parse() -> argparse.Namespace:
     p = Parser(description=first_line(__doc__), allow_abbrev=False)
-    p.add_argument("--prompt", help="text to continue (of a task: a held-out one)")
+    p.add_argument("--prompt", help="text to continue (of a task or a text: a held-out one)")
     p.add_argument("--checkpoint", type=path, default=Path("out"),
                    help="made by train.py, or its folder (out)")
     p.add_argument("--new_tokens", type=int, default=48, help="text tokens to write (48)")
@@ -161,7 +161,7 @@ def main() -> None:
                 *args.jsonl, lambda x: generate(run, x, args.new_tokens, 1, dials)[0])
         prompt = args.prompt
         if prompt is None:
-            prompt = run.source.a_prompt() if run.is_task else "The ball is under cup B. Moves:"
+            prompt = run.a_prompt() or "The ball is under cup B. Moves:"
         # (a word of GPT-2's begins with its space, so a space at the prompt's end is none)
         prompt = prompt if run.tokenizer.by_byte else prompt.rstrip(" ")
         found = generate(run, prompt, args.new_tokens, args.samples, dials,

@@ -530,7 +530,7 @@ def test_settings_of_a_text_from_scratch(tmp_path):
     ("a.txt", "A line of words.\nAnd another one, with 7 words.\n" * 60),
     ("a.jsonl", json.dumps({"text": "First document.\nTwo lines. " * 9}) + "\n"
      + json.dumps({"text": "Second one. " * 99}) + "\n")])
-def test_text_from_scratch(name, text, tmp_path, monkeypatch):
+def test_text_from_scratch(name, text, tmp_path, monkeypatch, capsys):
     """Guards `--model scratch --data my.txt`: its vocabulary is the file's, line breaks and ends of
     documents are in it, the rate suits a new model, and the run is resumed and sampled."""
     monkeypatch.setattr("data.CACHE", tmp_path / "cache")
@@ -551,6 +551,14 @@ def test_text_from_scratch(name, text, tmp_path, monkeypatch):
     prompt = "A line" if name == "a.txt" else "First document"
     assert generate(load_run(s.out), prompt, 4)[0].text.startswith(prompt)
     refuses(lambda: generate(load_run(s.out), "elsewhere", 4), "outside this model's language")
+    # without a prompt it begins with the text's own, as long as that is there
+    ask = ["--checkpoint", s.out, "--new_tokens", "4"]
+    code, said, err = run(sample.main, ask, monkeypatch, capsys)
+    assert code == 0 and it.a_prompt() in said, err
+    (tmp_path / name).unlink()
+    assert load_run(s.out).a_prompt() == ""
+    code, _, err = run(sample.main, ask, monkeypatch, capsys)
+    assert code == 2 and err.count("\n") == 1 and "outside this model's language" in err
 
 
 def test_bytes_of_a_file(tmp_path, monkeypatch):
