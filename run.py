@@ -340,12 +340,14 @@ class Run:
 
     def a_prompt(self) -> str:
         """A held-out prompt of a task, or eight tokens of held-out text. "" on cups, where
-        sample.py has one, and where the text is not on this machine."""
+        sample.py has one. Raises ValueError for a text that is no file here."""
         if self.is_task:
             return self.source.a_prompt()
-        here = self._source is not None or Path(self.settings.data).is_file()
-        if read_spec(self.settings.data) is not None or not here:
+        if read_spec(self.settings.data) is not None:
             return ""
+        if self._source is None and not Path(self.settings.data).is_file():
+            raise ValueError(f"this run's text, {self.settings.data}, is no file here to take a "
+                             "prompt from: name one with --prompt")
         text_ids, tokenizer = self.source.text_ids, self.source.tokenizer
         for i in range(100):  # some begin in the middle of a letter, or are other pieces alone
             ids = self.source.take(1, 8, seeded(0, i, "eval"), held_out=True)[0].tolist()

@@ -244,16 +244,23 @@ def draw_scores(axis, result: dict) -> None:
     axis.set(xlim=(0, 103), xlabel="answers right at 41 to 500 symbols, %")
 
 
-def draw_judged(axis, result: dict) -> None:
-    """judged: the reverse KL of each arm, and of those with ids also with another's thoughts."""
+def draw_others(axis, result: dict, key: str, label: str) -> None:
+    """judged, chess: a bar for what each arm has under this key with its own thoughts, and one for
+    another's where it has that."""
     found = {}
     for arm, it in result["arms"].items():
-        name = arm.replace("none", NO_THOUGHTS).replace("filler", "one id for all")
-        found[name] = kls(result, arm)
-        if "another" in it["seeds"][0]["kl"]:
-            found[f"{name}, another's"] = kls(result, arm, "another")
+        name = re.sub(", [0-9]+$", "", arm)  # all that have a window have the same
+        name = name.replace("none", NO_THOUGHTS).replace("filler", "one id for all").replace(
+            "base", f"{NO_THOUGHTS}, half the updates")
+        for thoughts in (x for x in ("own", "another") if x in it["seeds"][0][key]):
+            of = np.array([s[key][thoughts] for s in it["seeds"]])
+            found[name if thoughts == "own" else f"{name}, another's"] = of
     bars(axis, found)
-    axis.set(xlabel="reverse KL to the judge, nats per character of own text")
+    axis.set(xlabel=label)
+
+
+draw_kls = partial(draw_others, key="kl",
+                   label="reverse KL to the judge, nats per character of own text")
 
 
 def draw_written(axis, result: dict) -> None:
@@ -360,7 +367,7 @@ def draw_in_use(axis, result: dict) -> None:
 
 
 # of views whose arms have no n
-PLAIN = {"regular": draw_scores, "text": draw_sight, "judged": draw_judged}
+PLAIN = {"regular": draw_scores, "text": draw_sight, "judged": draw_kls}
 
 # What each figure says
 
@@ -421,6 +428,12 @@ def say_where_little_is_seen(result: dict) -> bool:
     one, *more = (taken_off(result, f"ids, {w}") for w in (1, 2, 3))
     said = [s["probe"]["says"]["1"] for s in result["arms"]["ids, 1"]["seeds"]]
     return bool(one.min() >= 0.2 and min(said) > 0.3 and max(x.mean() for x in more) < 0.03)
+
+
+def say_what_moves_were(result: dict) -> bool:
+    none, filler, ids = (nats(result, f"{arm}, 5") for arm in ("none", "filler", "ids"))
+    return bool(ids.max() < min(none.min(), filler.min()) - 0.03
+                and abs(filler.mean() - none.mean()) < 0.03)
 
 
 def nearer_with_ids(result: dict) -> bool:
@@ -499,10 +512,14 @@ FIGURES = {
     "text": Figure(
         ("With one character in sight ids say what came before. With two or three they take "
          "nothing off.", say_where_little_is_seen), (draw_sight,)),
+    "chess": Figure(
+        ("With about one move in sight, ids take nats off the next character. As many places with "
+         "one id do not.", say_what_moves_were),
+        (partial(draw_others, key="nats", label="nats per held-out character"),)),
     "judged": Figure(
         ("With one character in sight, thoughts in ids bring a model's own text nearer to its "
          "judge. As many places with one id do not.", nearer_with_ids),
-        (draw_judged, draw_written)),
+        (draw_kls, draw_written)),
 }
 
 
@@ -512,13 +529,13 @@ def main() -> None:
     p = Parser(prog="lab.figures", description=command.first_line(__doc__), allow_abbrev=False)
     p.add_argument("names", nargs="*", metavar="NAME", help="of an experiment with a result (all)")
     names, folder = p.parse_args().names, ROOT / "figures"
-    there = {path.stem: path for path in sorted(folder.glob("*.json"))
-             if not path.stem.startswith("bench")}
+    there = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    there = {name: found for name, found in there.items() if "question" in found}
     if missing := [name for name in names if name not in there]:
         p.error(f"there is no {folder / missing[0]}.json, only {', '.join(there)}: "
                 "python -m lab.experiments lists what makes others")
     for name in names or there:
-        draw(name, json.loads(there[name].read_text()), folder / f"{name}.png")
+        draw(name, there[name], folder / f"{name}.png")
         print(f"{folder / name}.png is drawn")
 
 

@@ -284,7 +284,7 @@ def text_table(result: dict) -> list[str]:
         says |= {arm: [s["probe"].get("says", {}) for s in seeds]} if used else {}
         lines.append(row(
             arm, cell(own, 3), ", ".join(f"{x:.3f}" for x in own),
-            "-" if arm.startswith("none") else cell(taken_off(result, arm), 3),
+            "-" if "--thoughts none" in found["command"] else cell(taken_off(result, arm), 3),
             cell(nats(result, arm, "another"), 3) if thinks else "-",
             cell(used) if used else "-", str(seeds[0]["step"]), f"{seconds(seeds):.0f}"))
     back = sorted({int(k) for seeds in says.values() for k in seeds[0] if k.isdigit()})

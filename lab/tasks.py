@@ -16,8 +16,8 @@ symbol is a step, and the level is their number: 1 to 40 to train on, 41 to 500 
 Others are downloaded by you, and read from --source in their own format: tangrams, of SCONE, or
 plain_tangrams, its instructions that by their words need no earlier one; babi; gsm8k; icot; and
 bbh, the tracking_shuffled_objects of BIG-Bench Hard. Its stories are for evaluation only, in
-OUT_test. OUT has new ones, with their people, frames and things. chess makes no task of games in
-PGN, but a text, one line of moves for each game.
+OUT_test. OUT has new ones, with their people, frames and things. chess reads games in PGN. It makes
+a text, not a task: one line of moves for each game. A zip is read as the one file in it.
 
 Left out on purpose: downloads; chains of reasoning, which are dropped. Knows settings.py,
 command.py.
@@ -36,9 +36,11 @@ from settings import Parser, at_least
 
 TRAINED, TESTED = (1, 40), (41, 500)  # lengths of the regular tasks
 RING = "red green blue white black".split()  # the five places
-# In PGN: tags, comments and annotations; after that, how a game ended
-NO_MOVE = re.compile(r"^\[.*\]\s*$|^%.*$|\{[^}]*\}|;.*$|\$\d+", re.MULTILINE)
-END_OF_GAME = re.compile(r"(?<!\S)(?:1-0|0-1|1/2-1/2|\*)(?!\S)")
+# In PGN. Between two games there is a tag or a result
+TAG = re.compile(r'^\[\w+ ".*"\]\s*$', re.MULTILINE)
+COMMENT = re.compile(r"^%.*$|\{[^}]*\}|;.*$|\$\d+|[!?]+", re.MULTILINE)
+RESULT = re.compile(r"(?<!\S)(?:1-0|0-1|1/2-1/2|\*)(?!\S)")
+NUMBER = re.compile(r"(?<!\S)\d+(?:\.+|(?=\s))")  # of a move
 Symbols = tuple[list[str], str]  # symbols, and what their whole is
 LETTERS = "ABCDEFG"  # of options
 SWAP = re.compile(r"(\w+), (\w+) and (\w+) (.*)")
@@ -309,13 +311,13 @@ def icot(text: str) -> Iterator[dict]:
 def chess(text: str) -> Iterator[dict]:
     """Games in PGN: of each its moves, as {"text": "e4 e5 Nf3\\n"}. They are shuffled, as the last
     rows of a text are held out. Raises ValueError where there are none."""
-    bare = NO_MOVE.sub(" ", text)
+    bare = COMMENT.sub(" ", TAG.sub(" * ", text))
     while (fewer := re.sub(r"\([^()]*\)", " ", bare)) != bare:  # variations, the innermost first
         bare = fewer
-    played = [re.sub(r"\d+\.+", " ", game).split() for game in END_OF_GAME.split(bare)]
+    played = [NUMBER.sub(" ", game).split() for game in RESULT.split(bare)]
     games = [" ".join(moves) for moves in played if moves]
-    if END_OF_GAME.search(bare) is None:
-        raise ValueError("--source has no games in PGN: none has a result, as 1-0 or *")
+    if not games or RESULT.search(bare) is None:
+        raise ValueError("--source has no games in PGN: no moves, or no tag and no result")
     for i in np.random.default_rng(0).permutation(len(games)):
         yield {"text": f"{games[i]}\n"}
 
@@ -336,15 +338,18 @@ def rows_to_test(out: Path) -> Path:
     return out.with_name(f"{out.stem}_test{out.suffix}")
 
 
-def text_of(path: Path) -> str:
+def text_of(path: Path, errors: str = "strict") -> str:
     """Of a file, or of the one file in a zip. Raises OSError, ValueError."""
     if not zipfile.is_zipfile(path):
-        return path.read_text(encoding="utf-8-sig")
-    with zipfile.ZipFile(path) as z:
-        files = [x for x in z.infolist() if not x.is_dir()]
-        if len(files) != 1:
-            raise ValueError(f"--source {path} holds {len(files)} files: unzip it and name one")
-        return z.read(files[0]).decode("utf-8-sig")
+        return path.read_text(encoding="utf-8-sig", errors=errors)
+    try:
+        with zipfile.ZipFile(path) as z:
+            files = [x for x in z.infolist() if not x.is_dir()]
+            if len(files) == 1:
+                return z.read(files[0]).decode("utf-8-sig", errors)
+    except (zipfile.BadZipFile, RuntimeError) as e:  # damaged, or locked by a password
+        raise ValueError(f"--source {path} cannot be unzipped: {e}") from e
+    raise ValueError(f"--source {path} holds {len(files)} files: unzip it and name one")
 
 
 def make(name: str, out: Path, rows: int = 2000, seed: int = 0,
@@ -352,7 +357,8 @@ def make(name: str, out: Path, rows: int = 2000, seed: int = 0,
     """Write the files of a task -> how many rows each has. source: the file that one of READ needs.
     Raises OSError, and ValueError or what comes of an unknown key where it is of another kind."""
     if name in READ:
-        text = text_of(source)
+        # people's names may be in Latin-1; they stand in tags, which are dropped
+        text = text_of(source, "replace" if name == "chess" else "strict")
         of_file = [*READ[name](text)]  # before anything is written
         if name != "bbh":
             return {out: write(out, of_file)}
@@ -369,7 +375,7 @@ def main() -> None:
     p.add_argument("name", metavar="NAME", choices=["stories", *REGULAR, *READ],
                    help=", ".join(["stories", *REGULAR, *READ]))
     p.add_argument("out", type=Path, metavar="OUT", help="the .jsonl file to write")
-    p.add_argument("--source", type=Path, help="the file that is read")
+    p.add_argument("--source", type=Path, help="the file that is read, or a zip of it")
     p.add_argument("--rows", type=int, default=2000, help="of what is made (2000)")
     p.add_argument("--seed", type=int, default=0, help="of what is drawn (0)")
     args = p.parse_args()

@@ -272,7 +272,8 @@ def test_each_question_stands_in_the_table():
 
 # Numbers
 
-FIGURES = sorted(path for path in (ROOT / "figures").glob("*.json") if "bench" not in path.stem)
+FIGURES = sorted(path for path in (ROOT / "figures").glob("*.json")
+                 if "question" in json.loads(path.read_text()))
 
 
 @pytest.mark.parametrize("path", FIGURES, ids=lambda p: p.stem)
@@ -292,6 +293,16 @@ def test_tables_are_those_of_the_json(path):
     assert experiment.question in one_line
     for claim, held in verdicts(experiment.claims, result):
         assert f"- {claim} **{'held' if held else 'did not hold'}**" in one_line
+
+
+def test_the_board_is_that_of_its_json():
+    """What tests/board.py printed stands in question 19, with its command and its picture."""
+    pytest.importorskip("chess")
+    import board
+    result = json.loads((ROOT / "figures" / "board.json").read_text())
+    for line in board.table(result).splitlines():
+        assert line in RESULTS, line
+    assert result["command"] in RESULTS and "figures/board.png" in RESULTS
 
 
 def bench() -> dict:

@@ -85,7 +85,7 @@ def made_up(name: str, right: float) -> dict:
     if e.view == "alphabet":
         one["curve"] = {"step": [0, 100, 200], "accuracy": [1 / 3, right, right],
                         "thoughts_as_text": [-1.0, -4 * right, -6 * right]}
-    if e.tasks:
+    if e.view == "regular":
         one |= {"accuracy": right, "accuracy_another": 0.2, "by_length": [right] * 3, "stage": 9}
     looked = {"accuracy_by_n": {x: [right] * 30 for x in ("own", *report.OTHERS)},
               "spliced": True, "synonyms": 1.0, "usage": {"perplexity": 400 * right},
@@ -183,12 +183,12 @@ def test_an_experiment_on_tasks(monkeypatch, capsys, tmp_path):
     arms = {"parity, ids": Arm(f"train.py {flags} --think_vocab 4 --model scratch:1x8", 5),
             "parity, none": Arm(f"train.py {flags} --thoughts none --model scratch:1x8", 5)}
     only = {"small": Experiment("Is it so?", [("It is.", lambda r: True)], arms, view="regular",
-                                tasks=("parity",))}
+                                files=(experiments.TaskFile("parity"),))}
     monkeypatch.setattr(experiments, "EXPERIMENTS", only)
     monkeypatch.setattr(experiments, "OUT", tmp_path)
     made, call = [], experiments.call
 
-    def few(task, path):
+    def few(task, path, source=None):
         made.append(path)
         make(task, tmp_path / path.name, rows=80)
 
@@ -404,10 +404,11 @@ def test_flags_are_accepted(name, monkeypatch, tmp_path):
     arms = EXPERIMENTS[name].arms
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
-    for task in EXPERIMENTS[name].tasks:
-        make(task, Path("runs") / f"{task}.jsonl", rows=80)
     for text in EXPERIMENTS[name].texts:
-        (Path("runs") / text).write_text("abcd efgh. " * 300)
+        more = "".join(f"1. {a}{i} * " for a in "abcdefgh" for i in range(1, 9)) * 9
+        (Path("runs") / text).write_text("abcd efgh. " * 300 + more)
+    for file, source in EXPERIMENTS[name].files:
+        make(file, Path("runs") / f"{file}.jsonl", rows=80, source=source and Path("runs") / source)
     for arm in arms.values():
         assert arm.after is None or arm.after in arms
         s = settings_of(arm, monkeypatch)
@@ -487,7 +488,8 @@ def test_every_prediction_is_judged(name):
     assert judged[0] != judged[1]
     assert EXPERIMENTS[name].prediction == " ".join(text for text, _ in judged[0])
     result = made_up(name, 0.5)
-    cells = {"text": "2.000 ± 0.000 |", "content": "| 0 ± 0 |", "faithful": "| 0.50 ± 0.00 |",
+    cells = {"text": "2.000 ± 0.000 |", "chess": "2.000 ± 0.000 |", "content": "| 0 ± 0 |",
+             "faithful": "| 0.50 ± 0.00 |",
              "depth": "| 50 ± 0 | 0.0 ± 0.0 |", "judged": "| - | - |"}
     rows = {"content": 4, "faithful": 8, "judged": 3}.get(name, len(result["arms"]))
     assert table(result).count(cells.get(name, "| 50 ± 0 |")) >= rows

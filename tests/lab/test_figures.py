@@ -98,6 +98,7 @@ MISSES = {
     "alphabet": lambda s: s["words"]["curve"].update(thoughts_as_text=[-0.4, -2.3]),
     "regular": lambda s: s["parity, ids"].update(accuracy=0.94),
     "text": lambda s: s["ids, 2"]["nats"].update(own=s["none, 2"]["nats"]["own"] - 0.04),
+    "chess": lambda s: s["ids, 5"]["nats"].update(own=s["none, 5"]["nats"]["own"] - 0.01),
     "judged": lambda s: s["filler"]["kl"].update(own=s["none"]["kl"]["own"] - 0.06)}
 
 

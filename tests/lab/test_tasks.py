@@ -85,8 +85,9 @@ FOREIGN = {
               [{"prompt": "How much?", "answer": "1200", "level": 2}]),
     "icot": ("1 2 * 3||4 + 5 #### 6 3\n", [{"prompt": "1 2 * 3", "answer": "6 3"}]),
     "chess": ('[Event "a 1-0 b"]\n[Result "1-0"]\n\n1. e4 {a (b} e5 $1 2. Nf3 (2. f4 (2. d4 exd4) '
-              'exf4)\n2... Nc6 3. O-O-O ; rest\n1-0\n\n[Event "?"]\n\n1.d4 d5 *\n',
-              [{"text": "d4 d5\n"}, {"text": "e4 e5 Nf3 Nc6 O-O-O\n"}])}
+              'exf4)\n2... Nc6!? 3. O-O-O ; rest\n1-0\n\n[Event "no result"]\n\n1 a3 {two\n'
+              '[%clk 1] lines} a6\n\n[Event "?"]\n\n1.d4 d5 *\n\n[Event "no moves"]\n\n*\n',
+              [{"text": f"{x}\n"} for x in ("a3 a6", "d4 d5", "e4 e5 Nf3 Nc6 O-O-O")])}
 
 
 @pytest.mark.parametrize("name", READ)
@@ -103,7 +104,8 @@ def test_games_in_a_zip(tmp_path, monkeypatch, capsys):
     out, source = tmp_path / "out.jsonl", tmp_path / "games.zip"
     games = [f"a{i} b{i}" for i in range(1, 99)]
     with zipfile.ZipFile(source, "w") as z:
-        z.writestr("games.pgn", "".join(f'[Event "?"]\n\n1. {x} *\n\n' for x in games))
+        text = "".join(f'[White "José"]\n\n1. {x} *\n\n' for x in games)
+        z.writestr("games.pgn", text.encode("latin-1"))
     argv = ["chess", out, "--source", source]
     code, said, err = run(tasks.main, argv, monkeypatch, capsys)
     assert code == 0 and "holds 98 rows" in said and "--model bytes:1x128" in said, err
@@ -203,9 +205,16 @@ def test_the_command(name, tmp_path, monkeypatch, capsys):
     (["gsm8k", "{tmp}/a.jsonl", "--source", "{tmp}/none"], "none"),
     (["gsm8k", "{tmp}/a.jsonl", "--source", "{tmp}/b"], "no file of gsm8k"),
     (["bbh", "{tmp}/a.jsonl", "--source", "{tmp}/b"], "no file of bbh"),
-    (["chess", "{tmp}/a.jsonl", "--source", "{tmp}/b"], "no games")], ids=str)
+    (["chess", "{tmp}/a.jsonl", "--source", "{tmp}/b"], "no games"),
+    (["chess", "{tmp}/a.jsonl", "--source", "{tmp}/c.pgn"], "no games"),
+    (["chess", "{tmp}/a.jsonl", "--source", "{tmp}/bad.zip"], "cannot be unzipped")], ids=str)
 def test_refuses(argv, said, tmp_path, monkeypatch, capsys):
     (tmp_path / "b").write_text('{"text": "something else"}')
+    (tmp_path / "c.pgn").write_text('[Event "?"]\n\n*\n')
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as z:
+        z.writestr("games.pgn", "1. e4 *")
+    whole = (tmp_path / "bad.zip").read_bytes()
+    (tmp_path / "bad.zip").write_bytes(whole.replace(b"1. e4 *", b"1. d4 *"))  # a wrong checksum
     argv = [x.format(tmp=tmp_path) for x in argv]
     code, _, err = run(tasks.main, argv, monkeypatch, capsys)
     assert code == 2 and said in err and err.count("\n") == 1, err
