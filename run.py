@@ -339,11 +339,11 @@ class Run:
                                   "written": [vars(text) for text in self.written]}
 
     def a_prompt(self) -> str:
-        """A held-out prompt of a task, or eight tokens of held-out text. "" on cups, where
-        sample.py has one. Raises ValueError for a text that is no file here."""
+        """A held-out prompt of a task, or eight tokens of held-out text. "" on cups and for a model
+        that is no run: sample.py has one. Raises ValueError for a text that is no file here."""
         if self.is_task:
             return self.source.a_prompt()
-        if read_spec(self.settings.data) is not None:
+        if self.settings is None or read_spec(self.settings.data) is not None:
             return ""
         if self._source is None and not Path(self.settings.data).is_file():
             raise ValueError(f"this run's text, {self.settings.data}, is no file here to take a "
