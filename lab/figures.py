@@ -252,9 +252,9 @@ def draw_others(axis, result: dict, key: str, label: str) -> None:
         name = re.sub(", [0-9]+$", "", arm)  # all that have a window have the same
         name = name.replace("none", NO_THOUGHTS).replace("filler", "one id for all").replace(
             "base", f"{NO_THOUGHTS}, half the updates")
-        for thoughts in (x for x in ("own", "another") if x in it["seeds"][0][key]):
-            of = np.array([s[key][thoughts] for s in it["seeds"]])
-            found[name if thoughts == "own" else f"{name}, another's"] = of
+        for thoughts, bar in {"own": name, "another": f"{name}, another's"}.items():
+            if thoughts in it["seeds"][0][key]:
+                found[bar] = np.array([s[key][thoughts] for s in it["seeds"]])
     bars(axis, found)
     axis.set(xlabel=label)
 
