@@ -61,7 +61,7 @@ def branch_layout(P: int, S: int, K: int, rules: Rules,
     if rules.reread:
         back = (ends - rules.reread * (K - step)).clamp(min=0)
         ends = torch.where(is_text, ends, back)
-        positions, own = ends + ~is_text, own & (step[:, None] == step)
+        positions, own = ends + ~is_text * rules.shifts, own & (step[:, None] == step)
     near = torch.tensor(rules.window == 0, device=device)  # everything is, or
     near = near | (positions[:, None] - text < rules.window)  # what lies in the window
     mask = own & ~is_text  # [T, T]: the own branch, up to oneself; and of the text:

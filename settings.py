@@ -83,7 +83,7 @@ class Settings:
     compile: str = flag("auto", "torch.compile for the rollout", choices=["auto", "on", "off"])
     out: str = flag("out", "folder for checkpoint, log and pictures")
     # follow from the others
-    reread: int = 0  # next_token on cups: tokens that a branch reads on from thought to thought
+    reread: int = 0  # next_token: tokens that a branch reads on from thought to thought
     processes: int = 1  # torchrun's
 
     @property
@@ -267,6 +267,8 @@ def settle(s: Settings, typed: dict) -> Settings:
         new["think_vocab"] = 0 if s.thoughts == "none" else 1
     if s.approach == "next_token":  # a thought serves one prediction, in a branch of its own
         new |= {"gamma": 0.0, "budget": s.max_thoughts}
+        if kind_of(s.data) == "text" and s.window and s.max_thoughts > 1:
+            new["reread"] = 1  # else nothing beyond the window could reach a branch
     elif read_spec(s.data) is not None and "budget" not in typed:
         new["budget"] = s.budget * s.max_thoughts  # the presets count one per slot
     elif kind_of(s.data) == "text" and s.from_scratch and "budget" not in typed:

@@ -14,7 +14,7 @@ from conftest import AFTER, P, R, S, V, in_sight, luck, numbers, refuses, texts
 from data import plain
 from next_token import at_once, branch_layout, layout, one_by_one, roll, states
 from reward import Credit, Scale, action_logp, rollout_loss, score
-from rollout import SAMPLED, Dials, Rules, choose, draw, states_at, visible
+from rollout import SAMPLED, Dials, Rules, choose, draw, positions_of, states_at, visible
 
 L = P + S
 
@@ -153,14 +153,16 @@ def test_layout_by_loops(P, S, K, window, counts):
             assert mask[0, 0, q, k].item() == wanted, (q, k)
 
 
-@pytest.mark.parametrize("window", [0, 3])
+@pytest.mark.parametrize("counts", ["places", "text"])
+@pytest.mark.parametrize("window", [0, 1, 3])
 @pytest.mark.parametrize("K, reread", [(3, 2), (2, 1), (4, 3)])
-def test_rereading_is_a_thought_written_there(tiny, window, K, reread):
+def test_rereading_is_a_thought_written_there(tiny, counts, window, K, reread):
     """Guards `reread`. Thought k of K sees what a thought would see that stands reread * (K - k)
     tokens before the prefix's end. A short sequence by itself gives the same state, to 1e-9. The
-    last thought speaks."""
+    last thought speaks. Where windows count text, a window of one shows it the token before it."""
     model, ids = tiny(), texts()
-    rules, u = branching("forced", K, window, AFTER, reread=reread), numbers(K, R * S)
+    rules = branching("forced", K, window, AFTER, reread=reread, counts=counts)
+    u = numbers(K, R * S)
     text = plain(ids, P, S, offset=4)
     ro = roll(model, text, rules, luck(u))
     assert (states(model, ro, rules) - ro.h).abs().max() < 1e-9
@@ -175,8 +177,8 @@ def test_rereading_is_a_thought_written_there(tiny, window, K, reread):
                 assert z == V + draw(model.think_logits(h[None]), own, float(k > 1)).item()
                 reads = max(P + s - 1 - reread * (K - k), 0)
                 x = torch.cat([ids[row, :reads + 1], torch.tensor([z])])[None]
-                mask = visible(x >= V, Rules(window=window))
-                h = model(x, torch.arange(reads + 2) + 4, mask)[0, -1]
+                lone = Rules(window=window, counts=counts)
+                h = model(x, positions_of(x >= V, lone) + 4, visible(x >= V, lone))[0, -1]
                 assert (h - ro.h[row, i]).abs().max() < 1e-9
             logp = model.text_logits(h).log_softmax(-1)[ids[row, P + s]]
             assert r[row, s].item() == pytest.approx(logp.item(), abs=1e-9)

@@ -220,6 +220,16 @@ def test_siblings_stand_side_by_side():
     assert len({tuple(row) for row in text.ids.tolist()}) == 3
 
 
+def test_branches_under_a_window_reread(tmp_path):
+    """Guards text that branches under a window read: what is out of sight could not reach them. One
+    thought alone would only go back, and be the likeliest one."""
+    (tmp_path / "a.txt").write_text("some text")
+    typed = {"approach": "next_token", "data": str(tmp_path / "a.txt"), "model": "bytes"}
+    for window, K, reread in ((0, 3, 0), (1, 1, 0), (1, 3, 1)):
+        s = resolve(typed | {"window": window, "max_thoughts": K})
+        assert (s.reread, s.budget) == (reread, K)
+
+
 def test_text_is_written_ahead():
     """Guards `teacher`'s own text, written for AHEAD steps at once. Each of these steps has as many
     contexts as it would have alone, long first rounds among them in all, and none stands in two. A
