@@ -35,8 +35,11 @@ SHOWN = (1, 3, 6, 10, 30)  # n of the tables, where an experiment names no other
 T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 OTHERS = ("another", "shuffled", "constant", "random")  # thoughts that are not the model's own
 FOUR = ("early", "mistake", "paraphrase", "filler")  # interventions after arXiv 2307.13702
-FOLLOWED = (1, 3, 10)  # moves of the rounds that are followed through the training
-STEPS_SHOWN = 4  # most checkpoints of an arm in the table, the last one not counted
+# columns of the table of chains that were cut: whose, and moves of the rounds
+CUT_SHOWN = (("tokens, full", 1), ("tokens, full", 2), ("tokens, full", 10), ("tokens, window", 10))
+GAINED_AT = (3, 6, 10)  # n of the table of what thoughts gain
+FOLLOWED = (3, 10)  # moves of the rounds that are followed through the training
+STEPS_SHOWN = 3  # most checkpoints of an arm in the table
 # the panels of view depth, whose arms are called "S3, none, 1 layer"
 GROUPS = ("S3", "Z6")
 APPROACHES, NUMBERS = ("stream", "teacher"), (8, 16, 64, 256, 2048, 16384)  # arms of view rows
@@ -144,10 +147,9 @@ def parts(result: dict) -> dict[str, np.ndarray]:  # -> [seeds, 30] each
             "all": own - none}
 
 
-def followed(found: dict, what: str = "follows") -> float:
-    """Of all wrong words that were written, the share whose answer follows them. what: "true" for
-    answers that stay as they were."""
-    return sum(found["counterfactual"][what]) / max(sum(found["counterfactual"]["written"]), 1)
+def followed(found: dict) -> float:
+    """Of all wrong words that were written, the share whose answer follows them."""
+    return sum(found["counterfactual"]["follows"]) / max(sum(found["counterfactual"]["written"]), 1)
 
 
 def by_distance(seeds: list[dict]) -> np.ndarray:
@@ -233,25 +235,16 @@ def at_each(ns: Iterable[int]) -> list[str]:
 
 
 def table(result: dict) -> str:
-    """Per cent right by n, mean and 95 % interval over seeds. MFLOP of a story of n = 10
-    (experiments.mflop), a mean, and seconds, a median. For models that choose when to think: when
-    they do. Then what the view adds. Some views have tables of their own."""
+    """Per cent right by n, mean and 95 % interval over seeds, and seconds, a median. Then what the
+    view adds. Some views have tables of their own."""
     if result.get("view") in TABLES:
         return "\n".join(TABLES[result["view"]](result))
-    shown = result.get("shown", SHOWN)
-    lines = head("arm", *at_each(shown), "blocks, MFLOP", "heads, MFLOP", "seconds")
+    shown = [n for n in result.get("shown", SHOWN) if n != 6]  # (like 3 or 10)
+    lines = head("arm", *at_each(shown), "seconds")
     for arm, found in result["arms"].items():
         right = 100 * right_by_n(result, arm)
-        cells = [cell(right[:, n - 1]) for n in shown] + [f"{x:.2f}" for x in found["mflop"]]
-        lines.append(row(arm, *cells, f"{seconds(found['seeds']):.0f}"))
-    chosen = arms_with(result, "thoughts_by_n")
-    if chosen:
-        lines += ["", *head("arm, by seed", "thinks after moves that move the ball, %",
-                            "elsewhere, %", "thoughts a move")]
-    for arm, seeds in chosen.items():
-        cells = [", ".join(f"{100 * s[k]:.1f}" for s in seeds)
-                 for k in ("thinks_after_moved", "thinks_elsewhere")]
-        lines.append(row(arm, *cells, ", ".join(f"{slope(s['thoughts_by_n']):.2f}" for s in seeds)))
+        lines.append(row(arm, *(cell(right[:, n - 1]) for n in shown),
+                         f"{seconds(found['seeds']):.0f}"))
     more = MORE_ROWS.get(result.get("view"))
     return "\n".join(lines + (more(result) if more else []))
 
@@ -311,34 +304,33 @@ def judged_table(result: dict) -> list[str]:
 
 
 def when_rows(result: dict) -> list[str]:
-    """By seed, how often it thinks after moves that leave the ball where it is, by its cup; and
-    what other thoughts do."""
-    (arm, found), = probed(result).items()
-    # (the swap of the two other cups, and a move that is nothing)
-    idle = [(cup, m) for cup, move in (("A", "BC"), ("B", "AC"), ("C", "AB"))
-            for m in (move, "nothing")]
-    lines = ["", *head("thinks after, %", "a story's first move",
-                       *(f"{cup}: {move}" for cup, move in idle))]
-    for seed, it in enumerate(x["after_which"] for x in found):
-        shares = [it["first"], *(it["share"][c][it["moves"].index(move)] for c, move in idle)]
-        lines.append(row(f"{arm}, seed {seed}", *(f"{100 * x:.0f}" for x in shares)))
+    """By seed, how often it thinks after which moves; and what other thoughts do."""
+    arm, = probed(result)
+    seeds = result["arms"][arm]["seeds"]
+    columns = {
+        "thinks after moves that move the ball, %": [
+            f"{100 * s['thinks_after_moved']:.1f}" for s in seeds],
+        "elsewhere, %": [f"{100 * s['thinks_elsewhere']:.1f}" for s in seeds],
+        "thoughts a move": [f"{slope(s['thoughts_by_n']):.2f}" for s in seeds],
+        "drawn: after a story's first move, %": [
+            f"{100 * s['probe']['after_which']['first']:.0f}" for s in seeds]}
+    lines = ["", *head("arm, by seed", *columns), row(arm, *map(", ".join, columns.values()))]
     return lines + other_thoughts(result, arm)
 
 
 def other_thoughts(result: dict, arm: str) -> list[str]:
     """What is left of an arm's answers with thoughts that are not its own."""
-    lines = ["", *head(f"`{arm}` with thoughts", *at_each(result["shown"]))]
-    for name in ("own", *OTHERS):
-        right = 100 * np.array([x["accuracy_by_n"][name] for x in probed(result)[arm]])
-        lines.append(row(NAMES[name], *(cell(right[:, n - 1]) for n in result["shown"])))
-    return lines
+    kinds = ("own", *OTHERS)
+    right = {name: [100 * x["accuracy_by_n"][name][9] for x in probed(result)[arm]]
+             for name in kinds}
+    return ["", *head(f"`{arm}` with thoughts", *(NAMES[name] for name in kinds)),
+            row("right at n = 10, %", *(cell(right[name]) for name in kinds))]
 
 
 def content_table(result: dict) -> list[str]:
     """What the gain of `tokens, full` is made of, and other thoughts written into it."""
-    shown = result["shown"]
-    lines = head("points gained over `none, full`", *at_each(shown))
-    lines += [row(name, *(cell(100 * x[:, n - 1]) for n in shown))
+    lines = head("points gained over `none, full`", *at_each(GAINED_AT))
+    lines += [row(name, *(cell(100 * x[:, n - 1]) for n in GAINED_AT))
               for name, x in parts(result).items()]
     return lines + other_thoughts(result, "tokens, full")
 
@@ -354,36 +346,34 @@ def depth_table(result: dict) -> list[str]:
 
 def faithful_table(result: dict) -> list[str]:
     """Areas over the curve by moves, and what becomes of wrong words."""
-    found, lengths = probed(result), cut(result)
-    lines = head("area over the curve (AOC)", *at_each(lengths))
-    for arm in found:
-        lines += [row(f"{arm}: {THEN[name]}",
-                      *(cell(areas(result, arm, name, m), 2) for m in lengths)) for name in FOUR]
-    lines += ["", *head("another cup's word written", "answer follows it, %", "stays true, %",
+    found, kept = probed(result), "first ones kept, "
+    lines = head(f"AOC, {kept[:-2]}", *(f"{arm}, n = {m}" for arm, m in CUT_SHOWN))
+    for name in FOUR:
+        cells = [cell(areas(result, arm, name, m), 2) for arm, m in CUT_SHOWN]
+        lines.append(row(THEN[name].removeprefix(kept), *cells))
+    lines += ["", *head("another cup's word written", "answer follows it, %",
                         "thoughts with a synonym, %", "own thoughts fed again")]
     for arm, seeds in found.items():
-        cells = [cell([100 * followed(x, what) for x in seeds], 1) for what in ("follows", "true")]
-        cells.append(cell([100 * x["synonyms"] for x in seeds], 1))
+        cells = [cell([100 * x for x in column], 1) for column in (
+            map(followed, seeds), (x["synonyms"] for x in seeds))]
         again = "no change" if all(x["spliced"] for x in seeds) else "CHANGED"
         lines.append(row(arm, *cells, again))
     return lines
 
 
 def training_table(result: dict) -> list[str]:
-    """Right answers and areas at some steps of training, of the seeds that went on that far; and
-    where they ended."""
-    lines = head("arm", "step", "seeds", *(f"right at n = {n}, %" for n in FOLLOWED),
-                 *(f"AOC of early answering, n = {n}" for n in FOLLOWED))
+    """Right answers and areas at some steps of training, among those that all seeds came to."""
+    lines = head("arm", "step", *(f"right at n = {n}, %" for n in FOLLOWED),
+                 *(f"AOC, n = {n}" for n in FOLLOWED))
     for arm, seeds in courses(result).items():
-        # each run has an end of its own, so the last ones make a row without a step
-        kept = [x for course in seeds for x in course[:-1]]
-        steps = sorted({x["step"] for x in kept})
+        by_step = [{x["step"]: x for x in course[:-1]} for course in seeds]
+        steps = sorted(set.intersection(*map(set, by_step)))
         every = max(1, -(-len(steps) // STEPS_SHOWN))  # rounded up
-        rows = {step: [x for x in kept if x["step"] == step] for step in steps[::every]}
-        for step, found in (rows | {"the end": [course[-1] for course in seeds]}).items():
+        for step in steps[(len(steps) - 1) % every::every]:
+            found = [x[step] for x in by_step]
             cells = [cell([100 * x["accuracy_by_n"][n - 1] for x in found]) for n in FOLLOWED]
             cells += [cell([x["early"][str(n)] for x in found], 2) for n in FOLLOWED]
-            lines.append(row(arm, str(step), str(len(found)), *cells))
+            lines.append(row(arm, str(step), *cells))
     return lines
 
 
