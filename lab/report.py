@@ -234,6 +234,11 @@ def at_each(ns: Iterable[int]) -> list[str]:
     return [f"n = {n}" for n in ns]
 
 
+def right_at(result: dict, arm: str, *ns: int) -> list[str]:
+    """Per cent right at each of these n, as cells."""
+    return [cell(100 * right_by_n(result, arm)[:, n - 1]) for n in ns]
+
+
 def table(result: dict) -> str:
     """Per cent right by n, mean and 95 % interval over seeds, and seconds, a median. Then what the
     view adds. Some views have tables of their own."""
@@ -251,16 +256,12 @@ def table(result: dict) -> str:
 
 def regular_table(result: dict) -> list[str]:
     """Per cent right by the number of symbols, and with another's thoughts."""
-    lines = head("arm", *(f"{a} to {b} symbols" for a, b in LENGTHS), "all", "by seed",
-                 "another's thoughts", "updates, by seed", "stage, by seed", "seconds")
+    lines = head("right, %", *(f"{a} to {b} symbols" for a, b in LENGTHS), "another's thoughts")
     for arm, found in result["arms"].items():
-        seeds, all_of = found["seeds"], 100 * scores(result, arm)
+        seeds = found["seeds"]
         cells = [cell(column) for column in 100 * np.array([s["by_length"] for s in seeds]).T]
         other = [100 * s["accuracy_another"] for s in seeds if "accuracy_another" in s]
-        lines.append(row(arm, *cells, cell(all_of), ", ".join(f"{x:.0f}" for x in all_of),
-                         cell(other) if other else "-",
-                         *(", ".join(str(s[k]) for s in seeds) for k in ("step", "stage")),
-                         f"{seconds(seeds):.0f}"))
+        lines.append(row(arm, *cells, cell(other) if other else "-"))
     return lines
 
 
@@ -292,14 +293,13 @@ def text_table(result: dict) -> list[str]:
 
 
 def judged_table(result: dict) -> list[str]:
-    """Reverse KL to the judge, by seed, with other thoughts, and without them."""
+    """Reverse KL to the judge, with other thoughts, and without them."""
     others = {"another": "with another's", "none": "without thoughts"}
-    lines = head("arm", "reverse KL, nats", "by seed", *others.values(), "updates", "seconds")
+    lines = head("arm", "reverse KL, nats", *others.values(), "updates")
     for arm, found in result["arms"].items():
-        seeds, own = found["seeds"], kls(result, arm)
-        cells = [cell(kls(result, arm, k), 3) if k in seeds[0]["kl"] else "-" for k in others]
-        lines.append(row(arm, cell(own, 3), ", ".join(f"{x:.3f}" for x in own), *cells,
-                         str(seeds[0]["step"]), f"{seconds(seeds):.0f}"))
+        one, own = found["seeds"][0], kls(result, arm)
+        cells = [cell(kls(result, arm, k), 3) if k in one["kl"] else "-" for k in others]
+        lines.append(row(arm, cell(own, 3), *cells, str(one["step"])))
     return lines
 
 
@@ -336,11 +336,10 @@ def content_table(result: dict) -> list[str]:
 
 
 def depth_table(result: dict) -> list[str]:
-    """How far each arm reaches."""
-    lines = head("arm", "right at n = 10, %", "90 % of first rounds right up to n", "seconds")
-    for arm, found in result["arms"].items():
-        lines.append(row(arm, cell(100 * right_by_n(result, arm)[:, 9]),
-                         cell(reach(result, arm), 1), f"{seconds(found['seeds']):.0f}"))
+    """How far each arm reaches, in both groups."""
+    lines = head("90 % of first rounds right up to n", *GROUPS)
+    for arm in (arm[4:] for arm in result["arms"] if arm.startswith(GROUPS[0])):
+        lines.append(row(arm, *(cell(reach(result, f"{g}, {arm}"), 1) for g in GROUPS)))
     return lines
 
 
@@ -377,37 +376,48 @@ def training_table(result: dict) -> list[str]:
     return lines
 
 
-def alphabet_rows(result: dict) -> list[str]:
-    """How soon it is learnt, seed by seed, and how likely thoughts are as words, at birth and at
-    the end."""
-    lines = ["", *head("arm", "updates until 90 % right (mean of n = 1 to 10), by seed",
-                       "log p of thoughts as words: at birth", "at the end")]
+def waterfall_table(result: dict) -> list[str]:
+    """Per cent right, where one part is taken away."""
+    shown, arms = (1, 10), (arm for arm in result["arms"] if not arm.startswith("repaired"))
+    return head("arm", *at_each(shown)) + [row(arm, *right_at(result, arm, *shown))
+                                           for arm in arms]
+
+
+def alphabet_table(result: dict) -> list[str]:
+    """How soon it is learnt, and how likely thoughts are as words, at birth and at the end."""
+    lines = head("arm", "n = 10", "updates until 90 % right, a median",
+                 "log p of thoughts as words: at birth", "at the end")
     for arm in result["arms"]:
-        soon = ("never" if np.isinf(x) else str(int(x)) for x in updates_to(result, arm))
-        likely = ["", ""]
+        soon, likely = np.median(updates_to(result, arm)), ["", ""]
         if arm in named(result):
             likely = [cell(as_words(result, arm, which), 1) for which in (0, -1)]
-        lines.append(row(arm, ", ".join(soon), *likely))
+        lines.append(row(arm, *right_at(result, arm, 10),
+                         "never" if np.isinf(soon) else f"{soon:.0f}", *likely))
     return lines
 
 
-def rows_rows(result: dict) -> list[str]:
-    """Updates to the end of the curriculum, seed by seed, and how many rows speak."""
-    lines = ["", *head("arm", "updates, by seed", "rows in use (perplexity)")]
-    for arm, found in result["arms"].items():
-        seeds = found["seeds"]
-        used = [s["probe"]["usage"]["perplexity"] for s in seeds if "probe" in s]
-        lines.append(row(arm, ", ".join(str(s["step"]) for s in seeds),
-                         cell(used) if used else "-"))
+def rows_table(result: dict) -> list[str]:
+    """Updates to the end of the curriculum, and how many rows speak."""
+    columns = ("n = 10", "updates")  # (a median)
+    lines = head("rows", *(f"{x}: {column}" for x in APPROACHES for column in columns),
+                 f"{APPROACHES[0]}: rows in use (perplexity)")
+    for N in NUMBERS:
+        arms, cells = [f"{x}, N = {N}" for x in APPROACHES], []
+        for arm in arms:
+            updates = np.median([s["step"] for s in result["arms"][arm]["seeds"]])
+            cells += [*right_at(result, arm, 10), f"{updates:.0f}"]
+        used = [x["usage"]["perplexity"] for x in probed(result)[arms[0]]]
+        lines.append(row(str(N), *cells, cell(used)))
     return lines
 
 
 # Views with a table of their own
 TABLES = {"regular": regular_table, "text": text_table, "judged": judged_table,
           "content": content_table, "faithful": faithful_table, "training": training_table,
-          "depth": depth_table}
+          "depth": depth_table, "waterfall": waterfall_table, "alphabet": alphabet_table,
+          "rows": rows_table}
 # What the table of an experiment has at its end, by its view
-MORE_ROWS = {"when": when_rows, "alphabet": alphabet_rows, "rows": rows_rows}
+MORE_ROWS = {"when": when_rows}
 
 
 # The page

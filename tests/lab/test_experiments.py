@@ -486,13 +486,14 @@ def test_every_prediction_is_judged(name):
     result = made_up(name, 0.5)
     cells = {"text": "2.000 ± 0.000 |", "chess": "2.000 ± 0.000 |", "content": "| 0 ± 0 |",
              "faithful": "| 0.50 ± 0.00 |",
-             "depth": "| 50 ± 0 | 0.0 ± 0.0 |", "judged": "| - | - |"}
-    rows = {"content": 4, "faithful": 4, "judged": 3}.get(name, len(result["arms"]))
+             "depth": " 0.0 ± 0.0 |", "judged": "| - | - |"}
+    rows = {"content": 4, "faithful": 4, "judged": 3, "waterfall": 8}.get(
+        name, len(result["arms"]))
     assert table(result).count(cells.get(name, "| 50 ± 0 |")) >= rows
 
 
 def test_alphabet_by_hand():
-    """Updates until 90 % right, and which arms are read as words."""
+    """Updates until 90 % right, and which arms are read as words. A median in the table."""
     result = made_up("alphabet", 0.5)
     arms = result["arms"]
     curves = [{"step": [0, 100, 200], "accuracy": [0.3, 0.9, 0.8],
@@ -506,8 +507,10 @@ def test_alphabet_by_hand():
     assert "new rows" not in report.named(result)
     assert report.as_words(result, "words").tolist() == [-4, -3]
     rows = table(result)
-    assert "| words | 100, never | -1.0 ± 0.0 | -3.5 ± 6.4 |" in rows
-    assert "| new rows | never, never |  |  |" in rows
+    assert "| words | 50 ± 0 | never | -1.0 ± 0.0 | -3.5 ± 6.4 |" in rows
+    assert "| new rows | 50 ± 0 | never |  |  |" in rows
+    arms["words"]["seeds"].append(arms["words"]["seeds"][0])
+    assert "| words | 50 ± 0 | 100 | " in table(result)
 
 
 def test_parts_add_up():
@@ -540,8 +543,17 @@ def test_reach():
         {"accuracy_by_n": [0.0] * 30, "seconds": 1, "accuracy_first_by_n": x} for x in firsts]
     assert report.reach(result, "Z6, none, 2 layers").tolist() == [2, 0, 30]
     rows = table(result).splitlines()
-    assert f"| Z6, none, 2 layers | 0 ± 0 | {report.cell([2, 0, 30], 1)} | 1 |" in rows
-    assert "| S3, oracle, 1 layer | 50 ± 0 | 0.0 ± 0.0 | 5 |" in rows
+    far = report.cell([2, 0, 30], 1)
+    assert f"| none, 2 layers | 0.0 ± 0.0 | {far} |" in rows
+
+
+def test_rows_by_hand():
+    """Both approaches in one line, each with the median of its updates."""
+    result = made_up("rows", 0.5)
+    for approach, steps in (("stream", (3, 5, 90)), ("teacher", (7, 8, 9))):
+        one, _ = result["arms"][f"{approach}, N = 16"]["seeds"]
+        result["arms"][f"{approach}, N = 16"]["seeds"] = [one | {"step": x} for x in steps]
+    assert "| 16 | 50 ± 0 | 5 | 50 ± 0 | 8 | 200 ± 0 |" in table(result).splitlines()
 
 
 def test_tables_follow_the_commands():
