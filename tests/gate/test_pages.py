@@ -309,12 +309,15 @@ def bench() -> dict:
     return json.loads((ROOT / "figures" / "bench.json").read_text())
 
 
-@pytest.mark.parametrize("threads, first", [
-    (1, "what | arm | seconds"), (2, "two threads: what | arm | seconds")])
-def test_speeds_are_those_of_the_json(threads, first):
-    """Each row of the tables of speeds is what lab/bench.py wrote, and all its rows are there."""
+@pytest.mark.parametrize("threads, column", [(1, 0), (2, 4)])
+def test_speeds_are_those_of_the_json(threads, column):
+    """Each row of the table of speeds is what lab/bench.py wrote, and all its rows are there. A
+    title stands in the first of its rows. Two threads, where they were measured, are at the end."""
     found = {k: x for k, x in bench().items() if k.endswith(f"threads {threads}")}
-    shown = [tuple(row[:4]) for row in rows_of(SPEED, first)[1:]]
+    shown, title = [], ""
+    for what, arm, *cells in rows_of(SPEED, "what | arm | seconds")[1:]:
+        title, measured_here = what or title, cells[column:column + 2]
+        shown += [(title, arm, *measured_here)] if any(measured_here) else []
     measured = [(t["title"].split(" (MiB")[0], arm, f"{x['seconds']:.3g}", f"{x['x_ours']:.2f}")
                 for section in found.values() for t in section["tables"]
                 for arm, x in t.get("arms", {}).items()]
@@ -346,8 +349,7 @@ def test_a_gpu_is_as_in_the_json():
               f"{x['shares']['gradient_pass']:.0%}", f"{x['peak_gb']:.2f}", f"{x['table_gb']:.2f}"]
              for name, x in found["step"].items() if name != "section_seconds"]
     assert rows_of(GPU, "6 updates on noise")[1:] == steps
-    before = found["before"]["step"].values()
-    assert all(f"{ms:,}" in GPU for ms in before) and found["machine"]["device"] in GPU
+    assert found["machine"]["device"] in GPU
 
 
 def test_reckoning_for_a_gpu():
