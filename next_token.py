@@ -74,7 +74,9 @@ def branches(model: GPT, text: Text, rules: Rules, luck, dials: Dials,
     """All text is given: K forwards of S places over one cache of the text. For 64 branches of 8
     thoughts at GPT-2's size this is 12 times faster than 64 rollouts.
 
-    A free branch ends where it would rather speak. edit gets places [S] and ids [R, S].
+    A free branch ends where it would rather speak. One that rereads is thought to its end: before
+    that it has not read all of its prefix. So its gate chooses once. edit gets places [S] and ids
+    [R, S].
     """
     (R, L), P, S, dev = text.ids.shape, text.P, text.S, text.ids.device
     V, K, free = model.config.vocab_size, rules.max_thoughts, rules.think == "free"
@@ -93,7 +95,7 @@ def branches(model: GPT, text: Text, rules: Rules, luck, dials: Dials,
         at = places[L + k * S:L + (k + 1) * S]  # [S]: step k of all branches
         who = who_may(going.flatten(), free)
         think_logits, thinks = model.think_logits(last[who]), going
-        if free:
+        if free and not (rules.reread and k):
             # 512 rows at once: at GPT-2's size their logits are 100 MB
             gap = torch.cat([gate_logit(model.logits(x), V) for x in last.split(512)])
             thinks = going & opens(gap, u[k, :, 0], dials.for_thoughts).view(R, S)

@@ -12,7 +12,7 @@ import torch
 
 from conftest import AFTER, P, R, S, V, in_sight, luck, numbers, refuses, texts
 from data import plain
-from next_token import at_once, branch_layout, layout, one_by_one, roll, states
+from next_token import gate_at, at_once, branch_layout, layout, one_by_one, roll, states
 from reward import Credit, Scale, action_logp, rollout_loss, score
 from rollout import SAMPLED, Dials, Rules, choose, draw, positions_of, states_at, visible
 
@@ -182,6 +182,26 @@ def test_rereading_is_a_thought_written_there(tiny, counts, window, K, reread):
                 assert (h - ro.h[row, i]).abs().max() < 1e-9
             logp = model.text_logits(h).log_softmax(-1)[ids[row, P + s]]
             assert r[row, s].item() == pytest.approx(logp.item(), abs=1e-9)
+
+
+def test_a_branch_that_rereads_chooses_once(tiny):
+    """Guards the gate of a branch that rereads. It opens by the first step's number against p_think
+    at the prefix's end, and all K thoughts follow. A choice is weighed once, wherever it fell."""
+    model, ids, K = tiny(), texts(), 3
+    rules, u = branching("free", K, 1, reread=1, counts="text"), numbers(K, R * S)
+    ro = roll(model, plain(ids, P, S), rules, luck(u))
+    p = gate_at(model, ro)
+    seen = set()
+    for row in range(R):
+        for s in range(S):
+            thoughts, at = thoughts_of(ro, row, s)
+            first = L + s  # step 1 of this branch
+            opened = u[0, row * S + s, 0].item() < p[row, first].item()
+            assert len(thoughts) == K * opened
+            assert ro.gated[row, L:][torch.arange(K) * S + s].tolist() == [opened, False, False]
+            assert ro.gated[row, P + s].item() != opened
+            seen.add(opened)
+    assert seen == {False, True}
 
 
 def test_siblings_and_edits(tiny):
