@@ -107,7 +107,7 @@ class Source:
     of = "level"  # what a level is called
     counts = "text"  # what a window counts (rollout.Rules)
     digest = ""  # of a file's content: --resume notices another one
-    says = False  # can lab.report say what a thought means?
+    says = True  # can lab.report say what a thought means?
     by_row = False  # each row is a prompt with its answer, all of it given (task.py)
 
     def take(self, rows: int, L: int, rng: np.random.Generator, prompt: int = 0,

@@ -49,7 +49,8 @@ class Settings:
     think_vocab: int = flag(2048, "N, thinking rows")
     think: str = flag("free", "may the model choose when to think?", choices=["free", "forced"])
     think_prior: float = flag(0.1, "mean p_think at birth")
-    max_thoughts: int = flag(1, "K, thoughts per slot")
+    max_thoughts: int = flag(1, "K, thoughts per slot; next_token on a text with a window: the "
+                             "tokens that a branch reads again, one for each thought")
     budget: int = flag(32, "thoughts per row")
     think_cost: float = flag(0.0, "what a thought costs, in nats")
     window: int = flag(0, "how far back is seen, besides the last thought: tokens on a text and "

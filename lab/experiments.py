@@ -29,22 +29,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 import command
-from data import OPENING
 from download import download
 from lab.figures import draw
-from lab.probe import kl_to_judge, nats_of_text, own_text
+from lab.probe import EDGES, kl_to_judge, nats_by_token, nats_of_text, own_text
 from lab.report import (
-    APPROACHES, GROUPS, LENGTHS, NUMBERS, OTHERS, SHOWN, Claim, as_words, by_distance,
-    courses, cut, in_layers, in_words, kls, mean_area, mean_at, nats, parts, probed, reach,
-    right_and_area, right_by_n, scores, section, slope, table, taken_off, unaided, updates_to,
-    verdicts, write_page)
+    APPROACHES, GROUPS, LENGTHS, NUMBERS, OTHERS, SHOWN, Claim, after_letters, after_none,
+    as_words, by_distance, by_token, courses, cut, in_layers, in_words, kls, mean_area, mean_at,
+    nats, parts, probed, reach, right_and_area, right_by_n, scores, section, slope, table,
+    taken_off, unaided, updates_to, verdicts, write_page)
 from lab.tasks import make
-from model import load
-from rollout import visible
+from model import GPT, load
 from run import Run, open_run, probe_of
 from settings import Parser
 
@@ -91,7 +88,8 @@ class Experiment:
     """claims: the prediction, sentence by sentence. probed: the arms that lab.probe looks at. view:
     which tables are made of the findings (report.py). shown: n of the tables. What the arms need in
     runs/ is made first. files: made by lab.tasks. texts: downloads, {name in runs/: address}.
-    judge: a model, in runs/judge."""
+    judge: a model, in runs/judge. against: two arms. What all others take off the nats of the
+    first one is sorted by what the second one needs (probe.nats_by_token)."""
     question: str
     claims: list[Claim]
     arms: dict[str, Arm]
@@ -101,6 +99,7 @@ class Experiment:
     files: tuple[TaskFile, ...] = ()
     texts: dict[str, str] = field(default_factory=dict)
     judge: Arm | None = None
+    against: tuple[str, str] | None = None
 
     @property
     def prediction(self) -> str:
@@ -235,6 +234,22 @@ PLAYED = {
     "vectors, 5": Arm(f"{AFTER} --prompts 16 {MOVES} --thoughts continuous {ALONE} --steps 300",
                       150, "base, 5"),
     "none, all in sight": Arm(f"{ALL_READ} --window 0", 350)}
+
+# Of forgotten: the same model and text as in `text`, but thoughts that serve one character and are
+# gone. Three of them read it and the two before, each in a window of one.
+BRANCH = f"train.py --approach next_token {SMALL} --window 1 --max_thoughts 3"
+FORGOTTEN = {
+    "none, 1": READING["none, 1"],
+    "filler, 1": Arm(f"{BRANCH} --think forced --thoughts filler {ALONE} --steps 400", 200),
+    "ids, 1": Arm(f"{BRANCH} --think forced --think_vocab 64 --think_lr 6e-3 --samples 2 "
+                  "--entropy 0.1 --steps 700", 550),
+    "vectors, 1": Arm(f"{BRANCH} --think forced --thoughts continuous {ALONE} --steps 300", 200),
+    "ids set free, 1": Arm(
+        "train.py --approach next_token --data runs/shakespeare.txt --prompt_tokens 8 "
+        "--new_tokens 64 --lr 1e-3 --prompts 32 --window 1 --max_thoughts 3 --think free "
+        "--think_prior 0.5 --think_cost 0.1 --think_vocab 64 --think_lr 6e-3 --samples 2 "
+        "--entropy 0.1 --steps 300", 250, "ids, 1"),
+    "none, 3": READING["none, 3"], "none, all in sight": READING["none, all in sight"]}
 
 # Of judged: the same model, but what it reads it writes itself. Filler has as many updates and
 # contexts as ids, and less time, since it has one rollout of each.
@@ -624,6 +639,33 @@ EXPERIMENTS = {
         judge=Arm("train.py --approach stream --data runs/shakespeare.txt --model bytes:4x128 "
                   f"--thoughts none --window 0 {ALONE} --prompts 16 --prompt_tokens 8 "
                   "--new_tokens 120 --lr 2e-3 --steps 3000", 900)),
+    "forgotten": Experiment(
+        "Tiny Shakespeare: three thoughts, with one character in sight each, read the last three "
+        "and are forgotten once the next one is predicted. Which characters do they help with, and "
+        "when does it think once it is free?",
+        [("(One run of `ids` had been seen for 700 updates of 1,000, at 1.97 nats in training.) "
+          "Ids by reward alone take off at least 0.3 nats, in every seed;",
+          lambda r: taken_off(r, "ids, 1").min() >= 0.3),
+         ("one id for all takes off nothing (within 0.02).",
+          lambda r: abs(taken_off(r, "filler, 1").mean()) <= 0.02),
+         ("Vectors take off more than ids.",
+          lambda r: taken_off(r, "vectors, 1").mean() > taken_off(r, "ids, 1").mean()),
+         ("Ids do not take off more than two more characters in sight do.",
+          lambda r: nats(r, "ids, 1").mean() >= nats(r, "none, 3").mean()),
+         ("After two to four letters of a word they take off at least 0.1 nats more than after no "
+          "letter, in every seed.",
+          lambda r: (after_letters(r, "ids, 1", "off")
+                     >= after_none(r, "ids, 1", "off") + 0.1).all()),
+         ("They take off least where a model that sees all needs over 3 nats.",
+          lambda r: by_token(r, "ids, 1", "nats", "off").mean(0).argmin() == len(EDGES)),
+         ("(One run that was set free had kept 80 % of its thoughts after 116 updates; where was "
+          "not known.) At 0.3 nats for three thoughts it thinks at least 20 points more often "
+          "after two to four letters than after none, in every seed;",
+          lambda r: (after_letters(r, "ids set free, 1", "thinks")
+                     >= after_none(r, "ids set free, 1", "thinks") + 0.2).all()),
+         ("and needs at most 0.05 nats more than with all thoughts.",
+          lambda r: nats(r, "ids set free, 1").mean() <= nats(r, "ids, 1").mean() + 0.05)],
+        FORGOTTEN, view="forgotten", texts=SHAKESPEARE, against=("none, 1", "none, all in sight")),
 }
 
 
@@ -759,32 +801,6 @@ def run_all(experiment: Experiment, seeds: int) -> None:
         bar.close()
 
 
-def mflop(checkpoint: Path, end: dict, n: int = 10) -> tuple[float, float]:
-    """Millions of multiplications and additions of one story, one round of n moves -> in the
-    blocks, in the heads.
-
-    end: an evaluation. It says how often a model thinks that may choose; at most one thought per
-    slot is counted. Blocks: matrix products of each place, and of each pair of places where one
-    sees the other. Heads: V logits for the answer, and those of each choice of a thought.
-    """
-    opened = open_run(checkpoint)
-    c, rules = opened.model.config, opened.rules
-    thoughts = round(end.get("thoughts_by_n", [n] * n)[n - 1]) if rules.think != "never" else 0
-    # after each move a thought, then a comma or the dot; " Where" and "?" at the end
-    moves = [x for i in range(n) for x in [False] + [True] * (i < thoughts) + [False]]
-    is_think = torch.tensor([[False] * OPENING + moves + [False] * 2])
-    T = is_think.shape[1]
-    # pairs of places; without a window each sees itself and all before it
-    seen = int(visible(is_think, rules).sum()) if rules.window else T * (T + 1) // 2
-    # 12 C^2 weights in a block; scores and mixing take 2 C each per pair
-    blocks = c.n_layer * (24 * c.n_embd ** 2 * T + 4 * c.n_embd * seen)
-    if rules.think == "free":  # the gate weighs all V + N at each slot, whether it opens or not
-        asked = n * (c.vocab_size + c.think_vocab)
-    else:  # one row alone is no choice
-        asked = thoughts * c.think_vocab * (c.think_vocab > 1)
-    return blocks / 1e6, 2 * c.n_embd * (c.vocab_size + asked) / 1e6
-
-
 def findings(out: Path) -> dict:
     """What an experiment keeps of probe.json."""
     found = json.loads((out / "probe.json").read_text())
@@ -832,6 +848,30 @@ def written(run: Run) -> list[str]:
     return [run.tokenizer.decode(part) for part in (ids[:P], ids[P:])]
 
 
+def found_in(experiment: Experiment, arm: str, seed: int, judge: GPT | None) -> dict:
+    """What an experiment keeps of one run: what its tables and figures need."""
+    out = folder(experiment, arm, seed)
+    end = last_line(out)
+    one = {k: end[k] for k in KEPT if k in end} | {"seconds": seconds_spent(out)}
+    one |= {"probe": findings(out)} if arm in experiment.probed else {}
+    one |= {"course": course(out, end["step"])} if experiment.arms[arm].kept else {}
+    one |= {"curve": curve(out)} if experiment.view == "alphabet" else {}
+    if experiment.view == "regular":
+        one |= {"by_length": by_length(end), "stage": logged(out, "step")[-1]["stage"]}
+        one |= {k: end[k] for k in SCORES if k in end}
+    if judge:
+        one["kl"] = kl_to_judge(open_run(out / "ckpt.pt"), judge, LOOK["text"])
+    elif experiment.texts:  # (lab.probe has read as many windows)
+        seen = probe_of(out).get("conditions", {})
+        one["nats"] = {k: x["nats"] for k, x in seen.items()} or nats_of_text(
+            open_run(out / "ckpt.pt"), LOOK["text"])
+    if experiment.against and arm not in experiment.against:
+        three = (open_run(folder(experiment, x, seed) / "ckpt.pt")
+                 for x in (arm, *experiment.against))
+        one["by_token"] = nats_by_token(*three, LOOK["text"])
+    return one
+
+
 def collect(name: str, seeds: int, kept: dict) -> dict:
     """What figures/NAME.json holds: question, prediction, and for each arm its command and what
     each seed ended with. Where there is a judge also what seed 0 writes. kept: arms that stay as
@@ -842,30 +882,10 @@ def collect(name: str, seeds: int, kept: dict) -> dict:
         if arm in kept:
             arms[arm] = kept[arm]
             continue
-        outs = [folder(experiment, arm, s) for s in range(seeds)]
-        ends = [last_line(out) for out in outs]
-        found = [{k: end[k] for k in KEPT if k in end} for end in ends]
-        for one, out, end in zip(found, outs, ends):
-            one["seconds"] = seconds_spent(out)
-            # each experiment keeps what its tables and figures need
-            one |= {"probe": findings(out)} if arm in experiment.probed else {}
-            one |= {"course": course(out, end["step"])} if it.kept else {}
-            one |= {"curve": curve(out)} if experiment.view == "alphabet" else {}
-            if experiment.view == "regular":
-                one |= {"by_length": by_length(end), "stage": logged(out, "step")[-1]["stage"]}
-                one |= {k: end[k] for k in SCORES if k in end}
-            if judge:
-                one["kl"] = kl_to_judge(open_run(out / "ckpt.pt"), judge, LOOK["text"])
-            elif experiment.texts:  # (lab.probe has read as many windows)
-                seen = probe_of(out).get("conditions", {})
-                one["nats"] = {k: x["nats"] for k, x in seen.items()} or nats_of_text(
-                    open_run(out / "ckpt.pt"), LOOK["text"])
-        arms[arm] = {"command": whole_command(it), "seeds": found}
+        arms[arm] = {"command": whole_command(it),
+                     "seeds": [found_in(experiment, arm, s, judge) for s in range(seeds)]}
         if judge:
-            arms[arm]["written"] = written(open_run(outs[0] / "ckpt.pt"))
-        if not (experiment.files or experiment.texts):  # else they tell no stories
-            flop = [mflop(out / "ckpt.pt", end) for out, end in zip(outs, ends)]
-            arms[arm]["mflop"] = np.mean(flop, 0).tolist()
+            arms[arm]["written"] = written(open_run(folder(experiment, arm, 0) / "ckpt.pt"))
     made = {"judge": f"python {experiment.judge.command}"} if experiment.judge else {}
     return {"question": experiment.question, "prediction": experiment.prediction, **made,
             "view": experiment.view, "shown": experiment.shown,
@@ -925,6 +945,10 @@ def kept_arms(name: str, seeds: int, chosen: list[str]) -> dict:
     """The arms that were not chosen, as figures/NAME.json has them. Raises ValueError where it has
     not, or where one is chosen without the arm that it starts from."""
     arms, path = EXPERIMENTS[name].arms, OUT / "figures" / f"{name}.json"
+    for arm in {*(EXPERIMENTS[name].against or ())} - {*chosen}:
+        if missing := [s for s in range(seeds) if not last_line(folder(EXPERIMENTS[name], arm, s))]:
+            raise ValueError(f"all others are compared with the runs of {arm!r}, and that of seed "
+                             f"{missing[0]} is not there: --arms needs it as well")
     if unknown := [arm for arm in chosen if arm not in arms]:
         raise ValueError(f"{name} has no arm {unknown[0]!r}, only "
                          f"{', '.join(map(repr, arms))}")

@@ -7,7 +7,7 @@ does not bear it out, the experiment's question stands there instead. Lines have
 their ends. A thin line or a dot is a seed. The picture holds the hash of its json.
 
 Left out on purpose: predictions, which stand with their verdicts in docs/RESULTS.md; numbers, which
-stand in its tables. Knows report.py.
+stand in its tables. Knows report.py and, of probe.py, how long words get.
 """
 import hashlib
 import json
@@ -21,10 +21,11 @@ from typing import NamedTuple
 import numpy as np
 
 import command
+from lab.probe import LONG
 from lab.report import (
-    APPROACHES, GROUPS, NUMBERS, Claim, areas, as_words, courses, cut, in_layers, kls, mean_area,
-    mean_at, named, nats, parts, probed, reach, right_and_area, right_by_n, said, scores,
-    taken_off, updates_to)
+    APPROACHES, GROUPS, NUMBERS, Claim, areas, arms_with, as_words, by_token, courses, cut,
+    in_layers, kls, mean_area, mean_at, named, nats, parts, probed, reach,
+    right_and_area, right_by_n, said, scores, taken_off, updates_to)
 from settings import Parser
 from tokenizer import CSS
 
@@ -307,6 +308,20 @@ def draw_sight(axis, result: dict) -> None:
     axis.set(xlabel="characters in sight", ylabel="nats per held-out character")
 
 
+def draw_by_letters(axis, result: dict, arms: dict[str, str] | None = None,
+                    key: str = "off") -> None:
+    """forgotten: nats taken off, or the share that is thought about, by the letters of a word that
+    stand right before a character. arms: of each its name; None: all that were counted."""
+    arms = arms or {arm: arm for arm in arms_with(result, "by_token")}
+    found = {name: by_token(result, arm, "letters", key) for arm, name in arms.items()}
+    places = range(LONG + 1)
+    lines(axis, places, found if key == "off" else {k: 100 * x for k, x in found.items()})
+    axis.set_xticks(places, [*map(str, range(LONG)), f"{LONG}+"])
+    axis.set(xlabel="letters right before the character",
+             ylabel="nats taken off" if key == "off" else "thought about, %")
+    axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
+
+
 def draw_soon(axis, result: dict) -> None:
     """After how many updates each run has 90 % right."""
     arms = list(result["arms"])
@@ -367,7 +382,8 @@ def draw_in_use(axis, result: dict) -> None:
 
 
 # of views whose arms have no n
-PLAIN = {"regular": draw_scores, "text": draw_sight, "judged": draw_kls}
+PLAIN = {"regular": draw_scores, "text": draw_sight, "judged": draw_kls,
+         "forgotten": draw_by_letters}
 
 # What each figure says
 
@@ -440,6 +456,15 @@ def nearer_with_ids(result: dict) -> bool:
     none, filler, ids = (kls(result, arm) for arm in ("none", "filler", "ids"))
     return bool(ids.max() < min(none.min(), filler.min()) - 0.1
                 and abs(filler.mean() - none.mean()) < 0.05)
+
+
+def thinks_after_letters(result: dict) -> bool:
+    """forgotten: do ids take most off after one or two letters, and does it think after letters
+    alone once it is free?"""
+    off = by_token(result, "ids, 1", "letters", "off").mean(0)
+    thinks = by_token(result, "ids set free, 1", "letters", "thinks")
+    return bool(off[1:3].min() > max(off[0], *off[3:]) + 0.05
+                and thinks[:, 1:].min() > 0.9 and thinks[:, 0].max() < 0.4)
 
 
 def sixteen_are_enough(result: dict) -> bool:
@@ -520,6 +545,13 @@ FIGURES = {
         ("With one character in sight, thoughts in ids bring a model's own text nearer to its "
          "judge. As many places with one id do not.", nearer_with_ids),
         (draw_kls, draw_written)),
+    "forgotten": Figure(
+        ("Three thoughts that are forgotten take most off after one or two letters of a word. Set "
+         "free at a price, it thinks after letters, and seldom elsewhere.", thinks_after_letters),
+        (partial(draw_by_letters, arms={
+            "none, 3": f"{NO_THOUGHTS}, three in sight", "ids, 1": "ids",
+            "filler, 1": "one id for all"}),
+         partial(draw_by_letters, arms={"ids set free, 1": "ids, set free"}, key="thinks"))),
 }
 
 

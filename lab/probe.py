@@ -56,6 +56,7 @@ from task import end_of_answer, read_spec
 LENGTHS = (1, 2, 3, 4, 6, 8, 10)  # moves of the rounds whose chains are cut and rewritten
 REACH = 6  # tokens out of sight that a thought on a text may say something of
 MANY = 200  # thoughts with the same tokens in sight that such a number needs
+LONG, EDGES = 5, (0.1, 0.5, 1.5, 3.0)  # letters of a word; nats: of `nats_by_token`
 NAMES = {
     "own": "own", "refed": "own, fed again", "greedy": "own, greedy", "sampled": "own, sampled",
     "none": "none", "random": "random ids", "another": "another's",
@@ -657,6 +658,37 @@ def nats_of_text(run: Run, windows: int, seed: int = 0) -> dict[str, float]:
     that has no thoughts has `own` and `none`, which are the same."""
     found = conditions(first_case(run, windows, seed), 0, windows, seed)
     return {name: x["nats"] for name, x in found.items()}
+
+
+@torch.no_grad()
+def nats_by_token(run: Run, control: Run, seer: Run, windows: int,
+                  seed: int = 0) -> dict[str, dict[str, list[float]]]:
+    """Held-out characters of a text that is read byte by byte, sorted in two ways: by how many
+    `letters` stand right before them, 0 to LONG and more, and by the `nats` that `seer` needs for
+    them, between the EDGES. Of each kind its `share` of all characters, the nats that own thoughts
+    take `off` what `control` needs, and the share that is thought about, `thinks`. All three runs
+    read the same windows. Prompts are at least LONG characters long."""
+    cases = [first_case(x, windows, seed) for x in (run, control, seer)]
+    if not all(x.text.ids.equal(cases[0].text.ids) for x in cases):
+        raise ValueError("these runs read other windows: --prompt_tokens and --new_tokens differ")
+    own, without, seen = (score(x.model, x.own, x.text.pays).r for x in cases)  # [R, S] each
+    ro, P = cases[0].own, cases[0].text.P
+    thoughts = torch.zeros_like(ro.text).scatter_add(1, ro.after.clamp(min=0), ro.is_think.long())
+    thinks = thoughts[:, P - 1:-1] > 0
+    V = run.model.config.vocab_size
+    letter = torch.tensor([run.tokenizer.decode([i]).isalpha() for i in range(V)])[ro.text.cpu()]
+    place = torch.arange(letter.shape[1])
+    since = place - torch.where(letter, -1, place).cummax(1).values  # the last that is no letter
+    found = {}
+    for name, kind, kinds in (
+            ("letters", since[:, P - 1:-1].clamp(max=LONG), LONG + 1),
+            ("nats", torch.bucketize(-seen.cpu(), torch.tensor(EDGES)), len(EDGES) + 1)):
+        count = kind.flatten().bincount(minlength=kinds)
+        means = {key: (kind.flatten().bincount(x.flatten().cpu().double(), kinds)
+                       / count.clamp(min=1)).tolist()
+                 for key, x in (("off", own - without), ("thinks", thinks))}
+        found[name] = {"share": (count / count.sum()).tolist()} | means
+    return found
 
 
 def own_text(run: Run, rows: int) -> Rollout:

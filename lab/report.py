@@ -13,6 +13,7 @@ Pointing, the tab key and tapping are CSS.
 import base64
 import html
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -22,8 +23,9 @@ import numpy as np
 from command import write_whole
 from data import LETTERS
 from lab.page import html_page
-from lab.probe import (NAMES, THEN, WhatIf, answers_after, first_case, make_dictionary, opened,
-                       stories, what_if)
+from lab.probe import (
+    EDGES, LONG, NAMES, THEN, WhatIf, answers_after, first_case, make_dictionary, opened, stories,
+    what_if)
 from next_token import answer_prompt
 from rollout import GREEDY, Luck, Rollout
 from run import Run
@@ -44,6 +46,7 @@ STEPS_SHOWN = 3  # most checkpoints of an arm in the table
 GROUPS = ("S3", "Z6")
 APPROACHES, NUMBERS = ("stream", "teacher"), (8, 16, 64, 256, 2048, 16384)  # arms of view rows
 LENGTHS_TOLD = (2, 3, 4, 6, 10)  # moves of the stories on the page
+FEW = 20  # thoughts on a text of which too little is known
 Claim = tuple[str, Callable[[dict], bool]]  # a sentence, and whether a result says so
 
 
@@ -244,7 +247,7 @@ def table(result: dict) -> str:
     view adds. Some views have tables of their own."""
     if result.get("view") in TABLES:
         return "\n".join(TABLES[result["view"]](result))
-    shown = [n for n in result.get("shown", SHOWN) if n != 6]  # (like 3 or 10)
+    shown = [n for n in result.get("shown", SHOWN) if n != 6]  # which is like 3 or 10
     lines = head("arm", *at_each(shown), "seconds")
     for arm, found in result["arms"].items():
         right = 100 * right_by_n(result, arm)
@@ -289,6 +292,41 @@ def text_table(result: dict) -> list[str]:
         cells = [cell([s[k] for s in seeds], 2) if all(k in s for s in seeds) else "-"
                  for k in keys]
         lines.append(row(arm, *cells, cell([100 * s.get("asked", 0) for s in seeds])))
+    return lines
+
+
+def by_token(result: dict, arm: str, kind: str, key: str) -> np.ndarray:  # -> [seeds, kinds]
+    """forgotten: of each kind of token what probe.nats_by_token counts, `off` or `thinks`."""
+    return np.array([s["by_token"][kind][key] for s in result["arms"][arm]["seeds"]])
+
+
+def after_none(result: dict, arm: str, key: str) -> np.ndarray:  # -> [seeds]
+    """forgotten: the same of characters after one that is no letter."""
+    return by_token(result, arm, "letters", key)[:, 0]
+
+
+def after_letters(result: dict, arm: str, key: str) -> np.ndarray:  # -> [seeds]
+    """forgotten: and of those after two, three and four letters, equally weighed."""
+    return by_token(result, arm, "letters", key)[:, 2:LONG].mean(1)
+
+
+def forgotten_table(result: dict) -> list[str]:
+    """As of a text; then what is taken off tokens of each kind, and which are thought about."""
+    lines = text_table(result)
+    edges = [f"{a} to {b}" for a, b in zip((0, *EDGES), EDGES)] + [f"over {EDGES[-1]}"]
+    kinds = {"letters": ("letters before it", [*map(str, range(LONG)), f"{LONG} and more"]),
+             "nats": ("nats that a model needs for it which sees all", edges)}
+    arms = arms_with(result, "by_token")
+    for kind, (words, names) in kinds.items():
+        lines += ["", *head(words, *names)]
+        shares = by_token(result, next(iter(arms)), kind, "share")
+        lines.append(row("of all characters, %", *(f"{100 * x:.0f}" for x in shares.mean(0))))
+        for arm in arms:
+            lines.append(row(f"{arm}: nats taken off", *(
+                cell(x, 2) for x in by_token(result, arm, kind, "off").T)))
+            if "--think free" in result["arms"][arm]["command"]:
+                lines.append(row(f"{arm}: thought about, %", *(
+                    cell(100 * x) for x in by_token(result, arm, kind, "thinks").T)))
     return lines
 
 
@@ -413,9 +451,9 @@ def rows_table(result: dict) -> list[str]:
 
 # Views with a table of their own
 TABLES = {"regular": regular_table, "text": text_table, "judged": judged_table,
-          "content": content_table, "faithful": faithful_table, "training": training_table,
-          "depth": depth_table, "waterfall": waterfall_table, "alphabet": alphabet_table,
-          "rows": rows_table}
+          "forgotten": forgotten_table, "content": content_table, "faithful": faithful_table,
+          "training": training_table, "depth": depth_table, "waterfall": waterfall_table,
+          "alphabet": alphabet_table, "rows": rows_table}
 # What the table of an experiment has at its end, by its view
 MORE_ROWS = {"when": when_rows}
 
@@ -429,16 +467,18 @@ class Told(NamedTuple):
 
 
 def told_stories(path: Path, seed: int = 0, each: int = 2) -> Told:
-    """Held-out stories with a checkpoint's thoughts and its answer. Raises ValueError where
-    thoughts have no words."""
+    """Held-out stories with a checkpoint's thoughts and its answer, rows of a task, or windows of a
+    text. Raises ValueError where thoughts have no words."""
     run = opened(path)
     if run.is_task:
         return told_rows(run, 5 * each)
     spec = read_spec(run.settings.data)
+    if spec is None and run.rules.persist and len(run.model.think) > 1:
+        return told_text(run, 2 * each)
     one_ball = spec is not None and spec.get("balls", "one") == "one"
     if not one_ball or not run.rules.persist or len(run.model.think) < 2:
         raise ValueError(f"{path}: the page looks thoughts up, one ball's, as ids that stay in the "
-                         "text: a run of --approach stream or teacher on cups, or on a task")
+                         "text: a run of --approach stream or teacher on cups, a task or a text")
     words, _ = make_dictionary(run, 512, seed)  # counted in 512 stories
     told = Told([], [])
     for m in LENGTHS_TOLD:
@@ -472,6 +512,40 @@ def told_rows(run: Run, count: int) -> Told:
         told.notes.append([f"{run.tokenizer.name(i)}: "
                            + says.get(str(i - V), "it was no prompt's last thought")
                            for i in ids if i >= V])
+    return told
+
+
+def told_text(run: Run, count: int) -> Told:
+    """Held-out windows of a text. Of each thought: what stood out of sight where the same one was
+    thought after the same token, and what came next, in all windows that were read."""
+    small = run.model.config.n_embd <= 256  # at GPT-2's size a cache of 512 windows is 6 GB
+    case, told, tokenizer = first_case(run, 512 if small else 64, 0), Told([], []), run.tokenizer
+    own, w = case.own, run.rules.window
+    text, behind, coming = own.text.tolist(), {}, {}  # counted by thought and token
+    places = [(r, int(own.ids[r, t]), int(own.after[r, t]))
+              for r, t in own.is_think.nonzero().tolist()]
+    for r, z, at in places:
+        key = z, text[r][at]
+        if 0 < w <= at:
+            behind.setdefault(key, Counter())[text[r][at - w]] += 1
+        if at + 1 < len(text[r]):
+            coming.setdefault(key, Counter())[text[r][at + 1]] += 1
+
+    def likeliest(counts: Counter) -> str:
+        if counts.total() < FEW:
+            return "too few to say"
+        return ", ".join(f"{tokenizer.decode([i])!r} {n / counts.total():.0%}"
+                         for i, n in counts.most_common(3)) + f" (of {counts.total()})"
+    told.notes.extend([] for _ in range(count))
+    for r, z, at in places:
+        if r < count:
+            key = z, text[r][at]
+            note = [f"{tokenizer.name(z)} after {tokenizer.decode([text[r][at]])!r}"]
+            note += [f"  {w} back from there: {likeliest(behind.get(key, Counter()))}"] * (w > 0)
+            note.append(f"  what comes next: {likeliest(coming.get(key, Counter()))}")
+            told.notes[r].append("\n".join(note))
+    kept = own.rows(slice(count)).kept()
+    told.stories.extend(tokenizer.show(ids, own.P, "html") for ids in kept)
     return told
 
 
@@ -535,8 +609,9 @@ def write_page(out: Path, sections: list[str], checkpoint: Path | None) -> None:
     """checkpoint: whose stories it tells; None: none."""
     told = told_stories(checkpoint) if checkpoint else Told([], [])
     hint = ("Point at a thought, tab to it or tap it: what it says, and on cups what the answer "
-            "would be had it said something else. On cups a ball is under one of them, and moves "
-            f"move it. Rows of {checkpoint}. README.md explains the game, docs/RESULTS.md the "
+            "would be had it said something else. On a text: what stood out of sight, and what "
+            "comes next. On cups a ball is under one of them, and moves move it. "
+            f"Rows of {checkpoint}. README.md explains the game, docs/RESULTS.md the "
             "tables below.")
     page = html_page(told.stories, "Thinking tokens: stories and results", True, told.notes, hint,
                      "".join(sections))

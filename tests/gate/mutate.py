@@ -90,6 +90,10 @@ MUTANTS = [  # what is wrong, file, string, what it becomes, tests that must not
     ("branches see each other", "next_token.py",
      "(branch[:, None] == branch) & (step[:, None] >= step)", "(step[:, None] >= step)",
      "test_5_next_token.py"),
+    ("a branch that rereads chooses at each step", "next_token.py",
+     "if free and not (rules.reread and k):", "if free:", "test_5_next_token.py"),
+    ("a thought that rereads a text counts as one", "next_token.py",
+     "ends + ~is_text * rules.shifts", "ends + ~is_text", "test_5_next_token.py"),
     ("a branch that rereads sees its other thoughts", "next_token.py",
      "own & (step[:, None] == step)", "own", "test_5_next_token.py"),
     # the model

@@ -16,14 +16,16 @@ import numpy as np
 import pytest
 import torch
 
+import train
 from conftest import run
-from data import OPENING, Cups
+from data import Cups
 from lab import distil, experiments, report
-from lab.experiments import EXPERIMENTS, Arm, Experiment, folder, mflop, whole_command
-from lab.probe import nats_of_text
+from lab.experiments import EXPERIMENTS, Arm, Experiment, folder, whole_command
+from lab.probe import EDGES, first_case, nats_of_text
 from lab.report import interval, parts, table, verdicts
 from lab.tasks import make
 from model import GPT, Config, as_checkpoint
+from reward import score
 from rollout import Rules
 from run import open_run
 from settings import Settings, parser, scratch_shape
@@ -103,6 +105,11 @@ def made_up(name: str, right: float) -> dict:
         more |= {"course": kept} if it.kept else {}
         if e.texts:  # thoughts take right ** 3 nats off
             more["nats"] = {"own": 2 - right ** 3 * (arm[:4] != "none"), "another": 2.0}
+        if e.view == "forgotten":
+            off, thinks = right - 1 / 3, [0.2] + [right] * 5
+            more["by_token"] = {
+                "letters": {"share": [1 / 6] * 6, "off": [0.0] + [off] * 5, "thinks": thinks},
+                "nats": {"share": [0.2] * 5, "off": [off] * 4 + [0.0], "thinks": thinks[1:]}}
         if e.judge:
             more["kl"] = {"own": {"ids": 2 - right ** 3, "none, all in sight": 1.0}.get(arm, 2.0)}
             more["kl"] |= {"another": 1.9 + right / 2, "none": 2.0} if arm == "ids" else {}
@@ -202,7 +209,7 @@ def test_an_experiment_on_tasks(monkeypatch, capsys, tmp_path):
     for arm, found in result["arms"].items():
         end, (seed,) = experiments.last_line(folder(only["small"], arm, 0)), found["seeds"]
         counts, right = (np.array(end[f"{x}_by_level"]) for x in ("answers", "accuracy"))
-        assert counts.sum() == 8 and "mflop" not in found
+        assert counts.sum() == 8
         for share, (a, b) in zip(seed["by_length"], report.LENGTHS):
             n = np.arange(1, len(counts) + 1)
             inside = (n >= a) & (n <= b)  # (of eight rows none may have so many symbols)
@@ -251,6 +258,59 @@ def test_an_experiment_on_a_text(monkeypatch, capsys, tmp_path):
     assert report.taken_off(result, "ids, 1") == pytest.approx(
         found["none, 1"]["nats"]["own"] - nats["own"])
     assert table(result) in said and "1 back" in table(result)
+
+
+def test_an_experiment_on_forgotten_thoughts(monkeypatch, capsys, tmp_path):
+    """Guards `by_token`: its numbers, once more character by character. Weighed by their shares
+    they are the difference of the arms' nats; a table and a figure come of them."""
+    flags = f"{SHORT} --data {tmp_path}/x.txt --prompt_tokens 4 --model bytes:1x8"
+    plain, K = f"train.py {flags} --approach stream --thoughts none", "--max_thoughts 2"
+    arms = {"none, 1": Arm(f"{plain} --window 1", 5),
+            "ids, 1": Arm(f"train.py {flags} --approach next_token {K} --window 1 --samples 2 "
+                          "--think free --think_prior 0.5 --think_vocab 4", 5),
+            "none, all in sight": Arm(f"{plain} --window 0", 5)}
+    only = {"small": Experiment("Is it so?", [("It is.", lambda r: True)], arms, view="forgotten",
+                                texts={"x.txt": "http://nowhere.example/x"},
+                                against=("none, 1", "none, all in sight"))}
+    monkeypatch.setattr(experiments, "EXPERIMENTS", only)
+    monkeypatch.setattr(experiments, "OUT", tmp_path)
+    monkeypatch.setattr(experiments, "LOOK", {"text": 16})
+    monkeypatch.setattr(experiments, "download", lambda *x: None)
+    (tmp_path / "x.txt").write_text("ab, cdefghi j. " * 300)
+    code, said, err = run(experiments.main, ["small", "--seeds", "1"], monkeypatch, capsys)
+    assert code == 0, err
+    result = json.loads((tmp_path / "figures/small.json").read_text())
+    assert table(result) in said and "thought about, %" in said and "5 and more" in said
+    found = {arm: x["seeds"][0] for arm, x in result["arms"].items()}
+    assert "by_token" not in found["none, 1"]
+    cases = [first_case(open_run(folder(only["small"], arm, 0)), 16, 0) for arm in (
+        "ids, 1", "none, 1", "none, all in sight")]
+    own, without, seen = (score(x.model, x.own, x.text.pays).r.tolist() for x in cases)
+    ro, tokenizer = cases[0].own, open_run(folder(only["small"], "ids, 1", 0)).tokenizer
+    kinds = {"letters": [[] for _ in range(6)], "nats": [[] for _ in range(5)]}
+    for r, row in enumerate(ro.text.tolist()):
+        text = [tokenizer.decode([i]) for i in row]
+        for s in range(len(own[r])):
+            before = "".join(text[:ro.P + s])
+            letters = len(before) - len(before.rstrip("abcdefghij"))
+            thinks = bool((ro.is_think[r] & (ro.after[r] == ro.P + s - 1)).any())
+            it = own[r][s] - without[r][s], thinks
+            kinds["letters"][min(letters, 5)].append(it)
+            kinds["nats"][sum(-seen[r][s] > x for x in EDGES)].append(it)
+    count = sum(map(len, kinds["letters"]))
+    for kind, its in kinds.items():
+        by = found["ids, 1"]["by_token"][kind]
+        assert by["share"] == pytest.approx([len(x) / count for x in its])
+        for i, key in enumerate(("off", "thinks")):
+            assert by[key] == pytest.approx(
+                [sum(x[i] for x in it) / max(len(it), 1) for it in its], abs=1e-5)
+        off = found["none, 1"]["nats"]["own"] - found["ids, 1"]["nats"]["own"]
+        assert np.dot(by["share"], by["off"]) == pytest.approx(off, abs=1e-5)
+    assert 0 < np.dot(by["share"], by["thinks"]) < 1
+    shutil.rmtree(folder(only["small"], "none, 1", 0))
+    code, _, err = run(experiments.main, ["small", "--seeds", "1", "--arms", "ids, 1"],
+                       monkeypatch, capsys)
+    assert code == 2 and "the runs of 'none, 1'" in err
 
 
 def test_an_experiment_with_a_judge(monkeypatch, capsys, tmp_path):
@@ -373,30 +433,15 @@ def test_course_of_a_run(tmp_path):
     assert experiments.curve(tmp_path) == {"step": [0, 1], "accuracy": [0.3, 0.5]}
 
 
-def test_mflop_by_hand(tmp_path):
-    """One layer of width 8, 3 cups. 9 tokens of opening, 20 of 10 moves, 2 of the question and 10
-    thoughts are 41 places. A window of 1 lets each see itself and, from the first thought on, the
-    last thought. Heads: V for the answer, N for each thought that is forced. A gate weighs all
-    V + N at each of the 10 slots, whether it opens there or not."""
-    cups = Cups(3)
-    V = len(cups.text_ids)
-    some = {"thoughts_by_n": [3.0] * 30}
-    for window, N, end in ((0, 5, {}), (1, 5, {}), (0, 1, {}), (1, 5, some)):
-        rules = Rules("free" if end else "forced", window=window)
-        model = GPT(Config(1, 2, 8, 256, V, N), cups.text_ids)
-        saved = {"rules": asdict(rules), "settings": asdict(Settings())}
-        save(tmp_path / "ckpt.pt", as_checkpoint(model) | saved)
-        blocks, heads = mflop(tmp_path / "ckpt.pt", end)
-        k = 3 if end else 10
-        T = OPENING + 22 + k
-        # (a thought is its own last one)
-        seen = T * (T + 1) / 2 if not window else T + (T - OPENING - 1) - k
-        assert blocks * 1e6 == pytest.approx(T * 24 * 64 + 4 * 8 * seen)
-        # 3 thoughts of 10 slots: 2 * 8 * (19 + 10 * (19 + 5)) = 4144
-        assert heads * 1e6 == pytest.approx(4144 if end else 2 * 8 * (19 + 50 * (N > 1)))
-
-
 # Arms
+
+def test_predictions_of_kinds_of_characters():
+    """Guards those that speak of letters and of nats: of a result where all is alike they are
+    false, and true where thoughts help after letters, and not with what nobody could know."""
+    for right, held in ((1 / 3, False), (0.5, True)):
+        judged = verdicts(EXPERIMENTS["forgotten"].claims, made_up("forgotten", right))
+        assert [it for _, it in judged[4:7]] == [held] * 3
+
 
 @pytest.mark.parametrize("name", list(EXPERIMENTS))
 def test_flags_are_accepted(name, monkeypatch, tmp_path):
@@ -412,7 +457,7 @@ def test_flags_are_accepted(name, monkeypatch, tmp_path):
     for arm in arms.values():
         assert arm.after is None or arm.after in arms
         s = settings_of(arm, monkeypatch)
-        assert s.approach == ("teacher" if "--approach teacher" in arm.command else "stream")
+        assert f"--approach {s.approach}" in arm.command or s.approach == "stream"
 
 
 @pytest.mark.parametrize("name", list(EXPERIMENTS))
@@ -484,9 +529,9 @@ def test_every_prediction_is_judged(name):
     assert judged[0] != judged[1]
     assert EXPERIMENTS[name].prediction == " ".join(text for text, _ in judged[0])
     result = made_up(name, 0.5)
-    cells = {"text": "2.000 ± 0.000 |", "chess": "2.000 ± 0.000 |", "content": "| 0 ± 0 |",
-             "faithful": "| 0.50 ± 0.00 |",
-             "depth": " 0.0 ± 0.0 |", "judged": "| - | - |"}
+    cells = {**dict.fromkeys(("text", "chess", "forgotten"), "2.000 ± 0.000 |"),
+             "content": "| 0 ± 0 |", "faithful": "| 0.50 ± 0.00 |", "depth": " 0.0 ± 0.0 |",
+             "judged": "| - | - |"}
     rows = {"content": 4, "faithful": 4, "judged": 3, "waterfall": 8}.get(
         name, len(result["arms"]))
     assert table(result).count(cells.get(name, "| 50 ± 0 |")) >= rows
@@ -654,6 +699,48 @@ def test_stories_of_any_kind(rules, tmp_path):
     assert sum(map(len, notes)) > 10
     assert all(len(text.splitlines()) == 4 and text.startswith("<think")
                for story in notes for text in story)
+
+
+@pytest.mark.parametrize("window", [0, 1, 2])
+def test_what_thoughts_on_a_text_stand_for(window, tmp_path, monkeypatch, capsys):
+    """A text is read with thoughts that can be pointed at: what stood out of sight where the same
+    one was thought after the same token, and what came next. Counted once more, row by row."""
+    text, out = tmp_path / "a.txt", tmp_path / "run"
+    letters = np.random.default_rng(0).choice(list("aab"), 2000)
+    text.write_text("".join(f"{x}{x.upper()}-" for x in letters))
+    code, _, err = run(train.main, [
+        "--data", text, "--model", "bytes:1x8", "--approach", "stream", "--steps", "1",
+        "--window", str(window), "--think_vocab", "4", "--out", out], monkeypatch, capsys)
+    assert code == 0, err
+    shown, notes = report.told_stories(out / "ckpt.pt")
+    assert [x.count('class="think"') for x in shown] == list(map(len, notes)) == [64] * 4
+    read = open_run(out / "ckpt.pt")
+    V, spell = read.model.config.vocab_size, read.tokenizer.decode
+    counts = {}
+    for row in first_case(read, 512, 0).own.kept():
+        so_far = ""
+        for i, z in enumerate(row):
+            if z < V:
+                so_far += spell([z])
+                continue
+            behind, coming = counts.setdefault((read.tokenizer.name(z), so_far[-1]), ([], []))
+            behind += so_far[-1 - window]
+            coming += spell(row[i + 1:i + 2])
+    checked = 0
+    for said in sum(notes, []):
+        first, *lines = said.splitlines()
+        name, _, seen = first.split(" ", 2)
+        for line, found in zip(lines[::-1], counts[name, seen.strip("'")][::-1]):
+            if len(found) < report.FEW:
+                assert line.endswith("too few to say")
+                continue
+            best = max(sorted(set(found)), key=found.count)
+            assert line.endswith(f"(of {len(found)})")
+            assert f"{best!r} {found.count(best) / len(found):.0%}" in line
+            checked += 1
+        assert len(lines) == 1 + (window > 0)
+        assert window == 0 or lines[0].startswith(f"  {window} back from there: ")
+    assert checked > 100
 
 
 def test_stories_without_thoughts(tmp_path):
