@@ -222,8 +222,11 @@ class Run:
         if not self.log.evals:
             self.measure(whole=True)
         if self.stage and not self.resumed:
+            two = self.source.by_row and self.source.stages > self.source.levels
             print(f"stage 1 of {self.source.stages}, often 100 to 300 steps: thoughts get a first "
-                  "meaning, while the bar's `right` rises to 1", flush=True)
+                  "meaning, while the bar's `right` rises to 1"
+                  + ". In this stage answers see all of their thoughts, later the window's" * two,
+                  flush=True)
 
     def update(self, loss: float, entropy: float) -> Update:
         """One step of the optimizer from the gradients that are there.

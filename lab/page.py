@@ -45,15 +45,16 @@ STYLE = ("".join(f".{kind}{{color:{colour}}}" for kind, colour in CSS.items())
 
 
 def html_page(samples: list[str], title: str, thoughts: bool = True, notes: list[list[str]] = (),
-              hint: str = "", rest: str = "") -> str:
+              hint: str = "", rest: str = "", own: str = "own text") -> str:
     """Samples made by Tokenizer.show(style="html") -> one page that needs no other file.
 
     thoughts: are there any for the legend to explain? notes: for each sample one text for each of
-    its thoughts. Title, notes and hint are escaped here; rest is html for the page's end.
+    its thoughts. Title, notes and hint are escaped here; rest is html for the page's end. own: what
+    is shown in the colour of own text.
     """
     title = html.escape(title)
     think = '  <span class="think">&lt;thought&gt;</span>' if thoughts else ""
-    legend = (f'<p><span class="prompt">prompt</span>  <span class="text">own text</span>{think}'
+    legend = (f'<p><span class="prompt">prompt</span>  <span class="text">{own}</span>{think}'
               f'{hint and "<br>" + html.escape(hint)}</p>')
     # (a sample without thoughts has an empty list)
     shown = [with_notes(*pair) for pair in zip(samples, notes)] if notes else samples

@@ -653,22 +653,28 @@ def probe(run: Run, each: int, seed: int) -> dict:
     return out | (probe_game(run, each, seed) if cups and chained and not cups.all else {})
 
 
-def nats_of_text(run: Run, windows: int, seed: int = 0) -> dict[str, float]:
+def windows(run: Run) -> int:
+    """How many of a text are read: few common contexts say nothing of what thoughts say. At GPT-2's
+    size a cache of 512 windows would be 6 GB."""
+    return 512 if run.model.config.n_embd <= 256 else 32
+
+
+def nats_of_text(run: Run, count: int, seed: int = 0) -> dict[str, float]:
     """Nats per token of held-out windows of a text: with own thoughts, none and all others. A run
     that has no thoughts has `own` and `none`, which are the same."""
-    found = conditions(first_case(run, windows, seed), 0, windows, seed)
+    found = conditions(first_case(run, count, seed), 0, count, seed)
     return {name: x["nats"] for name, x in found.items()}
 
 
 @torch.no_grad()
-def nats_by_token(run: Run, control: Run, seer: Run, windows: int,
+def nats_by_token(run: Run, control: Run, seer: Run, count: int,
                   seed: int = 0) -> dict[str, dict[str, list[float]]]:
     """Held-out characters of a text that is read byte by byte, sorted in two ways: by how many
     `letters` stand right before them, 0 to LONG and more, and by the `nats` that `seer` needs for
     them, between the EDGES. Of each kind its `share` of all characters, the nats that own thoughts
     take `off` what `control` needs, and the share that is thought about, `thinks`. All three runs
     read the same windows. Prompts are at least LONG characters long."""
-    cases = [first_case(x, windows, seed) for x in (run, control, seer)]
+    cases = [first_case(x, count, seed) for x in (run, control, seer)]
     if not all(x.text.ids.equal(cases[0].text.ids) for x in cases):
         raise ValueError("these runs read other windows: --prompt_tokens and --new_tokens differ")
     own, without, seen = (score(x.model, x.own, x.text.pays).r for x in cases)  # [R, S] each
@@ -683,11 +689,11 @@ def nats_by_token(run: Run, control: Run, seer: Run, windows: int,
     for name, kind, kinds in (
             ("letters", since[:, P - 1:-1].clamp(max=LONG), LONG + 1),
             ("nats", torch.bucketize(-seen.cpu(), torch.tensor(EDGES)), len(EDGES) + 1)):
-        count = kind.flatten().bincount(minlength=kinds)
+        many = kind.flatten().bincount(minlength=kinds)
         means = {key: (kind.flatten().bincount(x.flatten().cpu().double(), kinds)
-                       / count.clamp(min=1)).tolist()
+                       / many.clamp(min=1)).tolist()
                  for key, x in (("off", own - without), ("thinks", thinks))}
-        found[name] = {"share": (count / count.sum()).tolist()} | means
+        found[name] = {"share": (many / many.sum()).tolist()} | means
     return found
 
 
@@ -713,7 +719,7 @@ def kl_to_judge(run: Run, judge: GPT, rows: int, seed: int = 0) -> dict[str, flo
 
 def answers_after(case: Case, run: Run) -> dict[str, str]:
     """What a task's last thoughts stand for: {number of the row: the right answer that most often
-    comes after it, with its share}."""
+    comes after it, with its share and how many there were}."""
     counts: dict[str, Counter] = {}
     end = end_of_answer(run.model.text_ids)
     text, V = case.text, case.model.config.vocab_size
@@ -723,7 +729,7 @@ def answers_after(case: Case, run: Run) -> dict[str, str]:
         answer = run.tokenizer.decode(words).strip()
         if thoughts:
             counts.setdefault(str(thoughts[-1]), Counter())[answer] += 1
-    return {z: f"{c.most_common(1)[0][0]} ({c.most_common(1)[0][1] / c.total():.0%})"
+    return {z: f"{c.most_common(1)[0][0]} ({c.most_common(1)[0][1] / c.total():.0%} of {c.total()})"
             for z, c in sorted(counts.items(), key=lambda x: -x[1].total())}
 
 
@@ -767,7 +773,8 @@ def show(out: dict) -> None:
         print("a thought says, in nats, " + ", ".join(
             f"{x:.2f} of the token {k} back" if k.isdigit() else f"{x:.2f} of the next one"
             for k, x in out["says"].items() if k != "asked")
-            + f"\n  (given those in sight, for {out['says']['asked']:.0%} of thoughts)")
+            + f"\n  (given those in sight, where they are common: {out['says']['asked']:.0%} of "
+            "thoughts; more --stories, more of them)")
     elif "says" in out:
         print(f"no {MANY} thoughts have the same tokens in sight: what they say can't be counted")
     if "not_probed" in out:
@@ -958,22 +965,23 @@ def main() -> None:
     p.add_argument("--out", type=command.path,
                    help="folder for probe.json and probe.png; default: the checkpoint's")
     p.add_argument("--seed", type=int, default=0, help="of stories, windows, random thoughts (0)")
-    p.add_argument("--stories", type=int, default=32,
-                   help="cups: stories for each number of moves; text: windows (32)")
+    p.add_argument("--stories", type=int, help="cups: stories for each number of moves (32); text: "
+                   "windows (512, with a model wider than 256 32)")
     args = p.parse_args()
     try:
-        at_least("stories", args.stories, 2), at_least("seed", args.seed, 0)
+        at_least("stories", args.stories or 32, 2), at_least("seed", args.seed, 0)
         run = opened(args.checkpoint, args.data)
+        each = args.stories or (windows(run) if on_text(run) else 32)
         cups_of(run)  # raises what is wrong with the data before a folder is made
         out = args.out or folder_of(args.checkpoint)
         if out.exists() and not out.is_dir():
             raise ValueError(f"--out {out} is a file: a folder is wanted")
         command.make_folder(out)
         (out / "probe.json").touch()  # better now than after minutes
-        found = probe(run, args.stories, args.seed)
+        found = probe(run, each, args.seed)
         command.write_whole(out / "probe.json", command.as_json(found).encode())
         draw(found, out / "probe.png", f"{args.checkpoint} on {run.settings.data}, "
-             f"--seed {args.seed} --stories {args.stories}")
+             f"--seed {args.seed} --stories {each}")
     except (ValueError, OSError) as e:
         p.error(str(e))
     show(found)

@@ -25,7 +25,7 @@ from data import LETTERS
 from lab.page import html_page
 from lab.probe import (
     EDGES, LONG, NAMES, THEN, WhatIf, answers_after, first_case, make_dictionary, opened, stories,
-    what_if)
+    what_if, windows)
 from next_token import answer_prompt
 from rollout import GREEDY, Luck, Rollout
 from run import Run
@@ -464,6 +464,7 @@ class Told(NamedTuple):
     """For html_page: stories, and one note for each of a story's thoughts."""
     stories: list[str]
     notes: list[list[str]]
+    blue: str = "own text"  # what is shown in that colour
 
 
 def told_stories(path: Path, seed: int = 0, each: int = 2) -> Told:
@@ -477,8 +478,9 @@ def told_stories(path: Path, seed: int = 0, each: int = 2) -> Told:
         return told_text(run, 2 * each)
     one_ball = spec is not None and spec.get("balls", "one") == "one"
     if not one_ball or not run.rules.persist or len(run.model.think) < 2:
-        raise ValueError(f"{path}: the page looks thoughts up, one ball's, as ids that stay in the "
-                         "text: a run of --approach stream or teacher on cups, a task or a text")
+        raise ValueError(f"{path}: the page looks thoughts up, as ids that stay in the text: it "
+                         "takes a run of --approach stream or teacher on a text, a task, or cups "
+                         "with one ball")
     words, _ = make_dictionary(run, 512, seed)  # counted in 512 stories
     told = Told([], [])
     for m in LENGTHS_TOLD:
@@ -497,7 +499,7 @@ def told_stories(path: Path, seed: int = 0, each: int = 2) -> Told:
 def told_rows(run: Run, count: int) -> Told:
     """Held-out rows of a task, answered greedily. Of each thought: which answers come after it,
     where it is a prompt's last one."""
-    case, told, V = first_case(run, 64, 0), Told([], []), run.model.config.vocab_size
+    case, told, V = first_case(run, 64, 0), Told([], [], "own answer"), run.model.config.vocab_size
     says = answers_after(case, run)
     rows = sorted(run.source.eval, key=lambda x: x.level)
     for x in rows[::max(1, len(rows) // count)][:count]:
@@ -517,32 +519,36 @@ def told_rows(run: Run, count: int) -> Told:
 
 def told_text(run: Run, count: int) -> Told:
     """Held-out windows of a text. Of each thought: what stood out of sight where the same one was
-    thought after the same token, and what came next, in all windows that were read."""
-    small = run.model.config.n_embd <= 256  # at GPT-2's size a cache of 512 windows is 6 GB
-    case, told, tokenizer = first_case(run, 512 if small else 64, 0), Told([], []), run.tokenizer
+    thought after the same token, and what came next; and the same whatever was thought."""
+    case, tokenizer = first_case(run, windows(run), 0), run.tokenizer
+    told = Told([], [], "held-out text")
     own, w = case.own, run.rules.window
-    text, behind, coming = own.text.tolist(), {}, {}  # counted by thought and token
+    text, behind, coming = own.text.tolist(), {}, {}  # by thought and token, and by the token alone
     places = [(r, int(own.ids[r, t]), int(own.after[r, t]))
               for r, t in own.is_think.nonzero().tolist()]
     for r, z, at in places:
-        key = z, text[r][at]
-        if 0 < w <= at:
-            behind.setdefault(key, Counter())[text[r][at - w]] += 1
-        if at + 1 < len(text[r]):
-            coming.setdefault(key, Counter())[text[r][at + 1]] += 1
+        for key in ((z, text[r][at]), (None, text[r][at])):
+            if 0 < w <= at:
+                behind.setdefault(key, Counter())[text[r][at - w]] += 1
+            if at + 1 < len(text[r]):
+                coming.setdefault(key, Counter())[text[r][at + 1]] += 1
 
-    def likeliest(counts: Counter) -> str:
+    def likeliest(found: dict, z: int | None, seen: int) -> str:
+        counts = found.get((z, seen), Counter())
         if counts.total() < FEW:
             return "too few to say"
-        return ", ".join(f"{tokenizer.decode([i])!r} {n / counts.total():.0%}"
-                         for i, n in counts.most_common(3)) + f" (of {counts.total()})"
+        said = ", ".join(f"{tokenizer.decode([i])!r} {n / counts.total():.0%}"
+                         for i, n in counts.most_common(3))
+        return said if z is None else (
+            f"{said}; with any thought {likeliest(found, None, seen)}")
     told.notes.extend([] for _ in range(count))
     for r, z, at in places:
         if r < count:
-            key = z, text[r][at]
-            note = [f"{tokenizer.name(z)} after {tokenizer.decode([text[r][at]])!r}"]
-            note += [f"  {w} back from there: {likeliest(behind.get(key, Counter()))}"] * (w > 0)
-            note.append(f"  what comes next: {likeliest(coming.get(key, Counter()))}")
+            seen = text[r][at]
+            times = coming.get((z, seen), Counter()).total()
+            note = [f"{tokenizer.name(z)} after {tokenizer.decode([seen])!r}, {times} times"]
+            note += [f"  before that, out of sight: {likeliest(behind, z, seen)}"] * (w > 0)
+            note.append(f"  what comes next: {likeliest(coming, z, seen)}")
             told.notes[r].append("\n".join(note))
     kept = own.rows(slice(count)).kept()
     told.stories.extend(tokenizer.show(ids, own.P, "html") for ids in kept)
@@ -614,5 +620,5 @@ def write_page(out: Path, sections: list[str], checkpoint: Path | None) -> None:
             f"Rows of {checkpoint}. README.md explains the game, docs/RESULTS.md the "
             "tables below.")
     page = html_page(told.stories, "Thinking tokens: stories and results", True, told.notes, hint,
-                     "".join(sections))
+                     "".join(sections), told.blue)
     write_whole(out, page.encode("utf-8", "replace"))

@@ -137,7 +137,7 @@ def test_train_commands_are_accepted(line, reader):
 def test_there_are_commands():
     """None got lost on the way: from blocks, paragraphs and tables."""
     for line in ("--think_vocab 2048", "--resume --out out",
-                 "--model bytes:1x128 --data my.txt --out mine",
+                 "--model bytes:1x128 --data my.txt --out mytext",
                  "--approach stream"):  # (this one from a table)
         assert line in TRAIN, line
     assert any("gpt2-xl" in line for line in TRAIN)

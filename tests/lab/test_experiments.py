@@ -693,7 +693,7 @@ def test_stories_of_any_kind(rules, tmp_path):
     """Each thought has its note, whoever chose when to think, and however many may stand in a
     slot."""
     checkpoint(tmp_path / "x.pt", 4, **rules)
-    shown, notes = report.told_stories(tmp_path / "x.pt")
+    shown, notes, _ = report.told_stories(tmp_path / "x.pt")
     assert len(shown) == len(notes) == 2 * len(report.LENGTHS_TOLD)
     assert [x.count('class="think"') for x in shown] == list(map(len, notes))
     assert sum(map(len, notes)) > 10
@@ -712,7 +712,7 @@ def test_what_thoughts_on_a_text_stand_for(window, tmp_path, monkeypatch, capsys
         "--data", text, "--model", "bytes:1x8", "--approach", "stream", "--steps", "1",
         "--window", str(window), "--think_vocab", "4", "--out", out], monkeypatch, capsys)
     assert code == 0, err
-    shown, notes = report.told_stories(out / "ckpt.pt")
+    shown, notes, _ = report.told_stories(out / "ckpt.pt")
     assert [x.count('class="think"') for x in shown] == list(map(len, notes)) == [64] * 4
     read = open_run(out / "ckpt.pt")
     V, spell = read.model.config.vocab_size, read.tokenizer.decode
@@ -723,23 +723,26 @@ def test_what_thoughts_on_a_text_stand_for(window, tmp_path, monkeypatch, capsys
             if z < V:
                 so_far += spell([z])
                 continue
-            behind, coming = counts.setdefault((read.tokenizer.name(z), so_far[-1]), ([], []))
-            behind += so_far[-1 - window]
-            coming += spell(row[i + 1:i + 2])
+            for name in (read.tokenizer.name(z), None):
+                behind, coming = counts.setdefault((name, so_far[-1]), ([], []))
+                behind += so_far[-1 - window]
+                coming += spell(row[i + 1:i + 2])
     checked = 0
     for said in sum(notes, []):
         first, *lines = said.splitlines()
-        name, _, seen = first.split(" ", 2)
-        for line, found in zip(lines[::-1], counts[name, seen.strip("'")][::-1]):
+        name, _, seen = first.split(",")[0].split(" ", 2)
+        its, any_of_them = (counts[key, seen.strip("'")] for key in (name, None))
+        assert first.endswith(f", {len(its[1])} times")
+        for line, found, of_all in zip(lines[::-1], its[::-1], any_of_them[::-1]):
             if len(found) < report.FEW:
                 assert line.endswith("too few to say")
                 continue
-            best = max(sorted(set(found)), key=found.count)
-            assert line.endswith(f"(of {len(found)})")
-            assert f"{best!r} {found.count(best) / len(found):.0%}" in line
+            for part, letters in zip(line.split("; with any thought "), (found, of_all)):
+                best = max(sorted(set(letters)), key=letters.count)
+                assert f"{best!r} {letters.count(best) / len(letters):.0%}" in part
             checked += 1
         assert len(lines) == 1 + (window > 0)
-        assert window == 0 or lines[0].startswith(f"  {window} back from there: ")
+        assert window == 0 or lines[0].startswith("  before that, out of sight: ")
     assert checked > 100
 
 
@@ -749,7 +752,7 @@ def test_stories_without_thoughts(tmp_path):
     saved = read_weights(tmp_path / "x.pt")
     saved["model"]["gate_bias"].fill_(-1e4)
     save(tmp_path / "x.pt", saved)
-    shown, notes = report.told_stories(tmp_path / "x.pt")
+    shown, notes, _ = report.told_stories(tmp_path / "x.pt")
     assert not any(notes) and not any("think" in x for x in shown)
 
 
