@@ -74,7 +74,8 @@ class Settings:
                        choices=["kl", "sampled"])
     answer_grad: str = flag("on", "given text: train p_text of the paying tokens directly",
                             choices=["on", "off"])
-    curriculum: str = flag("off", "rounds of one move first, longer ones once those are right",
+    curriculum: str = flag("off", "rounds of one move first, longer ones once those are right; on, "
+                           "where a task has levels",
                            choices=["on", "off"])
     # the run
     seed: int = flag(0, "of everything that is drawn")
