@@ -131,13 +131,18 @@ def examples(model: GPT, source: Source, rules: Rules, text: Text) -> dict:
                   ro.is_think.sum().item() / text.real.sum().item()}
 
 
+def thoughts_after(ro: Rollout) -> Tensor:  # -> [R, L]
+    """How many thoughts stand after each text token."""
+    return torch.zeros_like(ro.text).scatter_add(1, ro.after.clamp(min=0), ro.is_think.long())
+
+
 def when_it_thinks(source: Source, may: Tensor, ro: Rollout, first: Tensor) -> dict:
     """Of the slots that may hold thoughts, after tokens [R, L], the share that does: where what has
     to be remembered changes, and elsewhere. Thoughts before the first answer [R, S], by level."""
     moved, P = source.changes(ro.text), ro.P
     if moved is None:
         return {}
-    thoughts = torch.zeros_like(ro.text).scatter_add(1, ro.after.clamp(min=0), ro.is_think.long())
+    thoughts = thoughts_after(ro)
     may = may.clone()
     may[:, :P - 1], may[:, -1] = False, False  # none in the prompt, none after the end
     answer = P + first.long().argmax(1, keepdim=True)
@@ -155,7 +160,7 @@ def share(what: Tensor, where: Tensor) -> float:
 def what_it_thinks_about(ro: Rollout, asked: Tensor) -> dict:
     """Branches: of the tokens that are predicted, the share that is thought about: of answers,
     asked [R, S], and of all others."""
-    thoughts = torch.zeros_like(ro.text).scatter_add(1, ro.after.clamp(min=0), ro.is_think.long())
+    thoughts = thoughts_after(ro)
     thinks = thoughts[:, ro.P - 1:-1] > 0
     return {"thinks_before_answers": share(thinks, asked),
             "thinks_elsewhere": share(thinks, ~asked)}

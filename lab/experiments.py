@@ -244,7 +244,7 @@ FORGOTTEN = {
     "ids, 1": Arm(f"{BRANCH} --think forced --think_vocab 64 --think_lr 6e-3 --samples 2 "
                   "--entropy 0.1 --steps 700", 550),
     "vectors, 1": Arm(f"{BRANCH} --think forced --thoughts continuous {ALONE} --steps 300", 200),
-    "ids set free, 1": Arm(
+    "ids set free, 1": Arm(  # with a third of the rate: it has learnt to read
         "train.py --approach next_token --data runs/shakespeare.txt --prompt_tokens 8 "
         "--new_tokens 64 --lr 1e-3 --prompts 32 --window 1 --max_thoughts 3 --think free "
         "--think_prior 0.5 --think_cost 0.1 --think_vocab 64 --think_lr 6e-3 --samples 2 "
@@ -945,13 +945,13 @@ def kept_arms(name: str, seeds: int, chosen: list[str]) -> dict:
     """The arms that were not chosen, as figures/NAME.json has them. Raises ValueError where it has
     not, or where one is chosen without the arm that it starts from."""
     arms, path = EXPERIMENTS[name].arms, OUT / "figures" / f"{name}.json"
+    if unknown := [arm for arm in chosen if arm not in arms]:
+        raise ValueError(f"{name} has no arm {unknown[0]!r}, only "
+                         f"{', '.join(map(repr, arms))}")
     for arm in {*(EXPERIMENTS[name].against or ())} - {*chosen}:
         if missing := [s for s in range(seeds) if not last_line(folder(EXPERIMENTS[name], arm, s))]:
             raise ValueError(f"all others are compared with the runs of {arm!r}, and that of seed "
                              f"{missing[0]} is not there: --arms needs it as well")
-    if unknown := [arm for arm in chosen if arm not in arms]:
-        raise ValueError(f"{name} has no arm {unknown[0]!r}, only "
-                         f"{', '.join(map(repr, arms))}")
     there = json.loads(path.read_text())["arms"] if path.exists() else {}
     for arm, it in arms.items():
         if arm in chosen:

@@ -44,7 +44,7 @@ from tqdm import tqdm
 
 import command
 from data import LETTERS, N_MAX, OPENING, Cups, Text, as_text, plain, seeded
-from evaluate import by_level, free_text, held_out, room, whole
+from evaluate import by_level, free_text, held_out, room, thoughts_after, whole
 from model import GPT
 from next_token import roll
 from reward import score, speaking_states
@@ -679,8 +679,7 @@ def nats_by_token(run: Run, control: Run, seer: Run, count: int,
         raise ValueError("these runs read other windows: --prompt_tokens and --new_tokens differ")
     own, without, seen = (score(x.model, x.own, x.text.pays).r for x in cases)  # [R, S] each
     ro, P = cases[0].own, cases[0].text.P
-    thoughts = torch.zeros_like(ro.text).scatter_add(1, ro.after.clamp(min=0), ro.is_think.long())
-    thinks = thoughts[:, P - 1:-1] > 0
+    thinks = thoughts_after(ro)[:, P - 1:-1] > 0
     V = run.model.config.vocab_size
     letter = torch.tensor([run.tokenizer.decode([i]).isalpha() for i in range(V)])[ro.text.cpu()]
     place = torch.arange(letter.shape[1])
@@ -969,7 +968,8 @@ def main() -> None:
                    "windows (512, with a model wider than 256 32)")
     args = p.parse_args()
     try:
-        at_least("stories", args.stories or 32, 2), at_least("seed", args.seed, 0)
+        at_least("stories", 2 if args.stories is None else args.stories, 2)
+        at_least("seed", args.seed, 0)
         run = opened(args.checkpoint, args.data)
         each = args.stories or (windows(run) if on_text(run) else 32)
         cups_of(run)  # raises what is wrong with the data before a folder is made

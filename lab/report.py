@@ -2,10 +2,10 @@
 
     python -m lab.experiments report        # figures/report.html
 
-A result is what figures/NAME.json holds (experiments.collect). Everything here is a function of
-it, so a table, a verdict or a page needs no run. The stories alone need a checkpoint. What a
-thought says is looked up in lab.probe's dictionary. What the answer would have been, had another
-cup been written there, is found by writing it.
+A result is what figures/NAME.json holds (experiments.collect). Everything here is a function of it,
+so a table, a verdict or a page needs no run. The stories alone need a checkpoint. What a thought
+says is looked up in lab.probe's dictionary, and on a text it is counted. What the answer would have
+been, had another cup been written there, is found by writing it.
 
 Left out on purpose: figures, which are figures.py's; anything that trains; scripts in the page.
 Pointing, the tab key and tapping are CSS.

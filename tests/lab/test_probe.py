@@ -405,6 +405,7 @@ def test_command_does_what_it_can(rules, N, cups, keys, tmp_path, monkeypatch, c
     (["--checkpoint", "{tmp}/foreign.pt"], "language of cups"),
     (["--checkpoint", "{tmp}/other.pt"], "another version"),
     (["--stories", "1"], "at least 2"),
+    (["--stories", "0"], "at least 2"),
     (["--seed", "-1"], "at least 0"),
     (["--stries", "8"], "--stories"),
     (["--data", "{tmp}/none.txt"], "there is no file"),
