@@ -12,7 +12,8 @@ import torch
 
 from conftest import AFTER, P, R, S, V, in_sight, luck, numbers, refuses, texts
 from data import plain
-from next_token import gate_at, at_once, branch_layout, layout, one_by_one, roll, states
+from next_token import (gate_at, at_once, branch_layout, layout, one_by_one, read_prompt_once,
+                        roll, shares_prompt, states)
 from reward import Credit, Scale, action_logp, rollout_loss, score
 from rollout import SAMPLED, Dials, Rules, choose, draw, positions_of, states_at, visible
 
@@ -308,6 +309,32 @@ def test_continuous_branches(tiny, think):
             ids = ro.text[r, :P + s].tolist() + [V] * len(thoughts_of(ro, r, s)[0])
             by_itself = naive_states(model, ids, Rules())
             assert (h[r, ro.chosen_at[r, P + s]] - by_itself[-1]).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("rules", [
+    Rules("free", 2, 6), Rules("forced", 1, 6, 2, counts="text"),
+    Rules("forced", 1, 6, 1, AFTER, counts="steps"), branching("free", 2),
+    branching("forced", 2, 2)])
+def test_a_prompt_is_read_once(tiny, rules):
+    """Guards the one row of a prompt that siblings share: states and gradients are those of whole
+    rows. Rows whose prompts differ have no part in it, nor have short prompts."""
+    model, prompt = tiny(offset=1.0), 12
+    ids = torch.randint(V, (2, prompt + S), generator=torch.Generator().manual_seed(3))
+    text = plain(ids, prompt, S).repeat(3)
+    ro = roll(model, text, rules, luck(1))
+    assert shares_prompt(ro) and ro.is_think.any() and len(set(map(tuple, ro.ids.tolist()))) > 2
+    positions, mask = layout(ro, rules)
+    weight = torch.randn(ro.h.shape, dtype=torch.float64) * (ro.is_text | ro.is_think)[..., None]
+    found = []
+    for h in (model(ro.ids, positions, mask), read_prompt_once(model, ro, positions, mask)):
+        model.zero_grad()
+        (h * weight).sum().backward()
+        found.append([h[weight != 0], *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert all((a - b).abs().max() < 1e-9 for a, b in zip(*found, strict=True))
+    drawn_from = (states(model, ro, rules) - ro.h)[:, :-1]  # nothing follows the last place
+    assert drawn_from[weight[:, :-1] != 0].abs().max() < 1e-9
+    assert not shares_prompt(ro.rows(slice(1, 4)))  # two of one context, one of the other
+    assert not shares_prompt(roll(model, plain(ids, 2, 10 + S).repeat(3), rules, luck(1)))
 
 
 @pytest.mark.parametrize("rules", [
