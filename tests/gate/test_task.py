@@ -338,9 +338,12 @@ def test_what_is_compared(file, tmp_path, monkeypatch):
     {}, {"thoughts": "continuous"}, {"thoughts": "none"}, {"think": "free"},
     {"approach": "next_token"}, {"approach": "next_token", "thoughts": "continuous"},
     {"think_after": "end", "max_thoughts": 2}], ids=str)
-def test_a_run(file, tmp_path, more):
-    """Guards the whole way: a run learns, is evaluated by level, is resumed and answers."""
+def test_a_run(file, tmp_path, more, capsys):
+    """Guards the whole way: a run learns, is evaluated by level, is resumed and answers. One that
+    ends early in its curriculum says how to go on."""
     train.train(train.setup(small(file, tmp_path, **more)))
+    out = capsys.readouterr().out
+    assert "in stage 1 of" in out and f"--resume --steps 6 --out {tmp_path}" in out
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [x["kind"] for x in lines] == ["eval", "step", "step", "step", "eval"]
     last, thinks = lines[-1], more.get("thoughts") != "none"
