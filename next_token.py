@@ -235,10 +235,10 @@ def states(model: GPT, ro: Rollout, rules: Rules) -> Tensor:  # -> [R, T, C]
 
 
 def shares_prompt(ro: Rollout) -> bool:
-    """Have siblings a prompt in common that is a third of all places or more?"""
+    """Have siblings a prompt in common that is more than a third of all places?"""
     (R, T), G, P = ro.ids.shape, ro.siblings, ro.P
     # a GPU would lose its kernel for masks that are plain causal
-    if G == 1 or R % G or 3 * P < T or ro.ids.device.type == "cuda":
+    if G == 1 or R % G or 3 * P <= T or ro.ids.device.type == "cuda":
         return False
     prompts = ro.ids[:, :P].view(R // G, G, P)
     # (a micro-batch may have begun between two siblings)
@@ -247,7 +247,8 @@ def shares_prompt(ro: Rollout) -> bool:
 
 def read_prompt_once(model: GPT, ro: Rollout, positions: Tensor, mask: Tensor | None) -> Tensor:
     """The prompt is one row for G siblings; the rest of each row reads its keys and values. With
-    four siblings and half of the places in the prompt this takes half of the time."""
+    four siblings and two thirds of the places in the prompt whole rows take half as long again
+    (docs/SPEED.md)."""
     (R, T), G, P = ro.ids.shape, ro.siblings, ro.P
     positions = positions.expand(R, T)
     mask = explicit(mask, T, ro.ids.device).expand(R, 1, T, T)

@@ -50,7 +50,7 @@ from data import Source, plain
 from fast import in_pieces, sampler_of, unembed
 from lab.export import their_config, their_weights
 from model import GPT, Config
-from next_token import roll, states
+from next_token import layout, read_prompt_once, roll, states
 from rollout import GREEDY, Rules, draw, rollout
 from run import Run
 from settings import Parser, parser, resolve
@@ -573,6 +573,24 @@ def next_token(size: Size) -> list[dict]:
     return [*tables, show(title + "gradient", interleave(arms, rounds, False), limit)]
 
 
+def prompt(size: Size) -> list[dict]:
+    """A gradient pass over four siblings with a long prompt in common, and a thought after each new
+    token."""
+    P, S, model = size.P, size.S // 4, GPT(size.config).to(DEVICE)
+    text = plain(torch.randint(model.config.vocab_size, (1, P + S), device=DEVICE), P, S).repeat(4)
+    rules = Rules("forced", 1, S)
+    ro = roll(model, text, rules, numbers(torch.rand(2 * S, 4, 2)))
+    positions, mask = layout(ro, rules)
+
+    def learn(h: Tensor) -> None:
+        model.zero_grad()
+        h.sum().backward()
+    arms = {"ours: the prompt once": lambda: learn(read_prompt_once(model, ro, positions, mask)),
+            "whole rows": lambda: learn(model(ro.ids, positions, mask))}
+    return [show(f"a gradient pass of four siblings, {P} + {S} tokens, {S} thoughts",
+                 interleave(arms, size.rounds))]
+
+
 def compiled(size: Size) -> list[dict]:
     """The rollout with torch.compile: what it saves, what the first one costs, and does it go on
     compiling?"""
@@ -637,7 +655,7 @@ def start(size: Size) -> list[dict]:
 
 SECTIONS = {"rollout": rollouts, "sampler": sampler, "loss": loss, "update": updates,
             "next_token": next_token, "continuous": continuous, "cups": cups, "scale": scale,
-            "compile": compiled, "start": start}
+            "prompt": prompt, "compile": compiled, "start": start}
 
 
 def arguments():

@@ -29,7 +29,7 @@ def run(monkeypatch, tmp_path, capsys):
 def test_sections_without_peers(run, tmp_path):
     """Guards the command: tables, bench.json with what earlier runs measured, and the pip line for
     peers that are missing."""
-    sections = ("rollout", "sampler", "next_token", "cups")
+    sections = ("rollout", "sampler", "next_token", "cups", "prompt")
     code, out, _ = run("--quick", "--threads", "1", "--rows", "1", "3", "--only", *sections)
     assert code == 0 and "B = 1," in out and "B = 3," in out
     assert "ctranslate2" not in out  # it is made from transformers' model
