@@ -24,8 +24,8 @@ from command import write_whole
 from data import LETTERS
 from lab.page import html_page
 from lab.probe import (
-    EDGES, LONG, NAMES, THEN, WhatIf, answers_after, first_case, make_dictionary, opened, stories,
-    what_if, windows)
+    LONG, NAMES, THEN, WhatIf, answers_after, first_case, make_dictionary, opened, stories, what_if,
+    windows)
 from next_token import answer_prompt
 from rollout import GREEDY, Luck, Rollout
 from run import Run
@@ -269,21 +269,20 @@ def regular_table(result: dict) -> list[str]:
 
 
 def text_table(result: dict) -> list[str]:
-    """Nats per held-out character by own thoughts, by seed, by others; and what thoughts say, for
-    those that lab.probe has read."""
-    lines = head("arm", "nats", "by seed", "taken off", "with another's",
-                 "rows in use (perplexity)", "updates", "seconds")
+    """Nats per held-out character by own thoughts and by others; and what thoughts say, for those
+    that lab.probe has read."""
+    lines = head("arm", "nats", "taken off", "with another's", "updates", "seconds")
     says = {}
     for arm, found in result["arms"].items():
         seeds, own = found["seeds"], nats(result, arm)
         thinks = "another" in seeds[0]["nats"]
-        used = [s["probe"]["usage"]["perplexity"] for s in seeds if "probe" in s]
-        says |= {arm: [s["probe"].get("says", {}) for s in seeds]} if used else {}
+        if "probe" in seeds[0]:
+            says[arm] = [s["probe"].get("says", {}) for s in seeds]
         lines.append(row(
-            arm, cell(own, 3), ", ".join(f"{x:.3f}" for x in own),
+            arm, cell(own, 3),
             "-" if "--thoughts none" in found["command"] else cell(taken_off(result, arm), 3),
             cell(nats(result, arm, "another"), 3) if thinks else "-",
-            cell(used) if used else "-", str(seeds[0]["step"]), f"{seconds(seeds):.0f}"))
+            str(seeds[0]["step"]), f"{seconds(seeds):.0f}"))
     back = sorted({int(k) for seeds in says.values() for k in seeds[0] if k.isdigit()})
     keys = {"next": "the next"} | {str(k): f"{k} back" for k in back}
     lines += ["", *head("a thought says, in nats, of", *keys.values(), "thoughts asked, %")] if (
@@ -311,22 +310,19 @@ def after_letters(result: dict, arm: str, key: str) -> np.ndarray:  # -> [seeds]
 
 
 def forgotten_table(result: dict) -> list[str]:
-    """As of a text; then what is taken off tokens of each kind, and which are thought about."""
-    lines = text_table(result)
-    edges = [f"{a} to {b}" for a, b in zip((0, *EDGES), EDGES)] + [f"over {EDGES[-1]}"]
-    kinds = {"letters": ("letters before it", [*map(str, range(LONG)), f"{LONG} and more"]),
-             "nats": ("nats that a model needs for it which sees all", edges)}
+    """As of a text; then what is taken off characters after so many letters, and how many of them
+    are thought about."""
     arms = arms_with(result, "by_token")
-    for kind, (words, names) in kinds.items():
-        lines += ["", *head(words, *names)]
-        shares = by_token(result, next(iter(arms)), kind, "share")
-        lines.append(row("of all characters, %", *(f"{100 * x:.0f}" for x in shares.mean(0))))
-        for arm in arms:
-            lines.append(row(f"{arm}: nats taken off", *(
-                cell(x, 2) for x in by_token(result, arm, kind, "off").T)))
-            if "--think free" in result["arms"][arm]["command"]:
-                lines.append(row(f"{arm}: thought about, %", *(
-                    cell(100 * x) for x in by_token(result, arm, kind, "thinks").T)))
+    lines = [*text_table(result), "",
+             *head("letters before it", *map(str, range(LONG)), f"{LONG} and more")]
+    shares = by_token(result, next(iter(arms)), "letters", "share")
+    lines.append(row("of all characters, %", *(f"{100 * x:.0f}" for x in shares.mean(0))))
+    for arm in arms:
+        lines.append(row(f"{arm}: nats taken off", *(
+            cell(x, 2) for x in by_token(result, arm, "letters", "off").T)))
+        if "--think free" in result["arms"][arm]["command"]:
+            lines.append(row(f"{arm}: thought about, %", *(
+                cell(100 * x) for x in by_token(result, arm, "letters", "thinks").T)))
     return lines
 
 
