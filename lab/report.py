@@ -280,15 +280,15 @@ def text_table(result: dict) -> list[str]:
             says[arm] = [s["probe"].get("says", {}) for s in seeds]
         lines.append(row(
             arm, cell(own, 3),
-            "-" if "--thoughts none" in found["command"] else cell(taken_off(result, arm), 3),
-            cell(nats(result, arm, "another"), 3) if thinks else "-",
+            "" if "--thoughts none" in found["command"] else cell(taken_off(result, arm), 3),
+            cell(nats(result, arm, "another"), 3) if thinks else "",
             str(seeds[0]["step"]), f"{seconds(seeds):.0f}"))
     back = sorted({int(k) for seeds in says.values() for k in seeds[0] if k.isdigit()})
     keys = {"next": "the next"} | {str(k): f"{k} back" for k in back}
     lines += ["", *head("a thought says, in nats, of", *keys.values(), "thoughts asked, %")] if (
         says) else []
     for arm, seeds in says.items():
-        cells = [cell([s[k] for s in seeds], 2) if all(k in s for s in seeds) else "-"
+        cells = [cell([s[k] for s in seeds], 2) if all(k in s for s in seeds) else ""
                  for k in keys]
         lines.append(row(arm, *cells, cell([100 * s.get("asked", 0) for s in seeds])))
     return lines
@@ -310,19 +310,20 @@ def after_letters(result: dict, arm: str, key: str) -> np.ndarray:  # -> [seeds]
 
 
 def forgotten_table(result: dict) -> list[str]:
-    """As of a text; then what is taken off characters after so many letters, and how many of them
-    are thought about."""
+    """As of a text, without the arms that stand there. Then, by the letters before a character,
+    what is taken off; of a model that is set free it is which characters are thought about."""
     arms = arms_with(result, "by_token")
-    lines = [*text_table(result), "",
-             *head("letters before it", *map(str, range(LONG)), f"{LONG} and more")]
+    lines = [line for line in text_table(result) if not line.startswith("| none, ")]
+    lines += ["", *head("letters before it", *map(str, range(LONG)), f"{LONG} and more")]
     shares = by_token(result, next(iter(arms)), "letters", "share")
     lines.append(row("of all characters, %", *(f"{100 * x:.0f}" for x in shares.mean(0))))
     for arm in arms:
-        lines.append(row(f"{arm}: nats taken off", *(
-            cell(x, 2) for x in by_token(result, arm, "letters", "off").T)))
         if "--think free" in result["arms"][arm]["command"]:
             lines.append(row(f"{arm}: thought about, %", *(
                 cell(100 * x) for x in by_token(result, arm, "letters", "thinks").T)))
+        else:
+            lines.append(row(f"{arm}: nats taken off", *(
+                cell(x, 2) for x in by_token(result, arm, "letters", "off").T)))
     return lines
 
 

@@ -532,7 +532,7 @@ def test_every_prediction_is_judged(name):
     cells = {**dict.fromkeys(("text", "chess", "forgotten"), "2.000 ± 0.000 |"),
              "content": "| 0 ± 0 |", "faithful": "| 0.50 ± 0.00 |", "depth": " 0.0 ± 0.0 |",
              "judged": "| - | - |"}
-    rows = {"content": 4, "faithful": 4, "judged": 3, "waterfall": 8}.get(
+    rows = {"content": 4, "faithful": 4, "judged": 3, "waterfall": 8, "forgotten": 4}.get(
         name, len(result["arms"]))
     assert table(result).count(cells.get(name, "| 50 ± 0 |")) >= rows
 
