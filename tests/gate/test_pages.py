@@ -296,7 +296,7 @@ def test_tables_are_those_of_the_json(path):
 
 
 def test_the_board_is_that_of_its_json():
-    """What tests/board.py printed stands in question 19, with its command and its picture."""
+    """What tests/board.py printed stands in question 18, with its command and its picture."""
     pytest.importorskip("chess")
     import board
     result = json.loads((ROOT / "figures" / "board.json").read_text())

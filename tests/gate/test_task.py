@@ -516,7 +516,7 @@ def test_stages(file, tmp_path, monkeypatch, capsys):
 # A text of one's own, from scratch
 
 def test_settings_of_a_text_from_scratch(tmp_path):
-    """`--model bytes --data my.txt` alone is the recipe of docs/RESULTS.md, question 17. Branches
+    """`--model bytes --data my.txt` alone is the recipe of docs/RESULTS.md, question 16. Branches
     see all of a text, and a pretrained model has what it had."""
     (tmp_path / "my.txt").write_text("A text. " * 99)
     data = str(tmp_path / "my.txt")
