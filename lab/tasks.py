@@ -177,20 +177,21 @@ def swaps_of(item: dict) -> Swaps:
 def retold(old: Swaps, lent: list[str], n: int, rng: np.random.Generator) -> Swaps:
     """The same frame and people, with things that are lent. n moves and a question are drawn.
 
-    Half of the stories have swaps alone, as in the file. In the others half of the moves are none:
-    all pass theirs on, or nothing happens. Of swaps alone, an odd number leads to other orders than
-    an even one: what thoughts came to mean after one would be no use after two. And half of the
-    questions ask for all: then all that a thought says pays.
+    Half of the moves are swaps; else all pass theirs on, or nothing happens. Of swaps alone, an odd
+    number leads to other orders than an even one: what thoughts came to mean after one would be no
+    use after two. The last move begins with Then or Finally: else no story of two moves would have
+    a Then, and stage 3 would have to learn what it says. And two questions of three ask for all:
+    then all that a thought says pays.
     """
     intro, names = old.intro, old.people
     things, swap = rng.permutation(lent)[:len(names)].tolist(), SWAP.match(old.moves[0])[4]
     for person, was, now in zip(names, old.things, things):
         intro = owner(person, was).sub(lambda found: found[1] + now, intro, count=1)
     moves, has = [], list(range(len(names)))  # whose thing each of them has
-    swaps_alone = rng.integers(2) == 0
-    for lead in ["First", *["Then"] * (n - 2), *["Finally"] * (n > 1)]:
+    last = "Then" if rng.integers(2) else "Finally"
+    for lead in ["First", *["Then"] * (n - 2), *[last] * (n > 1)]:
         a, b = rng.permutation(len(names))[:2].tolist()
-        match 3 if swaps_alone else rng.integers(6):
+        match rng.integers(6):
             case 0:
                 moves.append(f"{lead}, nothing happens.")
             case 1:
@@ -202,7 +203,7 @@ def retold(old: Swaps, lent: list[str], n: int, rng: np.random.Generator) -> Swa
             case _:
                 has[a], has[b] = has[b], has[a]
                 moves.append(f"{lead}, {names[a]} and {names[b]} {swap}")
-    who = [int(rng.integers(len(names)))] if rng.integers(2) == 0 else range(len(names))
+    who = [int(rng.integers(len(names)))] if rng.integers(3) == 0 else range(len(names))
     asked = names[who[0]] if len(who) == 1 else "each in turn"
     question = ASKED.sub(lambda found: found[1] + asked + found[3], old.question)
     return Swaps(intro, moves, question, names, things, " ".join(LETTERS[has[i]] for i in who))

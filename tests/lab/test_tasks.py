@@ -135,6 +135,8 @@ def test_more_stories_of_swaps():
     there, new = list(READ["bbh"](text)), list(tasks.more_bbh(text, 200, 0))
     assert len(new) == 200 and not {x["prompt"] for x in there} & {x["prompt"] for x in new}
     seen, asked, kinds, left = set(), set(), set(), {" to the left": 1, " to the right": -1}
+    leads = {(row["level"], re.search(r"(\w+), [^,]*$", row["steps"][-1])[1]) for row in new}
+    assert leads == {(1, "First"), (2, "Then"), (2, "Finally")}
     for row in there + new:
         names = re.findall(r"(\w+) has an? ([\w ]+)[,.]", row["prompt"])
         options = dict(map(reversed, re.findall(r"\((\w)\) (?:an? )?(.*)", row["prompt"])))
