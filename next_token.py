@@ -235,20 +235,21 @@ def states(model: GPT, ro: Rollout, rules: Rules) -> Tensor:  # -> [R, T, C]
 
 
 def shares_prompt(ro: Rollout) -> bool:
-    """Have siblings a prompt in common that is more than a third of all places?"""
+    """Are these rows whole groups of siblings, whose prompt is more than a third of all places?"""
     (R, T), G, P = ro.ids.shape, ro.siblings, ro.P
-    # a GPU would lose its kernel for masks that are plain causal
+    # on a GPU plain causal attention has a kernel of its own, which a mask would lose
     if G == 1 or R % G or 3 * P <= T or ro.ids.device.type == "cuda":
         return False
-    prompts = ro.ids[:, :P].view(R // G, G, P)
-    # (a micro-batch may have begun between two siblings)
-    return bool((prompts == prompts[:, :1]).all())
+    # a micro-batch may begin between two siblings. What is seen depends on where slots are open
+    said = [ro.ids] if ro.ends is None else [ro.ids, ro.ends]
+    groups = (x[:, :P].view(R // G, G, P) for x in said)
+    return all(bool((x == x[:, :1]).all()) for x in groups)
 
 
 def read_prompt_once(model: GPT, ro: Rollout, positions: Tensor, mask: Tensor | None) -> Tensor:
     """The prompt is one row for G siblings; the rest of each row reads its keys and values. With
-    four siblings and two thirds of the places in the prompt whole rows take half as long again
-    (docs/SPEED.md)."""
+    four siblings and two thirds of the places in the prompt, whole rows take half as long again,
+    head and loss aside (docs/SPEED.md)."""
     (R, T), G, P = ro.ids.shape, ro.siblings, ro.P
     positions = positions.expand(R, T)
     mask = explicit(mask, T, ro.ids.device).expand(R, 1, T, T)

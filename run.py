@@ -365,7 +365,7 @@ class Run:
         draw_curves(self.out, self.source.of)
         forced = self.settings.think == "forced"
         print_report(self.log.evals[0], self.log.evals[-1], forced, self.source.of)
-        if 0 < self.stage < self.source.stages:
+        if self.resumable and 0 < self.stage < self.source.stages:
             print(f"it ended in stage {self.stage} of {self.source.stages}; to go on\n  python "
                   f"{script('train.py')} --resume --steps {2 * self.progress.end} --out "
                   f"{typed(self.out)}")
@@ -387,8 +387,8 @@ def open_run(path: str | Path, plain: bool = False) -> Run:
     path = Path(path)
     path = path / "ckpt.pt" if path.is_dir() and (path / "ckpt.pt").exists() else path
     if not path.exists():
-        raise ValueError(f"there is no {path}: a run of train.py leaves one in its folder, by "
-                         "default out/ckpt.pt")
+        raise ValueError(f"there is no checkpoint {path}: a run of train.py leaves one as ckpt.pt "
+                         "in its folder, by default out/")
     # (a folder, or a file in that format, is somebody else's model)
     saved = {} if path.is_dir() or path.suffix in (".safetensors", ".json") else read_weights(path)
     old = "args" in saved  # format 2

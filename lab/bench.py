@@ -574,8 +574,8 @@ def next_token(size: Size) -> list[dict]:
 
 
 def prompt(size: Size) -> list[dict]:
-    """A gradient pass over four siblings with a long prompt in common, and a thought after each new
-    token."""
+    """Forward and backward, without head and loss, of four siblings with a long prompt in common
+    and a thought after each new token."""
     P, S, model = size.P, size.S // 4, GPT(size.config).to(DEVICE)
     text = plain(torch.randint(model.config.vocab_size, (1, P + S), device=DEVICE), P, S).repeat(4)
     rules = Rules("forced", 1, S)
@@ -587,7 +587,7 @@ def prompt(size: Size) -> list[dict]:
         h.sum().backward()
     arms = {"ours: the prompt once": lambda: learn(read_prompt_once(model, ro, positions, mask)),
             "whole rows": lambda: learn(model(ro.ids, positions, mask))}
-    return [show(f"a gradient pass of four siblings, {P} + {S} tokens, {S} thoughts",
+    return [show(f"four siblings without head and loss, {P} + {S} tokens, {S} thoughts",
                  interleave(arms, size.rounds))]
 
 

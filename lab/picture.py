@@ -19,6 +19,7 @@ import torch
 
 import command
 from data import LETTERS, plain
+from lab.figures import digest
 from lab.probe import draw_ids
 from next_token import roll
 from rollout import Dials, Luck
@@ -73,7 +74,7 @@ def draw(pieces: list[Piece], channel: dict, said: dict, path: Path) -> None:
     draw_story(figure.add_axes([0.01, 0.49, 0.52, 0.47]), pieces)
     draw_accuracy(figure.add_axes([0.59, 0.55, 0.4, 0.4]), channel)
     draw_ids(figure.add_axes([0.08, 0.08, 0.91, 0.36]), said)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, metadata={"Source": digest(channel)})
     plt.close(figure)
 
 

@@ -6,6 +6,7 @@ scores and in their gradient. Then continuous thoughts, of both kinds. Such a th
 the last hidden state, fed back, and the gradient passes through every one.
 """
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -314,13 +315,13 @@ def test_continuous_branches(tiny, think):
 @pytest.mark.parametrize("rules", [
     Rules("free", 2, 6), Rules("forced", 1, 6, 2, counts="text"),
     Rules("forced", 1, 6, 1, AFTER, counts="steps"), branching("free", 2),
-    branching("forced", 2, 2)])
+    branching("forced", 2, 2), branching("forced", 2, 1, reread=1)])
 def test_a_prompt_is_read_once(tiny, rules):
     """Guards the one row of a prompt that siblings share: states and gradients are those of whole
     rows. Rows whose prompts differ have no part in it, nor have short prompts."""
     model, prompt = tiny(offset=1.0), 12
     ids = torch.randint(V, (2, prompt + S), generator=torch.Generator().manual_seed(3))
-    text = plain(ids, prompt, S).repeat(3)
+    text = replace(plain(ids, prompt, S), offset=4).repeat(3)
     ro = roll(model, text, rules, luck(1))
     assert shares_prompt(ro) and ro.is_think.any() and len(set(map(tuple, ro.ids.tolist()))) > 2
     positions, mask = layout(ro, rules)
@@ -333,7 +334,13 @@ def test_a_prompt_is_read_once(tiny, rules):
     assert all((a - b).abs().max() < 1e-9 for a, b in zip(*found, strict=True))
     drawn_from = (states(model, ro, rules) - ro.h)[:, :-1]  # nothing follows the last place
     assert drawn_from[weight[:, :-1] != 0].abs().max() < 1e-9
+    part = states(model, ro.rows(slice(3, 6)), rules) - states(model, ro, rules)[3:]
+    assert part[weight[3:] != 0].abs().max() < 1e-9
     assert not shares_prompt(ro.rows(slice(1, 4)))  # two of one context, one of the other
+    if ro.ends is not None:  # the same prompt, with steps that end elsewhere
+        ends = ro.ends.clone()
+        ends[1, 0] = ~ends[1, 0]
+        assert not shares_prompt(replace(ro, ends=ends))
     assert not shares_prompt(roll(model, plain(ids, 2, 10 + S).repeat(3), rules, luck(1)))
 
 

@@ -3,9 +3,11 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import train
 from lab import picture
+from lab.figures import digest
 from run import Run
 from settings import resolve
 from weights import save
@@ -47,6 +49,12 @@ def test_picture(tmp_path):
     (tmp_path / "probe.json").write_text(json.dumps(said))
     picture.draw(pieces, channel, picture.what_is_said(tmp_path), tmp_path / "p.png")
     assert (tmp_path / "p.png").stat().st_size > 10_000
+
+
+def test_the_picture_is_of_its_json():
+    """Guards README's picture: its controls are those of figures/channel.json."""
+    drawn_from = Image.open(FIGURES / "first.png").text["Source"]
+    assert drawn_from == digest(json.loads((FIGURES / "channel.json").read_text()))
 
 
 @pytest.mark.parametrize("flags", [
