@@ -387,7 +387,7 @@ def open_run(path: str | Path, plain: bool = False) -> Run:
     path = Path(path)
     path = path / "ckpt.pt" if path.is_dir() and (path / "ckpt.pt").exists() else path
     if not path.exists():
-        raise ValueError(f"there is no checkpoint {path}: a run of train.py leaves one as ckpt.pt "
+        raise ValueError(f"there is no {path}: a run of train.py leaves its checkpoint as ckpt.pt "
                          "in its folder, by default out/")
     # (a folder, or a file in that format, is somebody else's model)
     saved = {} if path.is_dir() or path.suffix in (".safetensors", ".json") else read_weights(path)
