@@ -199,10 +199,8 @@ class Run:
         if chief and p.step == p.end:
             self.close()
         if WORLD > 1:
-            # all leave together. A thread of gloo may still hold a tensor of the last exchange, and
-            # a Python that ends at this very moment would abort
-            dist.barrier()
-            dist.destroy_process_group()
+            dist.barrier()  # all leave together
+            dist.destroy_process_group()  # its threads end here. At Python's end they may abort it
         if p.step < p.end:
             go_on = f"; go on with: python {script('train.py')} --resume --out {typed(self.out)}"
             print(f"stopped after step {p.step}{go_on if self.resumable else ''}")
@@ -732,6 +730,9 @@ def join_processes() -> None:
                          f"--nproc_per_node={gpus} at most")
     if gpus:
         torch.cuda.set_device(here)
+    # Adam imports it. Imported once there is a group, its functions' default arguments would hold
+    # that group, and its threads would outlive `destroy_process_group`
+    from torch.distributed import nn  # noqa: F401
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
     if RANK:  # the first process alone speaks
         sys.stdout = open(os.devnull, "w")
