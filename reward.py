@@ -172,12 +172,20 @@ def behind(returns: Tensor, G: int) -> Tensor:  # [B * G, S] -> [B * G, S]
     return far.clamp(0, 1).repeat_interleave(G, 0)
 
 
-def advantages(r: Tensor, ro: Rollout, settings, extra: Tensor | None = None,
-               alike: bool = False) -> Credit:
+def less_likely(r: Tensor, here: Tensor, G: int) -> Tensor:  # [R, S], [R] -> [R, S]
+    """The same of a task's rows: how much likelier a right answer is on average here."""
+    right = r.sum(1).exp() * here  # [R]
+    average = all_rows(right).sum() / all_rows(here).sum()
+    far = (average - right.view(-1, G).amax(1)).clamp(min=0)
+    return (far.repeat_interleave(G) * here)[:, None].expand_as(r)
+
+
+def advantages(r: Tensor, ro: Rollout, text: Text, settings,
+               extra: Tensor | None = None) -> Credit:
     """r [R, S] -> A [R, S], divided by its spread over all that was chosen.
 
     Each thought costs --think_cost. extra [R, T - P]: what new places cost besides.
-    alike: no text is harder than another one, so they can be compared.
+    What fails is widened where no text is harder: on cups, and where answers are unread.
     """
     slot, P = ro.new_slot(), ro.P
     # [R, S]: what the thoughts in each slot cost
@@ -192,7 +200,11 @@ def advantages(r: Tensor, ro: Rollout, settings, extra: Tensor | None = None,
     of_choices = all_rows(A.gather(1, slot))[chosen]  # [n]: A of each choice
     if len(of_choices):
         A = A / (of_choices.std(correction=0) + FLOOR_STD)  # std over all choices of the batch
-    wide = behind(returns, settings.samples) if alike else None
+    wide = None
+    if text.stage:
+        wide = behind(returns, settings.samples)
+    elif text.unread:
+        wide = less_likely(r, (text.level == text.unread).any(1), settings.samples)
     return Credit(A, wide, returns, len(of_choices), int(all_rows(ro.is_think).sum()))
 
 

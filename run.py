@@ -226,6 +226,19 @@ class Run:
                   + ". In this stage answers see all of their thoughts, later the window's" * two,
                   flush=True)
 
+    def load_moments(self, optimizer: torch.optim.Optimizer) -> None:
+        """Of the checkpoint, where there is one. Raises ValueError if it has another model's."""
+        if self.saved_moments is None:
+            return
+        try:
+            optimizer.load_state_dict(self.saved_moments)
+            # torch itself looks at the number of parameters alone
+            fits = all(x["exp_avg"].shape == p.shape for p, x in optimizer.state.items())
+        except (AttributeError, KeyError, TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise ValueError("the checkpoint's optimizer does not fit its weights")
+
     def update(self, loss: float, entropy: float) -> Update:
         """One step of the optimizer from the gradients that are there.
 

@@ -129,27 +129,19 @@ def give_rows(run: Run) -> dict[str, float]:
 
 
 def make_optimizer(run: Run) -> torch.optim.Optimizer:
-    """AdamW with two groups, as thinking rows have their own learning rate, and no weight decay.
-    Raises ValueError where saved moments belong to another model."""
+    """AdamW without weight decay, in two groups, as thinking rows have their own rate. Raises
+    ValueError where saved moments are another model's."""
     s, model = run.settings, run.model
     # unused, its gradient is rounding errors, which Adam would make a random walk
     model.gate_bias.requires_grad_(s.think == "free")
     rows = [model.think] + ([model.gate_bias] if s.think == "free" else [])
     body = [p for p in model.parameters() if p is not model.think and p is not model.gate_bias]
-    # "peak": Run.update turns the rate up at birth and down at the end
+    # "peak": Run.update turns rates up at birth, down at the end
     groups = [{"params": body, "peak": s.lr}]
     groups += [{"params": rows, "peak": s.think_lr}] if s.think_vocab else []
     optimizer = torch.optim.AdamW(groups, lr=s.lr, betas=(0.9, 0.98), weight_decay=0.0,
                                   fused=model.device.type == "cuda")
-    if run.saved_moments is not None:
-        try:
-            optimizer.load_state_dict(run.saved_moments)
-            # torch itself looks at the number of parameters alone
-            fits = all(x["exp_avg"].shape == p.shape for p, x in optimizer.state.items())
-        except (AttributeError, KeyError, TypeError, ValueError):
-            fits = False
-        if not fits:
-            raise ValueError("the checkpoint's optimizer does not fit its weights")
+    run.load_moments(optimizer)
     return optimizer
 
 
@@ -224,7 +216,7 @@ def train(run: Run, extra_cost: Callable[[Rollout, Rules], Tensor] | None = None
             extra = extra_cost(ro, rules) if extra_cost else None
 
         # 4. Compare: returns minus those of the siblings.
-        credit = advantages(scores.r, ro, s, extra, text.stage > 0)  # advantage [R, S]
+        credit = advantages(scores.r, ro, text, s, extra)  # advantage [R, S]
 
         # 5. Learn: what was chosen, the text itself, and not to collapse.
         scale = scale_of(s, credit, step / progress.end, rarity_of(model, ro))
@@ -245,8 +237,8 @@ def climb(run: Run) -> None:
     p.in_stage += run.stage > 0
     if not run.stage or p.step % LOOK:
         return
-    # by greedy thoughts: of sampled ones a long chain always has one that is wrong. And strictly:
-    # errors multiply along longer chains
+    # by greedy thoughts: of drawn ones a long chain always has a wrong one. And strictly, as errors
+    # multiply
     most = min(source.stages, p.stage * source.leap)
     while ((right := share_right(run)) > source.enough or run.stuck(right)) and p.stage < most:
         run.next_stage(right)

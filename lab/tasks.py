@@ -43,6 +43,7 @@ RESULT = re.compile(r"(?<!\S)(?:1-0|0-1|1/2-1/2|\*)(?!\S)")
 NUMBER = re.compile(r"(?<!\S)\d+(?:\.+|(?=\s))")  # of a move
 Symbols = tuple[list[str], str]  # symbols, and what their whole is
 LETTERS = "ABCDEFG"  # of options
+LAST = "Then", "Finally"  # what a last move begins with
 SWAP = re.compile(r"(\w+), (\w+) and (\w+) (.*)")
 ASKED = re.compile(r"(At the end of [^,]*, )(\w+)(.*)")
 BACK = re.compile(r"\b(it|back|again|step|undo|repeat|same|previous)\b", re.IGNORECASE)
@@ -122,15 +123,15 @@ class Swaps(NamedTuple):
     question: str  # asks what somebody has in the end, or each in turn
     people: list[str]  # who swap or are asked for, in the order of the intro
     things: list[str]
-    answer: str  # "B": the second option; of all, as "B A C"
+    answer: str  # "B": the second option; of all, by their names, as "B A C"
 
     @property
     def row(self) -> dict:
-        """Level: moves. One thought after each; the first one stands after the first move."""
-        steps = [f"{self.intro} {self.moves[0]}", *self.moves[1:]]
+        """One thought after the intro and after each move. Level: their number."""
+        steps = [self.intro, *self.moves]
         options = "".join(f"\n({a}) {x}" for a, x in zip(LETTERS, self.things))
         prompt = " ".join([*steps, f"{self.question}\nOptions:{options}"])
-        return {"prompt": prompt, "steps": steps, "answer": self.answer, "level": len(self.moves)}
+        return {"prompt": prompt, "steps": steps, "answer": self.answer, "level": len(steps)}
 
     @property
     def frame(self) -> str:
@@ -175,38 +176,42 @@ def swaps_of(item: dict) -> Swaps:
 
 
 def retold(old: Swaps, lent: list[str], n: int, rng: np.random.Generator) -> Swaps:
-    """The same frame and people, with things that are lent. n moves and a question are drawn.
+    """The same frame, with things that are lent. n moves and a question are drawn.
+
+    The people are introduced in any order. So a story begins with any of the orders that its moves
+    lead to, and the first thought of a move has one to read already. Where the first of options
+    was always Alice's, only a second move taught a thought to read the one before.
 
     Half of the moves are swaps; else all pass theirs on, or nothing happens. Of swaps alone, an odd
-    number leads to other orders than an even one: what thoughts came to mean after one would be no
-    use after two. The last move begins with Then or Finally: else no story of two moves would have
-    a Then, and stage 3 would have to learn what it says. And two questions of three ask for all:
-    then all that a thought says pays.
+    number leads to other orders than an even one. And two questions of three ask for all: then all
+    that a thought says pays.
     """
     intro, names = old.intro, old.people
     things, swap = rng.permutation(lent)[:len(names)].tolist(), SWAP.match(old.moves[0])[4]
     for person, was, now in zip(names, old.things, things):
         intro = owner(person, was).sub(lambda found: found[1] + now, intro, count=1)
-    moves, has = [], list(range(len(names)))  # whose thing each of them has
-    last = "Then" if rng.integers(2) else "Finally"
-    for lead in ["First", *["Then"] * (n - 2), *[last] * (n > 1)]:
+    order = rng.permutation(names).tolist()
+    intro = re.sub(rf"\b({'|'.join(names)})\b", lambda x: order[names.index(x[0])], intro)
+    people, moves = sorted(names), []
+    has = [order.index(x) for x in people]  # whose thing, as introduced, each of them has
+    for lead in ["First", *["Then"] * (n - 2), LAST[rng.integers(2)]][:n]:
         a, b = rng.permutation(len(names))[:2].tolist()
         match rng.integers(6):
             case 0:
                 moves.append(f"{lead}, nothing happens.")
             case 1:
                 has = has[1:] + has[:1]
-                moves.append(f"{lead}, all pass theirs to the left.")
+                moves.append(f"{lead}, all pass theirs back by name.")
             case 2:
                 has = has[-1:] + has[:-1]
-                moves.append(f"{lead}, all pass theirs to the right.")
+                moves.append(f"{lead}, all pass theirs on by name.")
             case _:
                 has[a], has[b] = has[b], has[a]
-                moves.append(f"{lead}, {names[a]} and {names[b]} {swap}")
+                moves.append(f"{lead}, {people[a]} and {people[b]} {swap}")
     who = [int(rng.integers(len(names)))] if rng.integers(3) == 0 else range(len(names))
-    asked = names[who[0]] if len(who) == 1 else "each in turn"
+    asked = people[who[0]] if len(who) == 1 else "each by name"
     question = ASKED.sub(lambda found: found[1] + asked + found[3], old.question)
-    return Swaps(intro, moves, question, names, things, " ".join(LETTERS[has[i]] for i in who))
+    return Swaps(intro, moves, question, order, things, " ".join(LETTERS[has[i]] for i in who))
 
 
 def bbh(text: str) -> Iterator[dict]:
@@ -223,7 +228,7 @@ def published(text: str) -> Iterator[Swaps]:
 
 
 def more_bbh(text: str, rows: int, seed: int) -> Iterator[dict]:
-    """New stories, of one move up to the most in the file, none of which is in it. People and frame
+    """New stories, of no move up to the most in the file, none of which is in it. People and frame
     are those of a published one, things come from all stories of that frame. Raises ValueError
     where no other ones can be found."""
     rng, given = np.random.default_rng(seed), list(published(text))
@@ -237,11 +242,11 @@ def more_bbh(text: str, rows: int, seed: int) -> Iterator[dict]:
     for i in range(rows):
         for _ in range(1000):
             x = old[rng.integers(len(old))]
-            row = retold(x, sorted(lent[x.frame]), 1 + i % most, rng).row
+            row = retold(x, sorted(lent[x.frame]), i % (most + 1), rng).row
             if row["prompt"] not in there:
                 break
         else:
-            raise ValueError(f"no story of {1 + i % most} moves is left that is not in it")
+            raise ValueError(f"no story of {i % (most + 1)} moves is left that is not in it")
         yield row
 
 

@@ -205,7 +205,7 @@ def learn(model: GPT, ro, text, rules: Rules, s) -> tuple[Tensor, Tensor, Tensor
     s = replace(s, samples=4)
     pays = text.pays if text.given else torch.ones_like(ro.text[:, ro.P:], dtype=torch.float32)
     scores = score(model, ro, pays)
-    credit = advantages(scores.r, ro, s)
+    credit = advantages(scores.r, ro, text, s)
     h = states(model, ro, rules)
     weight = torch.full_like(scores.r, 0.01)
     rollout_loss(model, h, ro, credit, weight, scale_of(s, credit, 0.0))[0].backward()

@@ -17,7 +17,7 @@ from data import Text, plain
 from fast import in_one, in_pieces
 from next_token import roll, states
 from reward import (IN_USE_PRICE, OTHER_TEXT, Credit, Judge, Scale, advantages, behind,
-                    entropy_price, floored, minus_baseline, rarity_of, returns_to_go,
+                    entropy_price, floored, less_likely, minus_baseline, rarity_of, returns_to_go,
                     rollout_loss, scale_of, score, sibling_spread, speaking_states,
                     teacher_states, text_weights)
 from rollout import Rules
@@ -133,12 +133,12 @@ def test_a_thought_costs(tiny):
             plain_cost[row, slot] += 0.5 * is_think
             more[row, slot] += extra[row, i - P]
             chosen += [(row, slot)] * bool(is_think or ro.gated[row, i])
-    credit = advantages(nothing, ro, s)
+    credit = advantages(nothing, ro, given(), s)
     assert (credit.returns + plain_cost).abs().max() < 1e-9 and (plain_cost > 0).any()
     assert (credit.choices, credit.thoughts) == (len(chosen), ro.is_think.sum())
     spread = torch.stack([credit.returns[at] for at in chosen]).std(correction=0)
     assert (credit.advantage * (spread + 0.02) - credit.returns).abs().max() < 1e-9
-    priced = advantages(nothing, ro, s, extra)
+    priced = advantages(nothing, ro, given(), s, extra)
     assert (priced.returns + plain_cost + more).abs().max() < 1e-9 and (more > 0).any()
 
 
@@ -147,7 +147,7 @@ def test_own_text_as_a_choice(tiny):
     is counted."""
     ro = roll(tiny(), given(P), Rules("free", 2, 5), luck())
     s = replace(settings(approach="teacher"), samples=R, baseline="none")
-    chosen = [advantages(torch.zeros(R, S), ro, replace(s, reward=how)).choices
+    chosen = [advantages(torch.zeros(R, S), ro, given(P), replace(s, reward=how)).choices
               for how in ("kl", "sampled")]
     assert chosen[0] == (ro.is_think | ro.gated).sum()
     assert chosen[1] == (ro.is_think | ro.is_text)[:, P:].sum() > chosen[0]
@@ -419,10 +419,26 @@ def test_behind(tiny):
     assert behind(torch.tensor(wrong * 4), 2).max() == 0
     most = torch.tensor([*right, *[[-2.0]] * 6])  # mean -1.5, standard deviation 0.866
     assert behind(most, 2).flatten().tolist() == pytest.approx([0.0] * 2 + [0.5 / 0.886] * 6, 1e-3)
-    ro = roll(tiny(), given(), Rules("forced", 1, 5), luck())
-    for alike in (True, False):
-        credit = advantages(noise(R, S), ro, settings(samples=2), alike=alike)
-        assert (credit.widen is not None) == alike
+    r, ro = noise(R, S), roll(tiny(), given(), Rules("forced", 1, 5), luck())
+    text, level = given(), torch.arange(R)[:, None].expand(R, S) // 2
+    for more, wide in (({}, None), ({"stage": 2}, behind(returns_to_go(r, 1.0), 2)),
+                       ({"unread": 1}, less_likely(r, level[:, 0] == 1, 2))):
+        credit = advantages(r, ro, replace(text, level=level, **more),
+                            settings(samples=2, gamma=1.0))
+        assert (credit.widen is None) == (wide is None) and (
+            wide is None or torch.equal(credit.widen, wide))
+
+
+def test_less_likely():
+    """Guards what widens a choice on a task: how much likelier a right answer is, on average over
+    the rows that are meant, than with the best of two siblings. Other rows are widened for nothing,
+    and have no part in the average."""
+    r = torch.tensor([[0.9, 1], [0.5, 0.5], [0.1, 0.5], [0.2, 0.5], [0.01, 1], [0, 1]]).log()
+    here = torch.tensor([True] * 4 + [False] * 2)
+    average = (0.9 + 0.25 + 0.05 + 0.1) / 4
+    assert less_likely(r, here, 2)[:, 1].tolist() == pytest.approx(
+        [0.0] * 2 + [average - 0.1] * 2 + [0.0] * 2)
+    assert less_likely(r, ~here, 2).max() == 0  # alike
 
 
 def test_loss_in_micro_batches(tiny, teacher):

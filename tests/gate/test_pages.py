@@ -419,7 +419,7 @@ def test_columns_of_a_step():
     text, rules = train.take_text(run, run.model)
     ro = train.roll(run.model, text, rules, run.luck("rollout"))
     scores = train.score(run.model, ro, text.pays)
-    credit = train.advantages(scores.r, ro, run.settings)
+    credit = train.advantages(scores.r, ro, text, run.settings)
     run.note(text, scores, credit, Update(0.0, 0.0, 0.0))
     assert columns("column of a step") == {"step", "seconds", *run.line}
 

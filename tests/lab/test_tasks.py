@@ -59,8 +59,8 @@ FOREIGN = {
                                       "Then, B and A swap. At the end of it, A has\nOptions:\n"
                                       "(A) hat.\n(B) cap.", "target": "(A)"}]}),
             [{"prompt": "A has a hat, and B has a cap. First, A and B swap. Then, B and A swap. At "
-              "the end of it, A has\nOptions:\n(A) hat\n(B) cap", "answer": "A", "level": 2,
-              "steps": ["A has a hat, and B has a cap. First, A and B swap.",
+              "the end of it, A has\nOptions:\n(A) hat\n(B) cap", "answer": "A", "level": 3,
+              "steps": ["A has a hat, and B has a cap.", "First, A and B swap.",
                         "Then, B and A swap."]}]),
     "tangrams": (json.dumps([{"initial_env": "1:C 2:B 3:_", "utterances": [
         {"instruction": "remove the first", "after_env": "1:B"},
@@ -122,7 +122,8 @@ def test_games_in_a_zip(tmp_path, monkeypatch, capsys):
 def test_more_stories_of_swaps():
     """Guards the answers of new stories, played with a dictionary; and none of them is in the file.
 
-    Things are lent within a frame alone, and stand in the same order in intro and options.
+    Things are lent within a frame alone, and stand in the same order in intro and options. People
+    come in any order there, and after the moves things are in any order too.
     """
     def item(ball, cap):
         return {"input": f"Ann, Bo, and Cy play. Ann has {ball}, Bo has a red hat, and Cy has "
@@ -134,31 +135,36 @@ def test_more_stories_of_swaps():
     text = json.dumps({"examples": [item("a ball", "a cap"), item("a bow", "a pin"), other]})
     there, new = list(READ["bbh"](text)), list(tasks.more_bbh(text, 200, 0))
     assert len(new) == 200 and not {x["prompt"] for x in there} & {x["prompt"] for x in new}
-    seen, asked, kinds, left = set(), set(), set(), {" to the left": 1, " to the right": -1}
-    leads = {(row["level"], re.search(r"(\w+), [^,]*$", row["steps"][-1])[1]) for row in new}
-    assert leads == {(1, "First"), (2, "Then"), (2, "Finally")}
+    seen, asked, kinds, back = set(), set(), set(), {" back by name": 1, " on by name": -1}
+    leads = {(row["level"], re.search(r"(\w+), [^,]*$", row["steps"][-1])[1]) for row in new
+             if row["level"] > 1}
+    assert leads == {(2, "First"), (3, "Then"), (3, "Finally")}
+    orders = set()
     for row in there + new:
         names = re.findall(r"(\w+) has an? ([\w ]+)[,.]", row["prompt"])
         options = dict(map(reversed, re.findall(r"\((\w)\) (?:an? )?(.*)", row["prompt"])))
         assert [x for _, x in names] == list(options)
-        things, people = dict(names), [x for x, _ in names]
-        moves = [re.sub(".*(First|Then|Finally), ", "", x, flags=re.DOTALL) for x in row["steps"]]
-        for move in moves:
+        assert re.match(r"\w+", row["prompt"])[0] == names[0][0]
+        things, people = dict(names), sorted(x for x, _ in names)
+        for move in [x.split(", ", 1)[1] for x in row["steps"][1:]]:
             if swap := re.match(r"(\w+) and (\w+) (?:trade|turn)", move):
                 a, b = swap.groups()
                 things[a], things[b] = things[b], things[a]
             kinds.add(move if move.startswith(("all", "nothing")) else "a swap")
             if not swap and move != "nothing happens.":
-                k = left[re.fullmatch("all pass theirs(.*)[.]", move)[1]]
+                k = back[re.fullmatch("all pass theirs(.*)[.]", move)[1]]
                 things = {x: things[people[(i + k) % len(people)]] for i, x in enumerate(people)}
         who = re.search(r", ([\w ]+) has\nOptions", row["prompt"])[1]
-        wanted = people if who == "each in turn" else [who]
+        wanted = people if who == "each by name" else [who]
         assert " ".join(options[things[x]] for x in wanted) == row["answer"]
         assert row["level"] == len(row["steps"])
         seen |= {(names[0][0], x) for x in options}
         asked.add((who, len(row["steps"])))
-    assert len(kinds) == 4  # a swap, left, right, nothing
-    assert {("each in turn", 1), ("Ann", 1), ("each in turn", 2), ("Cy", 2)} <= asked
+        orders.add((row["level"], row["answer"]))
+    assert len(kinds) == 4  # a swap, back, on, nothing
+    assert {("each by name", 1), ("Ann", 1), ("each by name", 3), ("Cy", 3)} <= asked
+    assert all(len([x for n, x in orders if n == level and len(x) == 5]) == 6
+               for level in (1, 2, 3))
     assert ("Ann", "pin") in seen and ("Di", "pin") not in seen
 
 
