@@ -155,7 +155,7 @@ def minus_baseline(returns: Tensor, G: int, baseline: str = "loo") -> Tensor:
     """
     if baseline == "batch":  # right on average, but it mostly pays a thought for easy text after it
         return returns - all_rows(returns).mean()
-    if baseline == "none":  # the return itself
+    if baseline == "none":
         return returns
     if G < 2:
         raise ValueError("leave-one-out needs at least 2 siblings (--samples 2)")
@@ -173,11 +173,12 @@ def behind(returns: Tensor, G: int) -> Tensor:  # [B * G, S] -> [B * G, S]
 
 
 def less_likely(r: Tensor, here: Tensor, G: int) -> Tensor:  # [R, S], [R] -> [R, S]
-    """The same of a task's rows: how much likelier a right answer is on average here."""
+    """The same of a task's rows, by how likely they make the right answer. The fewer do so here,
+    the less."""
     right = r.sum(1).exp() * here  # [R]
     average = all_rows(right).sum() / all_rows(here).sum()
     far = (average - right.view(-1, G).amax(1)).clamp(min=0)
-    return (far.repeat_interleave(G) * here)[:, None].expand_as(r)
+    return (average * far.repeat_interleave(G) * here)[:, None].expand_as(r)
 
 
 def advantages(r: Tensor, ro: Rollout, text: Text, settings,

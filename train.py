@@ -99,7 +99,7 @@ def rules_of(s: Settings, source: Source) -> Rules:
 
 
 def text_at_birth(run: Run) -> tuple[Tensor, Tensor | None]:
-    """Some text on which thinking rows get their spread and their gate: ids, mask."""
+    """Text on which thinking rows get their spread and their gate: ids, mask."""
     s = run.settings
     rng = seeded(s.seed, 0, "birth")
     ids = run.source.take(16, s.prompt_tokens + s.new_tokens, rng).to(run.model.device)
@@ -152,7 +152,7 @@ def take_text(run: Run, sampler: GPT) -> tuple[Text, Rules]:
     s, V = run.settings, run.model.config.vocab_size
     if s.approach == "teacher" and s.reward == "kl":
         left = run.written
-        # (a run may go on with another number of processes)
+        # (a run may go on with more or fewer processes)
         if not left or left[0].stage != run.stage or len(left[0].ids) % WORLD:
             run.written = write_text(run, sampler)
         text = run.written.pop(0)
@@ -183,7 +183,7 @@ def write_text(run: Run, sampler: GPT) -> list[Text]:
 
 def backward(run: Run, ro: Rollout, rules: Rules, credit: Credit, weight: Tensor, scale: Scale,
              scores: Score) -> tuple[float, float]:
-    """Step 5. One forward with gradient over all rows -> loss, sum of the thoughts' entropies."""
+    """Step 5. One forward with gradient over all rows -> loss, sum of thoughts' entropies."""
     s, total, entropy = run.settings, 0.0, 0.0
     for i in range(0, len(ro.ids), s.micro_batch):  # less memory, same gradient
         rows, judge = slice(i, i + s.micro_batch), None
@@ -250,7 +250,7 @@ def climb(run: Run) -> None:
 
 
 def share_right(run: Run) -> float:
-    """Of fresh questions of this stage, how many are answered right?"""
+    """How many fresh questions of this stage are answered right?"""
     rng = seeded(run.settings.seed, run.progress.step, "quiz")
     text = run.own_rows(run.source.quiz(run.stage, QUIZ, rng).to(run.model.device))
     with run.autocast():

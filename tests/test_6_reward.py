@@ -431,13 +431,13 @@ def test_behind(tiny):
 
 def test_less_likely():
     """Guards what widens a choice on a task: how much likelier a right answer is, on average over
-    the rows that are meant, than with the best of two siblings. Other rows are widened for nothing,
-    and have no part in the average."""
+    the rows that are meant, than with the best of two siblings; and less while few are right. Other
+    rows are widened for nothing, and have no part in the average."""
     r = torch.tensor([[0.9, 1], [0.5, 0.5], [0.1, 0.5], [0.2, 0.5], [0.01, 1], [0, 1]]).log()
     here = torch.tensor([True] * 4 + [False] * 2)
     average = (0.9 + 0.25 + 0.05 + 0.1) / 4
     assert less_likely(r, here, 2)[:, 1].tolist() == pytest.approx(
-        [0.0] * 2 + [average - 0.1] * 2 + [0.0] * 2)
+        [0.0] * 2 + [average * (average - 0.1)] * 2 + [0.0] * 2)
     assert less_likely(r, ~here, 2).max() == 0  # alike
 
 
