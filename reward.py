@@ -172,10 +172,11 @@ def behind(returns: Tensor, G: int) -> Tensor:  # [B * G, S] -> [B * G, S]
     return far.clamp(0, 1).repeat_interleave(G, 0)
 
 
-def less_likely(r: Tensor, here: Tensor, G: int) -> Tensor:  # [R, S], [R] -> [R, S]
-    """The same of a task's rows, by how likely they make the right answer. The fewer do so here,
+def less_likely(r: Tensor, level: Tensor, G: int) -> Tensor:  # [R, S], [R] -> [R, S]
+    """The same of a task's hardest rows, by how likely they make the right answer. The fewer do,
     the less."""
-    right = r.sum(1).exp() * here  # [R]
+    here = level == all_rows(level).max()
+    right = r.sum(1).exp() * here
     average = all_rows(right).sum() / all_rows(here).sum()
     far = (average - right.view(-1, G).amax(1)).clamp(min=0)
     return (average * far.repeat_interleave(G) * here)[:, None].expand_as(r)
@@ -186,7 +187,7 @@ def advantages(r: Tensor, ro: Rollout, text: Text, settings,
     """r [R, S] -> A [R, S], divided by its spread over all that was chosen.
 
     Each thought costs --think_cost. extra [R, T - P]: what new places cost besides.
-    What fails is widened where no text is harder: on cups, and where answers are unread.
+    What fails is widened where no text is harder: on cups, and in a task's hardest rows.
     """
     slot, P = ro.new_slot(), ro.P
     # [R, S]: what the thoughts in each slot cost
@@ -202,10 +203,10 @@ def advantages(r: Tensor, ro: Rollout, text: Text, settings,
     if len(of_choices):
         A = A / (of_choices.std(correction=0) + FLOOR_STD)  # std over all choices of the batch
     wide = None
-    if text.stage:
+    if text.stage and text.real is None:
         wide = behind(returns, settings.samples)
-    elif text.unread:
-        wide = less_likely(r, (text.level == text.unread).any(1), settings.samples)
+    elif text.stage > 1:
+        wide = less_likely(r, text.level.amax(1), settings.samples)
     return Credit(A, wide, returns, len(of_choices), int(all_rows(ro.is_think).sum()))
 
 

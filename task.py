@@ -215,7 +215,6 @@ class Task(Source):
         self.by_level: dict[int, list[Example]] = {}
         for x in self.train:
             self.by_level.setdefault(x.level, []).append(x)
-        self.known = self.levels_known() if settings.window and not self.branches else set()
         self.stages = max(self.by_level) if len(self.by_level) > 1 else 0
         self.levels = max(1, *(x.level for x in self.eval))
         if settings.from_scratch and not settings.window:
@@ -269,18 +268,7 @@ class Task(Source):
             B = -(-B // settings.processes) * settings.processes
         rows = self.draw(rng, B, level) if level else [
             self.train[i] for i in rng.integers(len(self.train), size=B)]
-        # A stage's own rows end in thoughts that say nothing yet. Their answers would unlearn to
-        # read the others'
-        unread = level if level in self.known else 0
-        return self.batch(rows, offset=int(rng.integers(self.moves)), window=window, unread=unread)
-
-    def levels_known(self) -> set[int]:
-        """Those whose answers have no token that is new: easier rows teach to read them. With a
-        window no answer sees more than theirs do: a question and the thoughts before it."""
-        said = {level: {t for x in rows for t in x.ids[x.start:]}
-                for level, rows in self.by_level.items()}
-        return {level for level in said
-                if said[level] <= set().union(*(said[n] for n in said if n < level))}
+        return self.batch(rows, offset=int(rng.integers(self.moves)), stage=stage, window=window)
 
     def level_and_window(self, stage: int) -> tuple[int, int]:
         """Of a stage; a window of 0: as in the rules."""

@@ -48,15 +48,15 @@ from tokenizer import Tokenizer
 AHEAD = 8  # steps for which `teacher` writes text at once
 # The curriculum
 LOOK = 10  # steps between two looks
-QUIZ = 64  # rows of questions in a look, with some hundred answers
-AFTER = 60  # steps that are still made once the last stage is learned,
+QUIZ = 64  # rows of questions in a look: some hundred answers
+AFTER = 60  # steps still made once the last stage is learned,
 LOST = 0.9  # unless fewer than that are right at a later look
 
 
 # Before the first step: model, teacher, rules, thinking rows, optimizer
 
 def setup(s: Settings, source: Source | None = None) -> Run:
-    """A new run. source: of your own, instead of --data. Raises ValueError, one line."""
+    """A new run. source: of your own, instead of --data. Raises ValueError."""
     torch.manual_seed(s.seed)
     if s.from_scratch:  # its rows are the text's words
         source = source or open_source(s.data, settings=s, own=True)
@@ -99,7 +99,7 @@ def rules_of(s: Settings, source: Source) -> Rules:
 
 
 def text_at_birth(run: Run) -> tuple[Tensor, Tensor | None]:
-    """Text on which thinking rows get their spread and their gate: ids, mask."""
+    """Text on which thinking rows get spread and gate: ids, mask."""
     s = run.settings
     rng = seeded(s.seed, 0, "birth")
     ids = run.source.take(16, s.prompt_tokens + s.new_tokens, rng).to(run.model.device)
@@ -152,7 +152,7 @@ def take_text(run: Run, sampler: GPT) -> tuple[Text, Rules]:
     s, V = run.settings, run.model.config.vocab_size
     if s.approach == "teacher" and s.reward == "kl":
         left = run.written
-        # (a run may go on with more or fewer processes)
+        # (a run may go on with more processes)
         if not left or left[0].stage != run.stage or len(left[0].ids) % WORLD:
             run.written = write_text(run, sampler)
         text = run.written.pop(0)
@@ -177,7 +177,7 @@ def write_text(run: Run, sampler: GPT) -> list[Text]:
     # each process gets whole contexts
     steps = min(AHEAD, len(text.ids) // WORLD)
     B = len(text.ids) // steps // WORLD * WORLD
-    # (cups sorts its rows, best first)
+    # (cups sorts them, best first)
     return [text.each(lambda x: x[i:B * steps:steps]) for i in range(steps)]
 
 

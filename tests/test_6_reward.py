@@ -421,8 +421,10 @@ def test_behind(tiny):
     assert behind(most, 2).flatten().tolist() == pytest.approx([0.0] * 2 + [0.5 / 0.886] * 6, 1e-3)
     r, ro = noise(R, S), roll(tiny(), given(), Rules("forced", 1, 5), luck())
     text, level = given(), torch.arange(R)[:, None].expand(R, S) // 2
-    for more, wide in (({}, None), ({"stage": 2}, behind(returns_to_go(r, 1.0), 2)),
-                       ({"unread": 1}, less_likely(r, level[:, 0] == 1, 2))):
+    task = {"real": torch.ones(R, S).bool()}
+    for more, wide in (({}, None), ({"stage": 1}, behind(returns_to_go(r, 1.0), 2)),
+                       (task, None), (task | {"stage": 1}, None),
+                       (task | {"stage": 2}, less_likely(r, level[:, 0], 2))):
         credit = advantages(r, ro, replace(text, level=level, **more),
                             settings(samples=2, gamma=1.0))
         assert (credit.widen is None) == (wide is None) and (
@@ -431,14 +433,14 @@ def test_behind(tiny):
 
 def test_less_likely():
     """Guards what widens a choice on a task: how much likelier a right answer is, on average over
-    the rows that are meant, than with the best of two siblings; and less while few are right. Other
-    rows are widened for nothing, and have no part in the average."""
+    the hardest rows, than with the best of two siblings; and less while few are right. Other rows
+    are widened for nothing, and have no part in the average."""
     r = torch.tensor([[0.9, 1], [0.5, 0.5], [0.1, 0.5], [0.2, 0.5], [0.01, 1], [0, 1]]).log()
-    here = torch.tensor([True] * 4 + [False] * 2)
+    level = torch.tensor([3] * 4 + [2] * 2)
     average = (0.9 + 0.25 + 0.05 + 0.1) / 4
-    assert less_likely(r, here, 2)[:, 1].tolist() == pytest.approx(
+    assert less_likely(r, level, 2)[:, 1].tolist() == pytest.approx(
         [0.0] * 2 + [average * (average - 0.1)] * 2 + [0.0] * 2)
-    assert less_likely(r, ~here, 2).max() == 0  # alike
+    assert less_likely(r[2:], level[2:], 2).max() == 0  # two rows alone: the better one is the best
 
 
 def test_loss_in_micro_batches(tiny, teacher):

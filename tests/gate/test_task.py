@@ -316,8 +316,8 @@ def test_exact_match_is_greedy_decoding(file, tiny):
 # Runs
 
 def test_what_is_compared(file, tmp_path, monkeypatch):
-    """Guards long rows, which are always behind short ones: no choice is widened for that. Where
-    answers are not learnt, those of their level alone are compared. On cups rows are alike."""
+    """Guards long rows, which are always behind short ones: no choice is widened for that. From
+    stage 2 on the stage's own rows are compared. On cups all rows are alike."""
     credits, compare = [], train.advantages
     monkeypatch.setattr(train, "advantages",
                         lambda *it: credits.append((it[2], compare(*it))) or credits[-1][1])
@@ -327,7 +327,7 @@ def test_what_is_compared(file, tmp_path, monkeypatch):
         train.train(run)
     (_, first), (text, later) = credits[::3]
     own = (text.level == 3).any(1)
-    assert first.widen is None and text.unread == 3 and later.widen[~own].max() == 0
+    assert first.widen is None and later.widen[~own].max() == 0
     credits.clear()
     for curriculum in ("on", "off"):
         out = str(tmp_path / curriculum)
@@ -480,21 +480,6 @@ def test_no_position_is_new_to_a_model(file, tmp_path):
         assert other.moves == OFFSETS
 
 
-def test_what_is_not_read_yet(tmp_path):
-    """Guards which answers teach no reading: those of a stage's own rows, from the second on, where
-    easier rows have all of their tokens. Without a window they may read what no easier one has."""
-    rows = [{"steps": ["x"] * n, "answer": "ab"[n > 1], "level": n} for n in (1, 2, 3)] * 30
-    data = write(tmp_path / "ab.jsonl", rows)
-    for more, shown in (({"approach": "next_token", "window": 1}, [0] * 4),
-                        ({"window": 0}, [0] * 4), ({}, [0, 0, 0, 3])):
-        task, s = task_of(data, **more), settings(data=data, prompts=8, **more)
-        assert [task.text(s, 3, stage).unread for stage in range(4)] == shown
-        assert not task.quiz(3, 8, seeded(0, 0, "quiz")).unread
-    text = task.text(s, 3, 3)
-    weight = text_weights(text, replace(s, samples=1), torch.zeros(text.pays.shape))
-    assert torch.equal(weight == 0, (text.level == 3) | ~text.real)
-
-
 def test_stages(file, tmp_path, monkeypatch, capsys):
     """Guards the curriculum of a file: rows up to the stage, half of them its own, as many tokens
     in each. A stage whose answers are never all right ends `patience` steps after its best look,
@@ -505,7 +490,9 @@ def test_stages(file, tmp_path, monkeypatch, capsys):
         level = text.level.max(1).values
         assert level.max() == stage and (level == stage).sum() >= len(level) // 2
         assert torch.equal(text.ids, task.text(s, 3, stage).ids)
-        assert (len(level) > 8) == (stage < 4)
+        assert (len(level) > 8) == (stage < 4) and text.stage == stage
+        weight = text_weights(text, replace(s, samples=1), torch.zeros(text.pays.shape))
+        assert (weight[text.pays > 0] > 0).all()
     it = train.setup(small(file, tmp_path, prompts=2))
     assert it.source.patience == 300 and task_of(file, steps=2000).patience == 400
     it.progress.step, last = 10, it.source.patience - 1
