@@ -150,7 +150,7 @@ def minus_baseline(returns: Tensor, G: int, baseline: str = "loo") -> Tensor:
     """Returns minus what they are compared with.
 
     loo: the mean of the other siblings at the same slot (RLOO, arXiv 2402.14740). It is unbiased,
-    as no sibling stands in its own baseline. The other two are here for comparison. Raises
+    as no sibling stands in its own baseline. Raises
     ValueError for loo with G < 2.
     """
     if baseline == "batch":  # right on average, but it mostly pays a thought for easy text after it
@@ -173,8 +173,8 @@ def behind(returns: Tensor, G: int) -> Tensor:  # [B * G, S] -> [B * G, S]
 
 
 def less_likely(r: Tensor, level: Tensor, G: int) -> Tensor:  # [R, S], [R] -> [R, S]
-    """The same of a task's hardest rows, by how likely they make the right answer. The fewer do,
-    the less."""
+    """How much likelier right a task's hardest rows are, on average, than the best sibling here.
+    Times that average: at first all fail."""
     here = level == all_rows(level).max()
     right = r.sum(1).exp() * here
     average = all_rows(right).sum() / all_rows(here).sum()
@@ -187,7 +187,7 @@ def advantages(r: Tensor, ro: Rollout, text: Text, settings,
     """r [R, S] -> A [R, S], divided by its spread over all that was chosen.
 
     Each thought costs --think_cost. extra [R, T - P]: what new places cost besides.
-    What fails is widened where no text is harder: on cups, and in a task's hardest rows.
+    Compared and widened: on cups all rows, on a task its hardest, from stage 2 on.
     """
     slot, P = ro.new_slot(), ro.P
     # [R, S]: what the thoughts in each slot cost
@@ -199,14 +199,16 @@ def advantages(r: Tensor, ro: Rollout, text: Text, settings,
     # own text is a choice like any other where the reward is a sampled one
     spoken = ro.is_text & ~ro.given & (settings.reward == "sampled")
     chosen = all_rows((ro.is_think | ro.gated | spoken)[:, P:])
-    of_choices = all_rows(A.gather(1, slot))[chosen]  # [n]: A of each choice
+    of_choices = all_rows(A.gather(1, slot))[chosen]  # [n]
     if len(of_choices):
-        A = A / (of_choices.std(correction=0) + FLOOR_STD)  # std over all choices of the batch
+        A = A / (of_choices.std(correction=0) + FLOOR_STD)
     wide = None
     if text.stage and text.real is None:
         wide = behind(returns, settings.samples)
-    elif text.stage > 1:
+    elif text.stage > 1:  # the last thought alone: of many any may have been drawn wrong
+        last = (slot * ro.is_think[:, P:]).amax(1, keepdim=True)
         wide = less_likely(r, text.level.amax(1), settings.samples)
+        wide = wide * (torch.arange(r.shape[1], device=r.device) == last)
     return Credit(A, wide, returns, len(of_choices), int(all_rows(ro.is_think).sum()))
 
 
@@ -324,8 +326,7 @@ def rollout_loss(model: GPT, h: Tensor, ro: Rollout, credit: Credit, weight: Ten
     """
     P, slot = ro.P, ro.new_slot()
     is_think, is_text, gated = ro.is_think[:, P:], ro.is_text[:, P:], ro.gated[:, P:]
-    # the text's own term is exact: no sampled token has to stand for it. A sampled reward has no
-    # such term, and own text is then a choice like any other
+    # the text's own term is exact: no sampled token has to stand for it. A sampled reward has none
     exact = judge is None or not judge.sampled
     adv = credit.advantage
     widen = torch.zeros_like(adv) if credit.widen is None else credit.widen

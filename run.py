@@ -200,7 +200,7 @@ class Run:
             self.close()
         if WORLD > 1:
             dist.barrier()  # all leave together
-            dist.destroy_process_group()  # its threads end here. At Python's end they may abort it
+            dist.destroy_process_group()  # ends gloo's threads, which could abort Python's end
         if p.step < p.end:
             go_on = f"; go on with: python {script('train.py')} --resume --out {typed(self.out)}"
             print(f"stopped after step {p.step}{go_on if self.resumable else ''}")
@@ -227,7 +227,8 @@ class Run:
                   flush=True)
 
     def load_moments(self, optimizer: torch.optim.Optimizer) -> None:
-        """Of the checkpoint, where there is one. Raises ValueError if it has another model's."""
+        """Give the optimizer the checkpoint's, where there is one. Raises ValueError where they are
+        another model's."""
         if self.saved_moments is None:
             return
         try:
@@ -743,8 +744,8 @@ def join_processes() -> None:
                          f"--nproc_per_node={gpus} at most")
     if gpus:
         torch.cuda.set_device(here)
-    # Adam imports it. Imported once there is a group, its functions' default arguments would hold
-    # that group, and its threads would outlive `destroy_process_group`
+    # Adam would import it anyway. Its functions' default arguments hold the group that there is at
+    # its import: the threads of that group would outlive `destroy_process_group`
     from torch.distributed import nn  # noqa: F401
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
     if RANK:  # the first process alone speaks

@@ -10,7 +10,7 @@ is GPT-2 on WebText, without one the shipped `pico` on the game `cups`.
 
 Left out of GRPO and PPO: ratio, clip and a forward for old log-probs, since one step per rollout
 makes the ratio 1. A KL to a reference model, since the teacher is in the reward. A value network,
-since siblings are the baseline. Left out of this file: what a run leaves on disk (run.py).
+since siblings are the baseline.
 
 Letters: B contexts, G siblings, R = B G rows, P prompt tokens, S new text tokens, L = P + S,
 T places of text and thoughts, C width.
@@ -48,7 +48,7 @@ from tokenizer import Tokenizer
 AHEAD = 8  # steps for which `teacher` writes text at once
 # The curriculum
 LOOK = 10  # steps between two looks
-QUIZ = 64  # rows of questions in a look: some hundred answers
+QUIZ = 64  # rows in a look; on cups some hundred answers
 AFTER = 60  # steps still made once the last stage is learned,
 LOST = 0.9  # unless fewer than that are right at a later look
 
@@ -99,7 +99,7 @@ def rules_of(s: Settings, source: Source) -> Rules:
 
 
 def text_at_birth(run: Run) -> tuple[Tensor, Tensor | None]:
-    """Text on which thinking rows get spread and gate: ids, mask."""
+    """Text by which thinking rows are fitted at birth: ids, mask."""
     s = run.settings
     rng = seeded(s.seed, 0, "birth")
     ids = run.source.take(16, s.prompt_tokens + s.new_tokens, rng).to(run.model.device)
@@ -152,7 +152,7 @@ def take_text(run: Run, sampler: GPT) -> tuple[Text, Rules]:
     s, V = run.settings, run.model.config.vocab_size
     if s.approach == "teacher" and s.reward == "kl":
         left = run.written
-        # (a run may go on with more processes)
+        # (--resume: WORLD may be another)
         if not left or left[0].stage != run.stage or len(left[0].ids) % WORLD:
             run.written = write_text(run, sampler)
         text = run.written.pop(0)
@@ -174,7 +174,7 @@ def write_text(run: Run, sampler: GPT) -> list[Text]:
     with run.autocast():  # [AHEAD * B, P], on cups TRIED times as many -> [.., P + S]
         ro = roll(sampler, prompts, rules, run.luck("own_text", split=False))
     text = source.grade(ro.text.cpu(), prompts).to(s.device)
-    # each process gets whole contexts
+    # whole contexts for each process
     steps = min(AHEAD, len(text.ids) // WORLD)
     B = len(text.ids) // steps // WORLD * WORLD
     # (cups sorts them, best first)
@@ -237,8 +237,8 @@ def climb(run: Run) -> None:
     p.in_stage += run.stage > 0
     if not run.stage or p.step % LOOK:
         return
-    # by greedy thoughts: of drawn ones a long chain always has a wrong one. And strictly, as errors
-    # multiply
+    # greedy thoughts: in a long chain of drawn ones some are wrong. `enough` is strict, as errors
+    # add up
     most = min(source.stages, p.stage * source.leap)
     while ((right := share_right(run)) > source.enough or run.stuck(right)) and p.stage < most:
         run.next_stage(right)
@@ -250,7 +250,7 @@ def climb(run: Run) -> None:
 
 
 def share_right(run: Run) -> float:
-    """How many fresh questions of this stage are answered right?"""
+    """Share of fresh questions of this stage answered right."""
     rng = seeded(run.settings.seed, run.progress.step, "quiz")
     text = run.own_rows(run.source.quiz(run.stage, QUIZ, rng).to(run.model.device))
     with run.autocast():

@@ -43,7 +43,7 @@ RESULT = re.compile(r"(?<!\S)(?:1-0|0-1|1/2-1/2|\*)(?!\S)")
 NUMBER = re.compile(r"(?<!\S)\d+(?:\.+|(?=\s))")  # of a move
 Symbols = tuple[list[str], str]  # symbols, and what their whole is
 LETTERS = "ABCDEFG"  # of options
-LAST = "Then", "Finally"  # what a last move begins with
+LAST = "Then", "Finally"  # what a last move begins with, if it isn't the first
 SWAP = re.compile(r"(\w+), (\w+) and (\w+) (.*)")
 ASKED = re.compile(r"(At the end of [^,]*, )(\w+)(.*)")
 BACK = re.compile(r"\b(it|back|again|step|undo|repeat|same|previous)\b", re.IGNORECASE)
@@ -120,10 +120,10 @@ class Swaps(NamedTuple):
     at first, and option i."""
     intro: str  # says who has what
     moves: list[str]
-    question: str  # asks what somebody has in the end, or each in turn
+    question: str  # asks what somebody has in the end, or each, by name
     people: list[str]  # who swap or are asked for, in the order of the intro
     things: list[str]
-    answer: str  # "B": the second option; of all, by their names, as "B A C"
+    answer: str  # "B": the second option; of all, in the order of names, "B A C"
 
     @property
     def row(self) -> dict:
@@ -178,13 +178,12 @@ def swaps_of(item: dict) -> Swaps:
 def retold(old: Swaps, lent: list[str], n: int, rng: np.random.Generator) -> Swaps:
     """The same frame, with things that are lent. n moves and a question are drawn.
 
-    The people are introduced in any order. So a story begins with any of the orders that its moves
-    lead to, and the first thought of a move has one to read already. Where the first of options
-    was always Alice's, only a second move taught a thought to read the one before.
+    People are introduced in any order, so the intro may say any order that moves lead to. Then
+    even the first move's thought has an order to read, as all later ones have.
 
-    Half of the moves are swaps; else all pass theirs on, or nothing happens. Of swaps alone, an odd
-    number leads to other orders than an even one. And two questions of three ask for all: then all
-    that a thought says pays.
+    Half of the moves are swaps; else all pass theirs on by the alphabet, or nothing happens. By
+    swaps alone, thoughts after one move would mean orders that none after two can mean. And two
+    questions of three ask for all: then all that a thought says pays.
     """
     intro, names = old.intro, old.people
     things, swap = rng.permutation(lent)[:len(names)].tolist(), SWAP.match(old.moves[0])[4]

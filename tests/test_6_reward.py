@@ -411,7 +411,7 @@ def test_text_weights():
 def test_behind(tiny):
     """Guards what widens a choice. Siblings that are all wrong are behind the batch, by its
     standard deviations and at most by 1. One sibling that found it ends that, and so does a batch
-    that is wrong as a whole. Where some text is harder for good nothing widens."""
+    that is wrong as a whole. On a task nothing widens in stage 1, later its last thoughts may."""
     right, wrong = [[0.0]] * 2, [[-7.0]] * 2
     one = torch.tensor([*right * 3, *wrong])
     assert behind(one, 2).flatten().tolist() == [0.0] * 6 + [1.0] * 2
@@ -421,10 +421,10 @@ def test_behind(tiny):
     assert behind(most, 2).flatten().tolist() == pytest.approx([0.0] * 2 + [0.5 / 0.886] * 6, 1e-3)
     r, ro = noise(R, S), roll(tiny(), given(), Rules("forced", 1, 5), luck())
     text, level = given(), torch.arange(R)[:, None].expand(R, S) // 2
-    task = {"real": torch.ones(R, S).bool()}
+    task, last = {"real": torch.ones(R, S).bool()}, torch.arange(S) == S - 1
     for more, wide in (({}, None), ({"stage": 1}, behind(returns_to_go(r, 1.0), 2)),
                        (task, None), (task | {"stage": 1}, None),
-                       (task | {"stage": 2}, less_likely(r, level[:, 0], 2))):
+                       (task | {"stage": 2}, less_likely(r, level[:, 0], 2) * last)):
         credit = advantages(r, ro, replace(text, level=level, **more),
                             settings(samples=2, gamma=1.0))
         assert (credit.widen is None) == (wide is None) and (
@@ -440,7 +440,7 @@ def test_less_likely():
     average = (0.9 + 0.25 + 0.05 + 0.1) / 4
     assert less_likely(r, level, 2)[:, 1].tolist() == pytest.approx(
         [0.0] * 2 + [average * (average - 0.1)] * 2 + [0.0] * 2)
-    assert less_likely(r[2:], level[2:], 2).max() == 0  # two rows alone: the better one is the best
+    assert less_likely(r[2:], level[2:], 2).max() == 0  # one context alone
 
 
 def test_loss_in_micro_batches(tiny, teacher):

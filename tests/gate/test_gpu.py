@@ -28,7 +28,7 @@ from far import Device, Far, far_model
 from fast import sampler_of, unembed
 from model import GPT, Config
 from next_token import at_once, gate_at, layout, roll, states
-from reward import advantages, rarity_of, score, sibling_spread, text_weights
+from reward import advantages, less_likely, rarity_of, score, sibling_spread, text_weights
 from rollout import GREEDY, SAMPLED, Rules, naive_rollout, rollout, stepwise, visible_text
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -224,9 +224,11 @@ def test_far_rewards(device, tiny, rules, teacher, sampled):
         rarity, c = waits_of(device, lambda: rarity_of(model, ro))
         weight, d = waits_of(device, lambda: text_weights(text, s, scores.r))
         spread, e = waits_of(device, lambda: sibling_spread(credit.returns, 2, text.pays))
-        assert [a, b, c, d, e] == ([{}, {"advantages": 2}, {"rarity_of": 2}, {"text_weights": 2},
-                                    {"sibling_spread": 2}] if there else [{}] * 5)
-        found.append([*scores, *credit, rarity, weight, round(spread, 9)])
+        wide, f = waits_of(device, lambda: less_likely(scores.r, text.ids[:, 0], 2))
+        assert [a, b, c, d, e, f] == ([{}, {"advantages": 2}, {"rarity_of": 2},
+                                       {"text_weights": 2}, {"sibling_spread": 2}, {}]
+                                      if there else [{}] * 6)
+        found.append([*scores, *credit, rarity, weight, round(spread, 9), wide])
     assert all(map(same, *found)) and credit.thoughts and credit.widen is not None
 
 
