@@ -443,6 +443,17 @@ def test_less_likely():
     assert less_likely(r[2:], level[2:], 2).max() == 0  # one context alone
 
 
+def test_less_likely_of_processes(monkeypatch):
+    """Guards torchrun: two rows of another process count in the average, and may be the only ones
+    that are as hard."""
+    r, level = torch.tensor([[0.5], [0.1], [0.2], [0.1]]).log(), torch.tensor([3] * 4)
+    for hardest, wide in ((3, [0.0] * 2 + [0.3 * (0.3 - 0.2)] * 2), (9, [0.0] * 4)):
+        there = {torch.int64: torch.tensor([hardest] * 2), torch.bool: torch.tensor([True] * 2),
+                 torch.float32: torch.tensor([0.2, 0.7])}
+        monkeypatch.setattr(reward, "all_rows", lambda x, more=there: torch.cat([x, more[x.dtype]]))
+        assert less_likely(r, level, 2).flatten().tolist() == pytest.approx(wide)
+
+
 def test_loss_in_micro_batches(tiny, teacher):
     """Guards --micro_batch: the loss of all rows is the sum over pieces of rows, and so is its
     gradient."""

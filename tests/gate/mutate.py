@@ -180,6 +180,8 @@ MUTANTS = [  # what is wrong, file, string, what it becomes, tests that must not
      "and", "gate/test_task.py::test_stages"),
     ("what fails on a task is not widened", "reward.py", "elif text.stage > 1:",
      "elif False:", "test_6_reward.py"),
+    ("each process has its own hardest rows", "reward.py", "all_rows(level).max()", "level.max()",
+     "test_6_reward.py"),
     ("few that are right widen as much", "reward.py", "(average * far", "(far", "test_6_reward.py"),
     ("a long chain is widened as a whole", "reward.py", "device=r.device) == last)",
      "device=r.device) >= 0)", "test_6_reward.py"),
