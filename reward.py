@@ -150,8 +150,7 @@ def minus_baseline(returns: Tensor, G: int, baseline: str = "loo") -> Tensor:
     """Returns minus what they are compared with.
 
     loo: the mean of the other siblings at the same slot (RLOO, arXiv 2402.14740). It is unbiased,
-    as no sibling stands in its own baseline. Raises
-    ValueError for loo with G < 2.
+    as no sibling stands in its own baseline. Raises ValueError for loo with G < 2.
     """
     if baseline == "batch":  # right on average, but it mostly pays a thought for easy text after it
         return returns - all_rows(returns).mean()

@@ -435,9 +435,7 @@ def words_are_no_hindrance(result: dict) -> bool:
 
 
 def longer_with_thoughts(result: dict) -> bool:
-    right = {arm: (scores(result, arm) >= 0.99).mean() for arm in result["arms"]}
-    return min(right["parity, ids"], right["even_pairs, ids"]) == 1 and (
-        0.5 < right["cycle_navigation, ids"] < 1)
+    return min(scores(result, arm).min() for arm in result["arms"]) >= 0.99
 
 
 def say_where_little_is_seen(result: dict) -> bool:
@@ -532,8 +530,8 @@ FIGURES = {
         ("Thoughts made of words are learnt as soon as new rows, and stop being probable text.",
          words_are_no_hindrance), (draw_soon, draw_drift)),
     "regular": Figure(
-        ("Trained on up to 40 symbols, parity and even pairs are right at 41 to 500 in all seeds, "
-         "and cycle navigation in most.", longer_with_thoughts), (draw_scores,)),
+        ("Trained on up to 40 symbols, models that think are right at 41 to 500, in each of three "
+         "tasks and five seeds.", longer_with_thoughts), (draw_scores,)),
     "text": Figure(
         ("With one character in sight ids say what came before. With two or three they take "
          "nothing off.", say_where_little_is_seen), (draw_sight,)),

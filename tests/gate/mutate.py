@@ -142,7 +142,7 @@ MUTANTS = [  # what is wrong, file, string, what it becomes, tests that must not
      'Progress(settings.steps, progress.get("step", 0))', f"{LOST}::test_resume_keeps_the_stage"),
     ("a run without its progress is resumed", "run.py", "if complete else None", "or {}",
      f"{LOST}::test_resume_refuses_what_does_not_fit"),
-    ("the optimizer's moments are not fitted", "train.py",
+    ("the optimizer's moments are not fitted", "run.py",
      'all(x["exp_avg"].shape == p.shape for p, x in optimizer.state.items())', "True",
      f"{LOST}::test_resume_refuses_what_does_not_fit"),
     ("a flag that means nothing is taken", "settings.py",
