@@ -421,7 +421,7 @@ def test_behind(tiny):
     assert behind(most, 2).flatten().tolist() == pytest.approx([0.0] * 2 + [0.5 / 0.886] * 6, 1e-3)
     r, ro = noise(R, S), roll(tiny(), given(), Rules("forced", 1, 5), luck())
     text, level = given(), torch.ones(R, S).long()
-    task, last = {"real": torch.ones(R, S).bool()}, torch.arange(S) == S - 1
+    task, last = {"real": torch.ones(R, S).bool()}, torch.arange(S) == 4  # five thoughts
     for more, wide in (({}, None), ({"stage": 1}, behind(returns_to_go(r, 1.0), 2)),
                        (task, None), (task | {"stage": 1}, None),
                        (task | {"stage": 2}, less_likely(r, level[:, 0], 2) * last)):
