@@ -219,11 +219,12 @@ def test_far_rewards(device, tiny, rules, teacher, sampled):
         model, judge = move(tiny(offset=2.0)), move(tiny(9)) if teacher else None
         ro = roll(model, text, rules, luck())
         scores, a = waits_of(device, lambda: score(model, ro, text.pays, judge, sampled))
-        credit, b = waits_of(device, lambda: advantages(scores.r, ro, replace(text, stage=1),
-                                                             s))
+        credit, b = waits_of(device, lambda: advantages(
+            scores.r, ro, replace(text, stage=1), s))
         rarity, c = waits_of(device, lambda: rarity_of(model, ro))
         weight, d = waits_of(device, lambda: text_weights(text, s, scores.r))
         spread, e = waits_of(device, lambda: sibling_spread(credit.returns, 2, text.pays))
+        # any number that siblings share does as a level
         wide, f = waits_of(device, lambda: less_likely(scores.r, text.ids[:, 0], 2))
         assert [a, b, c, d, e, f] == ([{}, {"advantages": 2}, {"rarity_of": 2},
                                        {"text_weights": 2}, {"sibling_spread": 2}, {}]
